@@ -1,0 +1,16 @@
+"""Variational LoRA fine-tuning of language models in JAX."""
+
+from ivon_jax.ivon import Moments as Moments
+from ivon_jax.ivon import ScaleByIvonState as ScaleByIvonState
+from ivon_jax.ivon import ivon as ivon
+from ivon_jax.ivon import ivon_lora as ivon_lora
+from ivon_jax.ivon import lora_ess as lora_ess
+from ivon_jax.ivon import scale_by_ivon as scale_by_ivon
+from ivon_jax.posterior import Posterior as Posterior
+from ivon_jax.prior import FixedPrior as FixedPrior
+from ivon_jax.prior import MatrixPrior as MatrixPrior
+from ivon_jax.sampling import multi_steps as multi_steps
+from ivon_jax.sampling import sample as sample
+from ivon_jax.sampling import value_and_grad as value_and_grad
+
+__version__ = "0.1.0"

@@ -1,0 +1,66 @@
+"""Predictions averaged over posterior samples."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from ivon_jax.posterior import Posterior
+
+
+def ensemble_log_probs(
+    logits_fn: Callable[[PyTree], Float[Array, "n c"]],
+    posterior: Posterior,
+    key: Key[Array, ""],
+    samples: int,
+    chunk_size: int | None = None,
+) -> Float[Array, "s n c"]:
+    """Computes the class log-probabilities of each of several posterior samples.
+
+    Args:
+        logits_fn: maps parameters to logits.
+        posterior: where the parameters come from.
+        key: the ensemble's key; sample i is the same for any `samples`.
+        samples: how many, s.
+        chunk_size: how many at a time: all at once (None) is one `vmap`, 1 is a
+            loop, in between trades memory for speed.
+
+    Returns:
+        Log-probabilities, at least float32.
+
+    Raises:
+        ValueError: `samples` or `chunk_size` is below 1.
+
+    Example:
+        >>> posterior = Posterior({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, {})
+        >>> logits_fn = lambda params: jnp.outer(jnp.ones(5), params["w"])
+        >>> log_probs = ensemble_log_probs(logits_fn, posterior, jax.random.key(0), 3)
+        >>> average(log_probs).shape
+        (5, 2)
+    """
+    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} is not >= 1")
+
+    def one(index: Array) -> Float[Array, "n c"]:
+        logits = logits_fn(posterior.draw(key, index))
+        wide = jnp.promote_types(logits.dtype, jnp.float32)
+        return jax.nn.log_softmax(logits.astype(wide))
+
+    indices = jnp.arange(samples)
+    if chunk_size is None or chunk_size >= samples:
+        return jax.vmap(one)(indices)
+    return jax.lax.map(one, indices, batch_size=chunk_size)
+
+
+def average(log_probs: Float[Array, "s n c"]) -> Float[Array, "n c"]:
+    """Averages probabilities over samples, in log space so that none underflows.
+
+    Args:
+        log_probs: log-probabilities of each sample.
+
+    Returns:
+        The log of the mean probability.
+    """
+    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(log_probs.shape[0])

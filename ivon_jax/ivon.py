@@ -1,0 +1,419 @@
+r"""IVON, the Improved Variational Online Newton optimizer, for optax.
+
+IVON learns a Gaussian posterior N(m, diag(v)) over the parameters: `params` are the
+mean m, and v = 1/(ess * (hess + delta)), where `hess` estimates the diagonal Hessian
+of the loss and `delta` is the prior's share (see `ivon_jax.prior`). Gradients are
+taken at a sample of the posterior; gradient times noise gives the Hessian for free.
+
+One step, with an explicit key and nothing transient in the state:
+
+>>> import jax, jax.numpy as jnp, optax
+>>> import ivon_jax
+>>> params = {"w": jnp.ones(3)}
+>>> loss_fn = lambda params: jnp.sum(params["w"] ** 2)
+>>> tx = ivon_jax.ivon(learning_rate=0.1, ess=100.0)
+>>> opt_state = tx.init(params)
+>>> key = jax.random.fold_in(jax.random.key(0), 0)  # one key a step
+>>> theta = ivon_jax.sample(key, params, opt_state)
+>>> grads = jax.grad(loss_fn)(theta)
+>>> updates, opt_state = tx.update(grads, opt_state, params, key=key)
+>>> params = optax.apply_updates(params, updates)
+
+References:
+    Shen et al., Variational Learning is Effective for Large Deep Networks,
+    ICML 2024 (IVON). Improving LoRA with Variational Learning (IVON-LoRA; its
+    equations and Alg. 1 are cited by number).
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ivon_jax.noise import by_path, standard_normal
+from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
+
+# A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess stays
+# inside these bounds: whatever the gradient, all products remain finite float32.
+MAX_GROWTH = 1e6
+MIN_HESS, MAX_HESS = 1e-24, 1e24
+
+HessApprox = Literal["price", "gradsq"]
+
+
+class ScaleByIvonState(NamedTuple):
+    """State of `scale_by_ivon`: arrays only, of a structure that never changes."""
+
+    count: Int[Array, ""]  # int32
+    ess: Float[Array, ""]  # lambda, what the next noise is drawn with
+    mu: PyTree[Float[Array, "..."]]  # momentum g, at least float32
+    hess: PyTree[Float[Array, "..."]]  # h, at least float32
+    delta: PyTree[Float[Array, "..."]]  # broadcasts against hess
+
+
+class Moments(NamedTuple):
+    """Means over Monte-Carlo samples that carry the curvature, by leaf path.
+
+    What is not used is removed by XLA, so carrying both costs nothing under `jit`.
+    """
+
+    noise_grad: dict[str, Float[Array, "..."]]  # mean of (theta - m) * grad
+    squared_grad: dict[str, Float[Array, "..."]]  # mean of grad^2
+
+
+class _Leaf(NamedTuple):
+    update: Float[Array, "..."]
+    mu: Float[Array, "..."]
+    hess: Float[Array, "..."]
+    delta: Float[Array, "..."]
+
+
+def scale_by_ivon(
+    ess: ArrayLike,
+    prior: Prior = FixedPrior(),  # noqa: B008 -- frozen
+    hess_init: ArrayLike = 1.0,
+    beta1: ArrayLike = 0.9,
+    beta2: ArrayLike = 0.99999,
+    hess_approx: HessApprox = "price",
+    debias: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Preconditions by IVON's Hessian estimate, and estimates the posterior.
+
+    With the noise eps = theta - m of the sample that gave the gradient,
+
+    .. math::
+        \hat h &= \lambda (h+\delta)\, \epsilon \hat g
+            \quad (\text{price}) \quad \text{or} \quad \lambda \hat g^2
+            \quad (\text{gradsq}) \\
+        g &\leftarrow \beta_1 g + (1-\beta_1) \hat g \\
+        h &\leftarrow h + s (x + x^2/2), \quad x = (1-\beta_2)(\hat h - h)/s \\
+        u &= (g/(1-\beta_1^t) + \eta m) / (h+\delta)
+
+    where s = h + delta with a fixed prior, which is IVON's published update, and
+    s = h where delta moves, which keeps h positive for any gradient.
+
+    `update` needs the keyword `key`, the one given to `sample`, from which it draws
+    the same noise again; or `moments`, as returned by `ivon_jax.value_and_grad`.
+    Gradients must not be averaged over different noise (as `optax.MultiSteps`
+    does): use `ivon_jax.multi_steps`. A transformation chained before this one
+    changes the gradient and hence the Hessian estimate.
+
+    Args:
+        ess: effective sample size lambda: the weight of the mean per-example loss
+            against the KL term. The number of training examples gives the ordinary
+            posterior, more a colder one.
+        prior: `FixedPrior` or `MatrixPrior`.
+        hess_init: h0 > 0. The first standard deviation is
+            1/sqrt(ess * (h0 + delta)).
+        beta1: decay of the momentum, in [0, 1).
+        beta2: decay of the Hessian estimate, in [0, 1). A Python float: a traced
+            float32 (as from `optax.inject_hyperparams` without
+            ``static_args="beta2"``) makes 1 - beta2 wrong by 0.1 % at 0.99999.
+        hess_approx: ``"price"`` for gradient times noise, ``"gradsq"`` for the
+            squared gradient.
+        debias: whether to correct the momentum for its start at zero.
+
+    Returns:
+        The transformation. Its updates still have the sign of the gradient.
+
+    Raises:
+        ValueError: an argument is out of range; or, from `update`, neither `key`
+            nor `moments` is given, or no `params`.
+    """
+    _check("ess", ess, ess > 0, "> 0")
+    _check("hess_init", hess_init, hess_init > 0, "> 0")
+    _check("beta1", beta1, (beta1 >= 0) & (beta1 < 1), "in [0, 1)")
+    _check("beta2", beta2, (beta2 >= 0) & (beta2 < 1), "in [0, 1)")
+    if hess_approx not in ("price", "gradsq"):
+        raise ValueError(f"hess_approx: {hess_approx!r} is not 'price' or 'gradsq'")
+
+    def init_fn(params: PyTree) -> ScaleByIvonState:
+        mean = jax.tree.map(_at_least_float32, params)
+        return ScaleByIvonState(
+            count=jnp.zeros([], jnp.int32),
+            ess=jnp.asarray(ess, float),
+            mu=jax.tree.map(jnp.zeros_like, mean),
+            hess=jax.tree.map(
+                lambda m: jnp.zeros_like(m) + jnp.asarray(hess_init, m.dtype), mean
+            ),
+            delta=jax.tree.map(prior.init, mean),
+        )
+
+    def update_fn(
+        updates: PyTree,
+        state: ScaleByIvonState,
+        params: PyTree | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        moments: Moments | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ScaleByIvonState]:
+        del extra_args
+        if params is None:
+            raise ValueError("params: IVON's update needs the current mean")
+        if moments is None:
+            if key is None:
+                raise ValueError("key: IVON's update needs the key given to sample")
+            moments = noise_moments(posterior_noise(key, state), updates)
+        noise_grad, squared_grad = moments
+        count = optax.safe_increment(state.count)
+
+        def update_leaf(
+            name: str, grad: Array, mean: Array, mu: Array, hess: Array, delta: Array
+        ) -> _Leaf:
+            dtype = hess.dtype
+            grad, mean = grad.astype(dtype), mean.astype(dtype)
+            lam = state.ess.astype(dtype)
+            mu = beta1 * mu + (1 - beta1) * grad
+            if hess_approx == "price":
+                estimate = lam * (hess + delta) * noise_grad[name]
+            else:
+                estimate = lam * squared_grad[name]
+            variance = 1 / (lam * (hess + delta))
+            delta = prior.update(delta, mean, variance, lam)
+            hess = _update_hess(hess, estimate, prior.hess_bound(delta), 1 - beta2)
+            momentum = mu / (1 - beta1 ** count.astype(dtype)) if debias else mu
+            direction = (momentum + prior.decay(delta) * mean) / (hess + delta)
+            return _Leaf(direction, mu, hess, delta)
+
+        names, treedef = list(by_path(updates)), jax.tree.structure(updates)
+        trees = (updates, params, state.mu, state.hess, state.delta)
+        leaves = [
+            update_leaf(name, *columns)
+            for name, *columns in zip(
+                names, *map(treedef.flatten_up_to, trees), strict=True
+            )
+        ]
+        step = jax.tree.transpose(treedef, None, treedef.unflatten(leaves))
+        directions = jax.tree.map(lambda u, p: u.astype(p.dtype), step.update, params)
+        new_ess = jnp.asarray(ess, float)
+        return directions, ScaleByIvonState(
+            count, new_ess, step.mu, step.hess, step.delta
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def ivon(
+    learning_rate: optax.ScalarOrSchedule,
+    ess: ArrayLike,
+    hess_init: ArrayLike = 1.0,
+    beta1: ArrayLike = 0.9,
+    beta2: ArrayLike = 0.99999,
+    weight_decay: ArrayLike = 1e-4,
+    clip_radius: ArrayLike = math.inf,
+    rescale_lr: bool = True,
+    hess_approx: HessApprox = "price",
+    debias: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """IVON with a fixed prior; the defaults are the authors'.
+
+    Args:
+        learning_rate: a value or an optax schedule.
+        ess: see `scale_by_ivon`; the number of training examples to start with.
+        hess_init: see `scale_by_ivon`.
+        beta1: see `scale_by_ivon`.
+        beta2: see `scale_by_ivon`.
+        weight_decay: delta, the prior precision divided by `ess`.
+        clip_radius: xi, the largest entry of the preconditioned direction, before
+            the learning rate: no entry moves by more than learning_rate * xi.
+        rescale_lr: whether to multiply the learning rate by hess_init +
+            weight_decay, which makes the first steps those of plain momentum.
+        hess_approx: see `scale_by_ivon`.
+        debias: see `scale_by_ivon`.
+
+    Returns:
+        The transformation, whose `update` takes `key` (or `moments`).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
+    """
+    _check("clip_radius", clip_radius, clip_radius > 0, "> 0")
+    _check("weight_decay", weight_decay, weight_decay >= 0, ">= 0")
+    return optax.chain(
+        scale_by_ivon(
+            ess,
+            FixedPrior(weight_decay),
+            hess_init,
+            beta1,
+            beta2,
+            hess_approx,
+            debias,
+        ),
+        optax.clip(clip_radius),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.scale(hess_init + weight_decay) if rescale_lr else optax.identity(),
+    )
+
+
+def ivon_lora(
+    learning_rate: optax.ScalarOrSchedule,
+    ess: ArrayLike,
+    hess_init: ArrayLike = 5e-2,
+    beta1: ArrayLike = 0.9,
+    beta2: ArrayLike = 0.9995,
+    clip_radius: ArrayLike = 5e-3,
+    prior: Prior = MatrixPrior(),  # noqa: B008 -- frozen
+) -> optax.GradientTransformationExtraArgs:
+    """IVON-LoRA: a prior per LoRA matrix (Eq. 2) and no weight decay of the mean.
+
+    The defaults are the paper's for commonsense reasoning (App. D.2.1).
+
+    Args:
+        learning_rate: a value or an optax schedule; 1e-2 in the paper.
+        ess: lambda; see `lora_ess` for the paper's choice.
+        hess_init: see `scale_by_ivon`.
+        beta1: see `scale_by_ivon`.
+        beta2: see `scale_by_ivon`.
+        clip_radius: see `ivon`.
+        prior: see `MatrixPrior`.
+
+    Returns:
+        The transformation, whose `update` takes `key` (or `moments`).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> tx = ivon_lora(learning_rate=1e-2, ess=lora_ess(640))
+    """
+    _check("clip_radius", clip_radius, clip_radius > 0, "> 0")
+    return optax.chain(
+        scale_by_ivon(ess, prior, hess_init, beta1, beta2),
+        optax.clip(clip_radius),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def lora_ess(num_examples: int, gamma: float = 5000.0) -> float:
+    """Returns the paper's lambda = gamma * sqrt(N) (Sec. 3.2).
+
+    >>> lora_ess(400, gamma=1000.0)
+    20000.0
+    """
+    return gamma * math.sqrt(num_examples)
+
+
+def find_states(opt_state: PyTree) -> list[ScaleByIvonState]:
+    """Finds IVON's states by type, anywhere in a nested optax state.
+
+    Args:
+        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
+
+    Returns:
+        The states, in flattening order; several where parameters are partitioned.
+
+    Raises:
+        ValueError: there is none; or `optax.MultiSteps` wraps it, which would
+            average gradients of different noise.
+    """
+
+    def stop(node: Any) -> bool:
+        return isinstance(node, ScaleByIvonState | optax.MultiStepsState)
+
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=stop) if stop(node)]
+    if any(isinstance(state, optax.MultiStepsState) for state in states):
+        raise ValueError(
+            "opt_state: optax.MultiSteps drops the curvature of IVON's samples;"
+            " use ivon_jax.multi_steps"
+        )
+    if not states:
+        raise ValueError("opt_state: holds no IVON state")
+    return states
+
+
+def posterior_precision(opt_state: PyTree) -> dict[str, Float[Array, "..."]]:
+    """Returns 1/v = ess * (hess + delta) by leaf path.
+
+    Leaves that no IVON state covers (masked or given to another optimizer) are
+    absent: their posterior is the point `params`.
+
+    Args:
+        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
+
+    Returns:
+        The precision of each covered leaf.
+
+    Raises:
+        ValueError: no IVON state, or two that cover the same leaf.
+    """
+    precision: dict[str, Float[Array, ...]] = {}
+    for state in find_states(opt_state):
+        delta = by_path(state.delta)
+        for name, hess in by_path(state.hess).items():
+            if name in precision:
+                raise ValueError(f"opt_state: two IVON states cover {name!r}")
+            precision[name] = state.ess.astype(hess.dtype) * (hess + delta[name])
+    return precision
+
+
+def posterior_noise(
+    key: Key[Array, ""], opt_state: PyTree, index: int | Int[Array, ""] = 0
+) -> dict[str, Float[Array, "..."]]:
+    """Draws theta - m of one posterior sample, by leaf path.
+
+    Args:
+        key: the step's key.
+        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
+        index: which of the step's Monte-Carlo samples.
+
+    Returns:
+        The noise of each leaf that IVON covers, at least float32.
+    """
+    return {
+        name: standard_normal(key, name, precision, index) * jax.lax.rsqrt(precision)
+        for name, precision in posterior_precision(opt_state).items()
+    }
+
+
+def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Moments:
+    """Multiplies a sample's noise with the gradient taken there.
+
+    Args:
+        noise: from `posterior_noise`.
+        grads: gradient at the sample; leaves without noise are left out.
+
+    Returns:
+        The moments of this one sample.
+    """
+    grad = {
+        name: g.astype(noise[name].dtype)
+        for name, g in by_path(grads).items()
+        if name in noise
+    }
+    return Moments(
+        {name: noise[name] * g for name, g in grad.items()},
+        {name: jnp.square(g) for name, g in grad.items()},
+    )
+
+
+def _update_hess(
+    hess: Float[Array, "..."],
+    estimate: Float[Array, "..."],
+    bound: Float[Array, "..."],
+    rate: ArrayLike,
+) -> Float[Array, "..."]:
+    """Moves hess towards the estimate, by a factor of at least 1/2 above the bound."""
+    distance = hess - bound
+    x = jnp.clip(rate * (estimate - hess) / distance, -MAX_GROWTH, MAX_GROWTH)
+    # Cancellation must not round the distance to a negative bound down to zero.
+    floor = bound * (1 - 4 * jnp.finfo(hess.dtype).eps) + MIN_HESS
+    return jnp.clip(hess + distance * (x + jnp.square(x) / 2), floor, MAX_HESS)
+
+
+def _at_least_float32(leaf: Array) -> Array:
+    """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _check(name: str, value: ArrayLike, legal: bool | Array, wanted: str) -> None:
+    """Checks a Python number; a traced or injected one cannot be looked at."""
+    if isinstance(value, int | float) and not legal:
+        raise ValueError(f"{name}: {value} is not {wanted}")

@@ -1,0 +1,248 @@
+"""LoRA for any Linen model, by interception of its linear layers.
+
+`Lora(model, config)` computes y + (alpha/r) * dropout(x) A B wherever the model calls
+a chosen linear layer. The adapters live in a collection of their own, ``lora``, at
+the path of the layer they adapt, so the base ``params`` tree is exactly the model's.
+
+>>> import jax, jax.numpy as jnp
+>>> import flax.linen as nn
+>>> from ivon_jax.lora import Lora, LoraConfig
+>>> model = Lora(nn.Dense(4, name="out"), LoraConfig(targets=("all-linear",)))
+>>> keys = {"params": jax.random.key(0), "lora": jax.random.key(1)}
+>>> variables = model.init(keys, jnp.ones((1, 3)))
+>>> jax.tree.map(jnp.shape, variables["lora"])
+{'a': (3, 8), 'b': (8, 4)}
+
+The interceptor is entered inside the module's call, hence inside whatever is jitted:
+entered outside, `jax.jit` could reuse a trace made without it. A model that scans
+its layers must declare the collection and its key: `nn.scan` with ``"lora": 0`` among
+``variable_axes`` and ``"lora": True`` (with dropout, ``"dropout": True``) among
+``split_rngs``.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Key, PyTree
+
+ALL_LINEAR = "all-linear"
+OUTPUT_LAYER = "lm_head"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt, and how; the defaults are the paper's (App. D.1).
+
+    Attributes:
+        rank: r, the inner dimension.
+        alpha: the adapter's output is scaled by alpha/r.
+        dropout: rate on the adapter's input, where a ``dropout`` key is given.
+        targets: each a layer's own name, a regular expression for its whole
+            ``/``-joined path, or ``"all-linear"`` for all but the output layer.
+        rslora: whether to scale by alpha/sqrt(r) instead.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        if self.rank < 1:
+            raise ValueError(f"rank: {self.rank} is not >= 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if not self.targets:
+            raise ValueError("targets: name at least one layer")
+
+    @property
+    def scale(self) -> float:
+        """The factor on the adapter's output."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def _matches(target: str, path: tuple[str, ...]) -> bool:
+    if target == ALL_LINEAR:
+        return path[-1:] != (OUTPUT_LAYER,)
+    return path[-1:] == (target,) or bool(re.fullmatch(target, "/".join(path)))
+
+
+class Lora(nn.Module):
+    """A model with adapters; call it like the model.
+
+    Attributes:
+        base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`.
+        config: what to adapt.
+    """
+
+    base: nn.Module
+    config: LoraConfig
+
+    def setup(self) -> None:
+        """Gives the base model this module's scope, so its tree stays its own."""
+        nn.share_scope(self, self.base)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model with its adapters.
+
+        Args:
+            *args: the model's.
+            **kwargs: the model's.
+
+        Returns:
+            What the model returns.
+
+        Raises:
+            ValueError: a target matches none of the linear layers called.
+        """
+        seen: list[tuple[str, ...]] = []
+        with nn.intercept_methods(_interceptor(self.config, seen)):
+            out = self.base(*args, **kwargs)
+        for target in self.config.targets:
+            if not any(_matches(target, path) for path in seen):
+                layers = (
+                    ", ".join(sorted({path[-1] for path in seen if path})) or "none"
+                )
+                raise ValueError(
+                    f"targets: {target!r} matches no linear layer; there are: {layers}"
+                )
+        return out
+
+
+def _interceptor(config: LoraConfig, seen: list[tuple[str, ...]]) -> Callable[..., Any]:
+    def intercept(
+        next_fun: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        # Exact types: lifted layers (remat, scan) are subclasses that call the
+        # original, and would be adapted twice.
+        linear = type(context.module) in (nn.Dense, nn.DenseGeneral)
+        if not (linear and context.method_name == "__call__"):
+            return next_fun(*args, **kwargs)
+        seen.append(context.module.path)
+        y = next_fun(*args, **kwargs)
+        if not any(_matches(target, context.module.path) for target in config.targets):
+            return y
+        x = args[0] if args else kwargs["inputs"]
+        return y + _adapter(context.module, config, x, y.shape).astype(y.dtype)
+
+    return intercept
+
+
+def _adapter(
+    module: nn.Module, config: LoraConfig, x: Array, shape: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """Returns the adapter's float32 output, of the layer's output shape."""
+    batch = x.ndim - _input_axes(module, x.ndim)
+    x = x.reshape(*x.shape[:batch], math.prod(x.shape[batch:])).astype(jnp.float32)
+    fan_in, fan_out = x.shape[-1], math.prod(shape[batch:])
+    a = module.variable(
+        "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, config.rank)
+    ).value
+    b = module.variable("lora", "b", jnp.zeros, (config.rank, fan_out)).value
+    if config.dropout and module.has_rng("dropout"):
+        keep = jax.random.bernoulli(
+            module.make_rng("dropout"), 1 - config.dropout, x.shape
+        )
+        x = jnp.where(keep, x / (1 - config.dropout), 0)
+    return (config.scale * ((x @ a) @ b)).reshape(shape)
+
+
+def _input_axes(module: nn.Module, ndim: int) -> int:
+    """Returns over how many trailing axes the layer contracts its input."""
+    if not isinstance(module, nn.DenseGeneral):
+        return 1
+    axes = module.axis if isinstance(module.axis, tuple | list) else (module.axis,)
+    trailing = sorted(axis % ndim for axis in axes) == list(
+        range(ndim - len(axes), ndim)
+    )
+    if module.batch_dims or not trailing:
+        raise ValueError(
+            f"targets: {'/'.join(module.path)} contracts axes {axes} of {ndim} with"
+            f" batch axes {module.batch_dims}; LoRA needs trailing axes and no batch"
+        )
+    return len(axes)
+
+
+def _init_a(key: Key[Array, ""], fan_in: int, rank: int) -> Float[Array, "i r"]:
+    """Draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as PEFT does."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, (fan_in, rank), minval=-bound, maxval=bound)
+
+
+def init_adapters(
+    model: Lora, key: Key[Array, ""], *args: Any, **kwargs: Any
+) -> PyTree[Float[Array, "..."]]:
+    """Draws fresh adapters without computing the base model's own initial values.
+
+    Args:
+        model: the adapted model.
+        key: for the A matrices; B is zero, so the model's output is unchanged.
+        *args: example inputs of the model.
+        **kwargs: more of them.
+
+    Returns:
+        The ``lora`` collection, float32.
+
+    Raises:
+        ValueError: a target matches no linear layer.
+    """
+
+    @jax.jit
+    def init(key: Key[Array, ""]) -> PyTree:
+        # Nothing but the adapters is returned, so XLA removes the rest.
+        rngs = {"params": jax.random.key(0), "lora": key}
+        return model.init(rngs, *args, **kwargs)["lora"]
+
+    return init(key)
+
+
+def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
+    """Adds the adapters to the kernels they adapt.
+
+    Args:
+        params: the base model's parameters.
+        adapters: the ``lora`` collection.
+        config: the configuration they were trained with.
+
+    Returns:
+        Parameters of the plain model that computes the same (without dropout).
+
+    Raises:
+        ValueError: an adapter has no kernel at its path, or of another size.
+    """
+    return _add_to_kernels(params, adapters, config.scale)
+
+
+def unmerge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
+    """Takes merged adapters out again, exact to rounding; see `merge`."""
+    return _add_to_kernels(params, adapters, -config.scale)
+
+
+def _add_to_kernels(params: PyTree, adapters: PyTree, scale: float) -> PyTree:
+    flat = flatten_dict(params)
+    adapters = flatten_dict(adapters)
+    for *path, name in adapters:
+        if name != "a":
+            continue
+        kernel_path = (*path, "kernel")
+        kernel = flat.get(kernel_path)
+        product = adapters[(*path, "a")] @ adapters[(*path, "b")]
+        if kernel is None or kernel.size != product.size:
+            raise ValueError(
+                f"adapters: no kernel of {product.size} entries at {'/'.join(path)}"
+            )
+        delta = scale * product.reshape(kernel.shape)
+        flat[kernel_path] = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
+    return unflatten_dict(flat)

@@ -1,0 +1,52 @@
+"""Gaussian noise that depends on nothing but key, sample index and leaf path.
+
+Because a leaf's noise does not depend on its neighbours, it is the same whether
+the optimizer sees the whole tree or a masked part of it, in any tree order, and,
+since JAX's counter-based generators are partitionable, under any sharding. The
+optimizer can therefore redraw it from the key instead of storing it.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Spells a pytree path as ``a/b/c``, the same for dicts and attributes.
+
+    >>> jax.tree_util.tree_map_with_path(lambda p, _: path_name(p), {"a": {"b": 0}})
+    {'a': {'b': 'a/b'}}
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree keyed by path name, in flattening order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def standard_normal(
+    key: Key[Array, ""],
+    name: str,
+    like: Float[Array, "..."],
+    index: int | Int[Array, ""],
+) -> Float[Array, "..."]:
+    """Draws the standard normal noise of one leaf.
+
+    Args:
+        key: the step's (or the ensemble's) key.
+        name: the leaf's path name, see `path_name`.
+        like: an array of the wanted shape and dtype.
+        index: which Monte-Carlo sample.
+
+    Returns:
+        Noise of the shape and dtype of `like`.
+    """
+    leaf_key = jax.random.fold_in(
+        jax.random.fold_in(key, index), np.uint32(zlib.crc32(name.encode()))
+    )
+    return jax.random.normal(leaf_key, like.shape, like.dtype)

@@ -1,0 +1,345 @@
+"""The diagonal Gaussian posterior: temper, prune, sample, save and load."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ivon_jax.files import write_bytes
+from ivon_jax.ivon import find_states, posterior_precision
+from ivon_jax.noise import by_path, path_name, standard_normal
+
+FORMAT = "ivon-jax posterior"
+VERSION = "1"
+
+Leaves = dict[str, Float[Array, "..."]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Posterior:
+    """A Gaussian N(mean, diag(1/precision)) over a tree of parameters.
+
+    Attributes:
+        mean: the parameters m.
+        precision: 1/v by leaf path, each of its leaf's shape. Infinite entries are
+            exact (pruned, or tempered away); leaves without an entry are points.
+        prior_precision: s0 of the prior N(0, 1/s0) by leaf path, broadcasting
+            against the leaf. Only `kl` reads it.
+    """
+
+    mean: PyTree
+    precision: Leaves
+    prior_precision: Leaves
+
+    @classmethod
+    def from_state(cls, params: PyTree, opt_state: PyTree) -> "Posterior":
+        """Reads the posterior off the optimizer.
+
+        Args:
+            params: the mean.
+            opt_state: the state of any chain or wrapper around `scale_by_ivon`.
+
+        Returns:
+            The posterior of the next step's samples.
+
+        Raises:
+            ValueError: `opt_state` holds no IVON state.
+
+        Example:
+            >>> from ivon_jax import ivon
+            >>> params = {"w": jnp.zeros(3)}
+            >>> posterior = Posterior.from_state(params, ivon(0.1, 100.0).init(params))
+            >>> thetas = posterior.temper(2.0).sample(jax.random.key(0), 10)
+            >>> thetas["w"].shape
+            (10, 3)
+        """
+        prior = {
+            name: state.ess.astype(delta.dtype) * delta
+            for state in find_states(opt_state)
+            for name, delta in by_path(state.delta).items()
+        }
+        return cls(params, posterior_precision(opt_state), prior)
+
+    @classmethod
+    def point(cls, params: PyTree) -> "Posterior":
+        """Returns the posterior of a method that has none: all mass on `params`."""
+        return cls(params, {}, {})
+
+    def temper(self, tau: ArrayLike) -> "Posterior":
+        """Divides the variance by tau, as lambda_test = tau * lambda does.
+
+        Args:
+            tau: above 0; 1 changes nothing, infinity leaves the mean. Prune first:
+                infinite precisions cannot be ranked.
+
+        Returns:
+            The tempered posterior.
+
+        Raises:
+            ValueError: tau is not positive.
+        """
+        if isinstance(tau, int | float) and not tau > 0:
+            raise ValueError(f"tau: {tau} is not > 0")
+        precision = {
+            name: leaf * jnp.asarray(tau, leaf.dtype)
+            for name, leaf in self.precision.items()
+        }
+        return replace(self, precision=precision)
+
+    def prune(
+        self, ratio: float, scope: Literal["global", "matrix"] = "global"
+    ) -> "Posterior":
+        """Sets the entries of lowest signal-to-noise |m|/sqrt(v) to exactly zero.
+
+        Args:
+            ratio: in [0, 1]. Exactly floor(ratio * d) of d entries are pruned; of
+                equal ones the earlier, so pruning twice is pruning at the larger
+                ratio.
+            scope: rank all entries together, or within each matrix (the last two
+                axes of a leaf), d being the matrix's size.
+
+        Returns:
+            The posterior with zero mean and infinite precision at those entries.
+
+        Raises:
+            ValueError: ratio or scope is illegal.
+        """
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"prune: {ratio} is not in [0, 1]")
+        if scope not in ("global", "matrix"):
+            raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
+        mean = by_path(self.mean)
+        score = {
+            name: jnp.where(mean[name] == 0, 0, jnp.abs(mean[name]) * jnp.sqrt(leaf))
+            for name, leaf in self.precision.items()
+        }
+        lowest = _lowest_global if scope == "global" else _lowest_per_matrix
+        drop = lowest(score, ratio)
+        precision = {
+            name: jnp.where(drop[name], jnp.inf, leaf)
+            for name, leaf in self.precision.items()
+        }
+        return replace(self, mean=self._map_mean(_zero, drop), precision=precision)
+
+    def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
+        """Draws sample number `index`, which does not depend on how many are drawn.
+
+        Args:
+            key: the ensemble's key.
+            index: which sample.
+
+        Returns:
+            A tree like `mean`.
+        """
+        noise = {
+            name: standard_normal(key, name, leaf, index) * jax.lax.rsqrt(leaf)
+            for name, leaf in self.precision.items()
+        }
+        return self._map_mean(_add, noise)
+
+    def sample(self, key: Key[Array, ""], n: int) -> PyTree:
+        """Draws n samples.
+
+        Args:
+            key: the ensemble's key.
+            n: how many.
+
+        Returns:
+            A tree like `mean` with a leading axis of size n, ready for `vmap`.
+        """
+        return jax.vmap(lambda index: self.draw(key, index))(jnp.arange(n))
+
+    def log_prob(self, params: PyTree) -> Float[Array, ""]:
+        """Returns the log density at `params`, over the entries that are not exact.
+
+        Args:
+            params: a tree like `mean`.
+
+        Returns:
+            The sum over entries, in nats.
+        """
+        mean, params = by_path(self.mean), by_path(params)
+        return self._sum(
+            lambda name, p: (
+                (jnp.log(p / (2 * jnp.pi)) - p * jnp.square(params[name] - mean[name]))
+                / 2
+            )
+        )
+
+    def kl(self) -> Float[Array, ""]:
+        """Returns KL(posterior || prior), over the entries that are not exact.
+
+        Returns:
+            The sum over entries, in nats (App. B of the paper). Infinite before the
+            first step of IVON-LoRA, whose prior is then still flat.
+        """
+        mean = by_path(self.mean)
+
+        def leaf(name: str, p: Array) -> Array:
+            s0 = self.prior_precision[name]
+            return (s0 * (jnp.square(mean[name]) + 1 / p) - 1 - jnp.log(s0 / p)) / 2
+
+        return self._sum(leaf)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file with a format, version and checksum header.
+
+        Args:
+            path: the file. It appears whole or not at all.
+
+        Raises:
+            ValueError: `mean` is not a tree of nested dicts.
+        """
+        from safetensors.numpy import save
+
+        mean = by_path(self.mean)
+        if jax.tree.structure(_nest(mean)) != jax.tree.structure(self.mean):
+            raise ValueError("mean: only trees of nested dicts can be saved")
+        groups = (mean, self.precision, self.prior_precision)
+        tensors = {
+            f"{group}:{name}": np.asarray(leaf)
+            for group, leaves in zip(GROUPS, groups, strict=True)
+            for name, leaf in leaves.items()
+        }
+        header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors)}
+        write_bytes(path, save(tensors, header))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Posterior":
+        """Reads what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: the file is missing, no such file, of another version,
+                truncated or altered.
+        """
+        tensors = _read_tensors(Path(path))
+        groups: dict[str, Leaves] = {group: {} for group in GROUPS}
+        for full_name, tensor in tensors.items():
+            group, _, name = full_name.partition(":")
+            if group not in groups:
+                raise ValueError(f"{path}: unknown tensor {full_name!r}")
+            groups[group][name] = jnp.asarray(tensor)
+        mean, precision, prior = (groups[group] for group in GROUPS)
+        for name, leaf in precision.items():
+            if name not in mean or mean[name].shape != leaf.shape:
+                raise ValueError(f"{path}: precision of {name!r} fits no mean")
+            if not bool(jnp.all(leaf > 0) & jnp.all(jnp.isfinite(mean[name]))):
+                raise ValueError(f"{path}: {name!r} is not a Gaussian (NaN or v <= 0)")
+        return cls(_nest(mean), precision, prior)
+
+    def _map_mean(self, fn: Any, leaves: dict[str, Array]) -> PyTree:
+        """Applies fn(mean, other) where there is an other leaf of the same path."""
+
+        def leaf(path: Any, mean: Array) -> Array:
+            other = leaves.get(path_name(path))
+            return mean if other is None else fn(mean, other)
+
+        return jax.tree_util.tree_map_with_path(leaf, self.mean)
+
+    def _sum(self, fn: Any) -> Float[Array, ""]:
+        """Sums fn(name, precision) over the entries of finite precision."""
+        total = jnp.zeros([])
+        for name, p in self.precision.items():
+            finite = jnp.isfinite(p)
+            terms = fn(name, jnp.where(finite, p, 1))
+            total += jnp.sum(jnp.where(finite, terms, 0)).astype(total.dtype)
+        return total
+
+
+GROUPS = ("mean", "precision", "prior_precision")
+
+
+def _zero(mean: Array, drop: Array) -> Array:
+    return jnp.where(drop, 0, mean)
+
+
+def _add(mean: Array, noise: Array) -> Array:
+    return mean + noise.astype(mean.dtype)
+
+
+def _count(ratio: float, size: int) -> int:
+    """floor(ratio * size) for the ratio as written: 0.29 * 100 is 29, not 28."""
+    return math.floor(Decimal(str(ratio)) * size)
+
+
+def _lowest(score: Float[Array, " d"], ratio: float) -> Array:
+    order = jnp.argsort(score, stable=True)
+    count = _count(ratio, score.size)
+    return jnp.zeros(score.shape, bool).at[order[:count]].set(True)
+
+
+def _lowest_global(score: Leaves, ratio: float) -> dict[str, Array]:
+    if not score:
+        return {}
+    drop = _lowest(jnp.concatenate([jnp.ravel(s) for s in score.values()]), ratio)
+    ends = np.cumsum([s.size for s in score.values()])[:-1]
+    parts = jnp.split(drop, ends)
+    return {
+        name: part.reshape(s.shape)
+        for (name, s), part in zip(score.items(), parts, strict=True)
+    }
+
+
+def _lowest_per_matrix(score: Leaves, ratio: float) -> dict[str, Array]:
+    def leaf(s: Array) -> Array:
+        matrices = s.reshape(-1, math.prod(s.shape[-2:]))
+        drop = jax.vmap(lambda row: _lowest(row, ratio))(matrices)
+        return drop.reshape(s.shape)
+
+    return {name: leaf(s) for name, s in score.items()}
+
+
+def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Turns {"a/b": x} into {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: not an {FORMAT} file")
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: version {header.get('version')!r}, this release reads {VERSION!r}"
+        )
+    if header.get("sha256") != _digest(tensors):
+        raise ValueError(f"{path}: checksum differs, the file was altered")
+    return tensors

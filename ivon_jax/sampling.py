@@ -1,0 +1,183 @@
+"""The sampling wrapper: posterior samples, and gradients taken at them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ivon_jax.ivon import Moments, noise_moments, posterior_noise
+from ivon_jax.noise import path_name
+
+
+def sample(
+    key: Key[Array, ""],
+    params: PyTree,
+    opt_state: PyTree,
+    index: int | Int[Array, ""] = 0,
+) -> PyTree:
+    """Draws parameters from the current posterior N(params, v).
+
+    Args:
+        key: the step's key; give the same to `update`.
+        params: the posterior mean.
+        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
+        index: which of the step's Monte-Carlo samples.
+
+    Returns:
+        A tree like `params`. Leaves that IVON does not cover are unchanged.
+
+    Raises:
+        ValueError: `opt_state` holds no IVON state.
+
+    Example:
+        >>> from ivon_jax import ivon
+        >>> params = {"w": jnp.zeros(3)}
+        >>> opt_state = ivon(0.1, ess=100.0).init(params)
+        >>> theta = sample(jax.random.key(0), params, opt_state)
+    """
+    return _add(params, posterior_noise(key, opt_state, index))
+
+
+def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
+    def leaf(path: Any, mean: Array) -> Array:
+        eps = noise.get(path_name(path))
+        return mean if eps is None else mean + eps.astype(mean.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Float[Array, ""]], mc_samples: int = 1
+) -> Callable[..., tuple[Float[Array, ""], PyTree, Moments]]:
+    """Makes a function that averages loss and gradient over posterior samples.
+
+    The noise is drawn once: passing `moments` on to `update` spares redrawing it,
+    and is the only right way for `mc_samples` > 1.
+
+    Args:
+        loss_fn: ``loss_fn(params, *args)``, a scalar.
+        mc_samples: number of samples K, taken one after another.
+
+    Returns:
+        ``f(key, params, opt_state, *args) -> (loss, grads, moments)``, the means
+        over the samples.
+
+    Raises:
+        ValueError: `mc_samples` is below 1.
+
+    Example:
+        >>> from ivon_jax import ivon
+        >>> params = {"w": jnp.ones(3)}
+        >>> tx = ivon(0.1, ess=100.0)
+        >>> opt_state = tx.init(params)
+        >>> loss_fn = lambda params, x: jnp.mean((params["w"] - x) ** 2)
+        >>> key, x = jax.random.key(0), jnp.zeros(3)
+        >>> loss, grads, moments = value_and_grad(loss_fn, mc_samples=4)(
+        ...     key, params, opt_state, x
+        ... )
+        >>> updates, opt_state = tx.update(grads, opt_state, params, moments=moments)
+    """
+    if mc_samples < 1:
+        raise ValueError(f"mc_samples: {mc_samples} is not >= 1")
+
+    def value_and_grad_fn(
+        key: Key[Array, ""], params: PyTree, opt_state: PyTree, *args: Any
+    ) -> tuple[Float[Array, ""], PyTree, Moments]:
+        def one(index: int | Int[Array, ""]) -> tuple[Array, PyTree, Moments]:
+            noise = posterior_noise(key, opt_state, index)
+            loss, grads = jax.value_and_grad(loss_fn)(_add(params, noise), *args)
+            return loss, grads, noise_moments(noise, grads)
+
+        def add_sample(total: PyTree, index: Int[Array, ""]) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, one(index)), None
+
+        first = one(0)
+        if mc_samples == 1:
+            return first
+        total, _ = jax.lax.scan(add_sample, first, jnp.arange(1, mc_samples))
+        return jax.tree.map(lambda x: x / mc_samples, total)
+
+    return value_and_grad_fn
+
+
+class MultiStepsState(NamedTuple):
+    """State of `multi_steps`; the running means of an unfinished step."""
+
+    mini_step: Int[Array, ""]  # int32
+    inner_state: PyTree
+    grads: PyTree
+    moments: Moments
+
+
+def multi_steps(
+    inner: optax.GradientTransformationExtraArgs, every: int
+) -> optax.GradientTransformationExtraArgs:
+    """Updates with the mean over `every` micro-batches, each with its own noise.
+
+    `optax.MultiSteps` averages gradients only, which is wrong for IVON unless all
+    micro-batches share one key. This accumulates gradient times noise too, so any
+    keys are right, and different ones serve as that many Monte-Carlo samples.
+
+    Args:
+        inner: a transformation with `scale_by_ivon` in it.
+        every: number of micro-batches in a step.
+
+    Returns:
+        A transformation whose updates are zero until a step is complete.
+
+    Raises:
+        ValueError: `every` is below 1.
+
+    Example:
+        >>> from ivon_jax import ivon
+        >>> tx = multi_steps(ivon(0.1, ess=100.0), every=4)
+    """
+    if every < 1:
+        raise ValueError(f"every: {every} is not >= 1")
+
+    def init_fn(params: PyTree) -> MultiStepsState:
+        inner_state = inner.init(params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        noise = posterior_noise(jax.random.key(0), inner_state)
+        moments = noise_moments(jax.tree.map(jnp.zeros_like, noise), zeros)
+        return MultiStepsState(jnp.zeros([], jnp.int32), inner_state, zeros, moments)
+
+    def update_fn(
+        updates: PyTree,
+        state: MultiStepsState,
+        params: PyTree | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        moments: Moments | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, MultiStepsState]:
+        if moments is None:
+            if key is None:
+                raise ValueError("key: IVON's update needs the key given to sample")
+            noise = posterior_noise(key, state.inner_state)
+            moments = noise_moments(noise, updates)
+        grads, moments = jax.tree.map(
+            lambda total, x: total + x.astype(total.dtype) / every,
+            (state.grads, state.moments),
+            (updates, moments),
+        )
+
+        def emit() -> tuple[PyTree, MultiStepsState]:
+            out, inner_state = inner.update(
+                grads, state.inner_state, params, key=key, moments=moments, **extra_args
+            )
+            zeros = jax.tree.map(jnp.zeros_like, (grads, moments))
+            step = jnp.zeros_like(state.mini_step)
+            return out, MultiStepsState(step, inner_state, *zeros)
+
+        def hold() -> tuple[PyTree, MultiStepsState]:
+            step = state.mini_step + 1
+            zeros = jax.tree.map(jnp.zeros_like, grads)
+            return zeros, MultiStepsState(step, state.inner_state, grads, moments)
+
+        return jax.lax.cond(state.mini_step == every - 1, emit, hold)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

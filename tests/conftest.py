@@ -1,0 +1,34 @@
+"""Strict settings for every test: they turn silent numerical slips into errors."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Every annotated call of the package is checked at run time, shapes included.
+install_import_hook("ivon_jax", "typecheck.check")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The paper's data sets in the hub's fields, where the machine has them."""
+    default = ROOT.parent / "shared" / "data"
+    folder = Path(os.environ.get("IVON_JAX_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"IVON_JAX_DATA: no data folder at {folder}")
+    return folder
