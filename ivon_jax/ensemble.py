@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.posterior import Posterior
@@ -45,7 +46,7 @@ def ensemble_log_probs(
 
     def one(index: Array) -> Float[Array, "n c"]:
         logits = logits_fn(posterior.draw(key, index))
-        wide = jnp.promote_types(logits.dtype, jnp.float32)
+        wide = np.promote_types(logits.dtype, np.float32)
         return jax.nn.log_softmax(logits.astype(wide))
 
     indices = jnp.arange(samples)

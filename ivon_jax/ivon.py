@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -410,7 +411,7 @@ def _update_hess(
 
 def _at_least_float32(leaf: Array) -> Array:
     """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(np.promote_types(leaf.dtype, np.float32))
 
 
 def _check(name: str, value: ArrayLike, legal: bool | Array, wanted: str) -> None:

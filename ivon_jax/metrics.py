@@ -6,9 +6,8 @@ over the last axis; -inf is a probability of 0), and most read `labels[n]` in
 compute in float32 at least, whatever the dtype given. An example's *confidence* is
 its largest class probability; when classes tie, the first one is the prediction.
 
-Values cannot be checked under `jit`: a label outside 0..c-1 counts as an error and
-makes `nll` NaN, and a NaN probability makes every metric but `accuracy` and `aurc`
-NaN.
+Values cannot raise errors under `jit`. Instead a NaN probability, or a label outside
+0..c-1, makes every metric that reads it NaN: none is silently wrong.
 """
 
 from typing import NamedTuple
@@ -80,10 +79,7 @@ def nll(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array,
         Good, "Rational decisions", J. Royal Statistical Society B, 1952.
     """
     log_probs, labels = _checked(log_probs, labels)
-    # A negative index would wrap round to a class; past the end it reads NaN.
-    index = jnp.where(labels < 0, log_probs.shape[1], labels)
-    picked = jnp.take_along_axis(log_probs, index[:, None], axis=1, mode="fill")
-    return jnp.mean(-picked)
+    return jnp.mean(-jnp.take_along_axis(log_probs, labels[:, None], axis=1))
 
 
 def brier(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
@@ -345,14 +341,16 @@ def _upcast(log_probs: Float[Array, "..."]) -> Float[Array, "..."]:
 def _checked(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n c"], Int[Array, "n"]]:
-    """Upcasts; refuses shapes that broadcasting would accept and count wrongly."""
+    """Upcasts, refuses wrong shapes and turns examples with wrong values into NaN."""
     log_probs, labels = _upcast(log_probs), jnp.asarray(labels)
     if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1]:
         raise ValueError(
             "log_probs must be [n, c] and labels [n], "
             f"got shapes {log_probs.shape} and {labels.shape}"
         )
-    return log_probs, labels.astype(jnp.int32)
+    labels, classes = labels.astype(jnp.int32), log_probs.shape[1]
+    wrong = (labels < 0) | (labels >= classes) | jnp.isnan(log_probs).any(axis=1)
+    return jnp.where(wrong[:, None], jnp.nan, log_probs), labels
 
 
 def _top_class(
@@ -360,8 +358,10 @@ def _top_class(
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """Log-confidence of each prediction, and 1 where it is right, else 0."""
     log_probs, labels = _checked(log_probs, labels)
-    correct = jnp.argmax(log_probs, axis=1).astype(labels.dtype) == labels
-    return log_probs.max(axis=1), correct.astype(log_probs.dtype)
+    log_confidence = log_probs.max(axis=1)
+    predictions = jnp.argmax(log_probs, axis=1).astype(labels.dtype)
+    correct = (predictions == labels).astype(log_probs.dtype)
+    return log_confidence, jnp.where(jnp.isnan(log_confidence), jnp.nan, correct)
 
 
 def _sorted_top_class(

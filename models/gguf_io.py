@@ -1,0 +1,265 @@
+"""Configuration and weights from a GGUF file, the format of llama.cpp.
+
+The header is parsed here rather than by `gguf.GGUFReader`, which trusts it: a
+damaged count makes that reader loop for ever. Only its tables of tensor types and
+its dequantisation are used.
+"""
+
+import dataclasses
+import math
+import mmap
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivon_jax.models.config import MODEL_TYPES, LlamaConfig
+from ivon_jax.models.weights import Tensors
+
+_SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+_TENSORS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_FIELDS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "context_length": "max_position_embeddings",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor as the header describes it; `shape` is (out, in) as torch has it."""
+
+    kind: int
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    fields: dict[str, Any]
+    tensors: dict[str, _Entry]
+
+
+class _Cursor:
+    """Reads little-endian values one after another, never past the end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise ValueError("not a whole GGUF file: it ends within its header")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def string(self) -> str:
+        return self.take(self.scalar("Q")).decode()
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.skip_array()
+        if kind not in _SCALARS:
+            raise ValueError(f"the GGUF header has a field of unknown type {kind}")
+        return self.scalar(_SCALARS[kind])
+
+    def skip_array(self) -> str:
+        # Only tokenizers have arrays, and they are not read here; the text is what
+        # an error message shows where a single value was expected.
+        kind, length = self.scalar("I"), self.scalar("Q")
+        if kind == _STRING:
+            for _ in range(length):
+                self.take(self.scalar("Q"))
+        elif kind in _SCALARS:
+            self.take(length * struct.calcsize("<" + _SCALARS[kind]))
+        else:
+            raise ValueError(f"the GGUF header has an array of unknown type {kind}")
+        return f"array of {length}"
+
+
+def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
+    """Open a GGUF file of a Llama or Qwen2 model.
+
+    Args:
+        path: The file. It stays mapped while the tensors are in use.
+
+    Returns:
+        The configuration, and the tensors under HF's names, dequantised to float32
+        when read.
+
+    Raises:
+        ValueError: If the file is damaged or no GGUF, or holds a model or a setting
+            that is not implemented.
+        OSError: If the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    header = _parse(data)
+    config = _config(header)
+    original = {_hf_name(name): name for name in header.tensors}
+
+    def read(name: str) -> np.ndarray:
+        tensor = _dequantize(data, header.tensors[original[name]])
+        if header.fields["general.architecture"] == "llama":
+            return _undo_permutation(name, tensor, config)
+        return tensor
+
+    shapes = {name: header.tensors[source].shape for name, source in original.items()}
+    return config, Tensors(shapes, read)
+
+
+def _parse(data: mmap.mmap) -> _Header:
+    cursor = _Cursor(data)
+    if cursor.take(4) != b"GGUF":
+        raise ValueError("not a GGUF file")
+    version, tensor_count, field_count = map(cursor.scalar, "IQQ")
+    if version not in (2, 3):
+        raise ValueError(f"GGUF version is {version}, expected 2 or 3, little-endian")
+    fields: dict[str, Any] = {}
+    for _ in range(field_count):
+        name = cursor.string()
+        fields[name] = cursor.value(cursor.scalar("I"))
+    raw = {}
+    for _ in range(tensor_count):
+        name = cursor.string()
+        dims = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
+        raw[name] = (cursor.scalar("I"), tuple(reversed(dims)), cursor.scalar("Q"))
+    alignment = fields.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0:
+        raise ValueError(f"general.alignment is {alignment!r}, expected a power of 2")
+    start = -(-cursor.at // alignment) * alignment
+    tensors = {
+        name: _entry(name, kind, shape, start + offset, len(data))
+        for name, (kind, shape, offset) in raw.items()
+    }
+    return _Header(fields, tensors)
+
+
+def _entry(
+    name: str, kind: int, shape: tuple[int, ...], offset: int, limit: int
+) -> _Entry:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    if kind not in GGML_QUANT_SIZES:
+        raise ValueError(f"tensor {name!a:.80} has the unknown type {kind}")
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if len(shape) not in (1, 2) or shape[-1] % block or 0 in shape:
+        raise ValueError(f"tensor {name!a:.80} has the impossible shape {shape!s:.80}")
+    size = math.prod(shape) // block * block_bytes
+    if offset + size > limit:
+        raise ValueError(f"tensor {name!a:.80} reaches beyond the end of the file")
+    return _Entry(kind, shape, offset, size)
+
+
+def _config(header: _Header) -> LlamaConfig:
+    fields, tensors = header.fields, header.tensors
+    kind = fields.get("general.architecture")
+    if kind not in MODEL_TYPES:
+        legal = " or ".join(MODEL_TYPES)
+        raise ValueError(f"general.architecture is {kind!r:.80}, expected {legal}")
+    if "token_embd.weight" not in tensors:
+        raise ValueError("tensor token_embd.weight is missing")
+    own = {
+        name.removeprefix(f"{kind}."): value
+        for name, value in fields.items()
+        if name.startswith(f"{kind}.")
+    }
+    config = LlamaConfig.from_hf(
+        {hf: own.pop(name) for name, hf in _FIELDS.items() if name in own}
+        | {
+            "model_type": kind,
+            "vocab_size": tensors["token_embd.weight"].shape[0],
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        }
+    )
+    # Settings that are fine at one value only; others would change the result.
+    neutral = {
+        "vocab_size": config.vocab_size,
+        "rope.dimension_count": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.scaling.type": "none",
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "attention.causal": True,
+    }
+    for name, value in own.items():
+        if name not in neutral or value != neutral[name]:
+            legal = repr(neutral.get(name, "it absent: it is not implemented"))
+            raise ValueError(f"{kind}.{name} is {value!r:.80}, expected {legal}")
+    if "rope_freqs.weight" in tensors:
+        raise ValueError(
+            "tensor rope_freqs.weight (scaled rotary frequencies) is not implemented;"
+            " use the model's safetensors files"
+        )
+    return config
+
+
+def _hf_name(name: str) -> str:
+    """HF's name of a tensor; unknown names stay, to be reported as unexpected."""
+    stem, _, suffix = name.rpartition(".")
+    if stem in _TENSORS:
+        prefix = _TENSORS[stem]
+        return f"{prefix}.{suffix}"
+    if (match := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)) is None:
+        return name
+    layer, part = match.groups()
+    return f"model.layers.{layer}.{_LAYER_TENSORS.get(part, part)}.{suffix}"
+
+
+def _dequantize(data: mmap.mmap, entry: _Entry) -> np.ndarray:
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    raw = np.frombuffer(data, np.uint8, entry.size, entry.offset)
+    kind = GGMLQuantizationType(entry.kind)
+    try:
+        with np.errstate(all="ignore"):  # non-finite values are reported by name later
+            values = dequantize(raw.reshape(*entry.shape[:-1], -1), kind)
+    except NotImplementedError as error:
+        raise ValueError(f"tensor type {kind.name} is not implemented") from error
+    return values.reshape(entry.shape)
+
+
+def _undo_permutation(name: str, tensor: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """Put the rows of q and k back from interleaved pairs to HF's two halves."""
+    if "q_proj" in name:
+        heads = config.num_attention_heads
+    elif "k_proj" in name:
+        heads = config.num_key_value_heads
+    else:
+        return tensor
+    pairs = tensor.reshape(heads, config.head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)

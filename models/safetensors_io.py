@@ -1,0 +1,120 @@
+"""Configuration and weights from a folder in HF's layout, in safetensors files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.weights import Tensors
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("F32", "F16", "BF16")
+
+
+def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
+    """Open `config.json` and `model.safetensors`, or the shards its index lists.
+
+    Args:
+        folder: A folder as `save_pretrained` of transformers writes it.
+
+    Returns:
+        The configuration, and the tensors; files stay mapped while these are in
+        use, and nothing is read before it is asked for.
+
+    Raises:
+        ValueError: If a file is missing, damaged, or holds what is not implemented.
+    """
+    try:
+        config = LlamaConfig.from_hf(_json(folder / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from error
+    where: dict[str, tuple[Path, Any]] = {}
+    for file in weight_files(folder):
+        handle = _open(file)
+        where |= dict.fromkeys(handle.keys(), (file, handle))
+    _check_index(folder, {name: file.name for name, (file, _) in where.items()})
+    shapes = {name: _shape(name, *place) for name, place in where.items()}
+
+    def read(name: str) -> np.ndarray:
+        return where[name][1].get_tensor(name)
+
+    return config, Tensors(shapes, read)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: the single one, or every shard.
+
+    Args:
+        folder: A folder in HF's layout.
+
+    Returns:
+        Their paths, sorted.
+
+    Raises:
+        ValueError: If there are none, or the index is damaged or names files
+            outside of the folder.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"neither {WEIGHTS} nor {INDEX} found")
+    names = set(_weight_map(folder).values())
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{INDEX}: {name!r:.80} is no file name")
+        if not (folder / name).is_file():
+            raise ValueError(f"{INDEX}: its file {name} is missing")
+    return [folder / name for name in sorted(names)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError("no such file")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error!s:.80})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    try:
+        weight_map = _json(folder / INDEX).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{INDEX}: {error}") from error
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{INDEX}: it has no weight_map")
+    return weight_map
+
+
+def _check_index(folder: Path, found: Mapping[str, str]) -> None:
+    """A shard that was swapped for another holds other tensors than listed."""
+    if (folder / WEIGHTS).is_file():
+        return
+    for name, file in _weight_map(folder).items():
+        if found.get(name) != file:
+            raise ValueError(f"{file}: tensor {name!a:.80} of {INDEX} is not in it")
+
+
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file.name}: {error!s:.160}") from error
+
+
+def _shape(name: str, file: Path, handle: Any) -> tuple[int, ...]:
+    part = handle.get_slice(name)
+    if part.get_dtype() not in _DTYPES:
+        legal = ", ".join(_DTYPES)
+        raise ValueError(
+            f"{file.name}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
+        )
+    return tuple(part.get_shape())

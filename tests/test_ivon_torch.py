@@ -1,0 +1,160 @@
+"""Step for step the authors' own optimizer, given the same noise, in float64."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ivon_jax import ivon, sample, value_and_grad
+from ivon_jax.ivon import find_states
+from ivon_jax.noise import by_path, standard_normal
+
+torch = pytest.importorskip("torch")
+peer = pytest.importorskip("ivon")
+
+STEPS = 50
+TOLERANCE = 1e-10
+SETTINGS = dict(ess=50.0, hess_init=0.3, beta1=0.8, beta2=0.97, weight_decay=0.02)
+CASES = {
+    "authors' defaults": dict(
+        hess_init=1.0, beta1=0.9, beta2=0.99999, weight_decay=1e-4
+    ),
+    "price": {},
+    "gradsq": dict(hess_approx="gradsq"),
+    "price, K=3": dict(mc_samples=3),
+    "gradsq, K=3": dict(hess_approx="gradsq", mc_samples=3),
+    "clip": dict(clip_radius=0.2),
+    "no decay": dict(weight_decay=0.0),
+    "no rescale": dict(rescale_lr=False),
+    "no debias": dict(debias=False),
+    "schedule": dict(schedule=True),
+    "all": dict(
+        clip_radius=0.3,
+        weight_decay=0.1,
+        rescale_lr=False,
+        debias=False,
+        mc_samples=3,
+        hess_approx="gradsq",
+        schedule=True,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw_params(rng):
+    return {
+        "first": {"bias": rng.normal(size=4), "kernel": rng.normal(size=(3, 4))},
+        "last": rng.normal(size=(4, 2)),
+        "scale": np.asarray(rng.normal()),
+    }
+
+
+def loss(xp, params, x, y):
+    """The mean loss of a small network, in either library."""
+    hidden = xp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    out = params["scale"] * (hidden @ params["last"])
+    return ((out - y) ** 2).mean()
+
+
+def replay(noise):
+    """A torch.randn that returns the given vectors in turn."""
+
+    def randn(numel, device=None, dtype=None):
+        z = torch.from_numpy(next(noise))
+        assert z.shape == (numel,) and z.dtype == dtype
+        return z
+
+    return randn
+
+
+def flat_noise(keys, params, mc_samples):
+    """The noise of every step and sample as one vector in parameter order."""
+    for key, index in itertools.product(keys, range(mc_samples)):
+        leaves = [
+            standard_normal(key, name, leaf, index)
+            for name, leaf in by_path(params).items()
+        ]
+        yield np.concatenate([np.ravel(z) for z in leaves])
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def run_torch(start, batches, keys, rates, mc_samples, settings, monkeypatch):
+    leaves, treedef = jax.tree.flatten(start)
+    tensors = [torch.nn.Parameter(torch.tensor(leaf)) for leaf in leaves]
+    optimizer = peer.IVON(tensors, lr=1.0, mc_samples=mc_samples, **settings)
+    noise = flat_noise(keys, jax.tree.map(jnp.asarray, start), mc_samples)
+    monkeypatch.setattr(torch, "randn", replay(noise))
+    for (x, y), rate in zip(batches, rates, strict=True):
+        (group,) = optimizer.param_groups
+        group["lr"] = rate
+        for _ in range(mc_samples):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                params = jax.tree.unflatten(treedef, tensors)
+                loss(torch, params, torch.tensor(x), torch.tensor(y)).backward()
+        optimizer.step()
+        mean = np.concatenate([p.detach().numpy().ravel() for p in tensors])
+        yield mean, group["momentum"].numpy(), group["hess"].numpy()
+
+
+def run_ours(start, batches, keys, schedule, mc_samples, settings):
+    params = jax.tree.map(jnp.asarray, start)
+    tx = ivon(schedule, **settings)
+    opt_state = tx.init(params)
+    loss_fn = lambda params, x, y: loss(jnp, params, x, y)  # noqa: E731
+
+    @jax.jit
+    def step(key, params, opt_state, x, y):
+        if mc_samples == 1:  # the README's loop, which redraws the noise
+            grads = jax.grad(loss_fn)(sample(key, params, opt_state), x, y)
+            extra = {"key": key}
+        else:
+            _, grads, moments = value_and_grad(loss_fn, mc_samples)(
+                key, params, opt_state, x, y
+            )
+            extra = {"moments": moments}
+        updates, opt_state = tx.update(grads, opt_state, params, **extra)
+        return optax.apply_updates(params, updates), opt_state
+
+    for key, (x, y) in zip(keys, batches, strict=True):
+        params, opt_state = step(key, params, opt_state, x, y)
+        (state,) = find_states(opt_state)
+        yield flat(params), flat(state.mu), flat(state.hess)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_every_step_equals_torch(case, monkeypatch):
+    settings = SETTINGS | case
+    mc_samples = settings.pop("mc_samples", 1)
+    if settings.pop("schedule", False):
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, STEPS)
+    else:
+        schedule = optax.constant_schedule(0.05)
+    rng = np.random.default_rng(0)
+    start = draw_params(rng)
+    batches = [(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))] * STEPS
+    keys = jax.random.split(jax.random.key(1), STEPS)
+    rates = [float(schedule(step)) for step in range(STEPS)]
+
+    ours = run_ours(start, batches, keys, schedule, mc_samples, settings)
+    theirs = run_torch(start, batches, keys, rates, mc_samples, settings, monkeypatch)
+    steps = 0
+    for own, other in zip(ours, theirs, strict=True):
+        for mine, expected in zip(own, other, strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        steps += 1
+    assert steps == STEPS
+    assert np.linalg.norm(own[0] - flat(start)) > 1e-3  # it did move
+    assert math.isfinite(own[2].sum())

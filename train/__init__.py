@@ -1,0 +1,1 @@
+"""Training and evaluation: tasks, data, methods, reports and the command line."""

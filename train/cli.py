@@ -1,0 +1,167 @@
+"""The command line: ``ivon-jax train | evaluate | compare | table | data | models``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ivon_jax.train.config import CompareConfig, DataConfig, Flat, TrainConfig, resolve
+
+Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
+
+
+def train(config: Flat[TrainConfig], out: Out) -> None:
+    """Fine-tunes adapters and writes their posterior.
+
+    Ctrl-C stops after the current step and keeps what was learned; a second one
+    stops at once.
+    """
+    from ivon_jax.train import loop, run
+    from ivon_jax.train.prepare import prepare
+
+    # Twice: names and values are checked before the model is loaded.
+    resolve(config, _family(config.data), num_examples=1)
+    problem = prepare(config)
+    config = resolve(config, problem.task.family, len(problem.train))
+    run.create(out)
+    run.write_config(out, config, **problem.facts)
+    loop.train(
+        problem.model, problem.params, problem.answers, problem.train, config, out
+    )
+    print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
+
+
+def evaluate(
+    directory: tyro.conf.Positional[Path],
+    samples: int = 10,
+    tau: float = 1.0,
+    prune: float = 0.0,
+    chunk_size: int = 1,
+) -> None:
+    """Evaluates a run at its mean and averaged over posterior samples.
+
+    Args:
+        directory: a folder written by ``ivon-jax train``.
+        samples: posterior samples to average.
+        tau: temperature: the posterior variance is divided by it.
+        prune: share of adapter entries set to zero, lowest signal-to-noise first.
+        chunk_size: posterior samples computed at a time.
+    """
+    from ivon_jax.posterior import Posterior
+    from ivon_jax.train import report, run
+    from ivon_jax.train.evaluate import Prediction, predict, score
+    from ivon_jax.train.prepare import prepare
+    from ivon_jax.train.step import Streams
+
+    hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
+    config, facts = run.read_config(directory)
+    posterior = Posterior.load(directory / run.POSTERIOR)
+    problem = prepare(config)
+    for name, value in problem.facts.items():
+        if facts.get(name) != value:
+            raise ValueError(
+                f"{directory}: {name} is now {value}, was {facts.get(name)}"
+            )
+    key = Streams.from_seed(config.seed).ensemble
+    rows = []
+    # A method without a posterior has only its mean.
+    for how in hows if posterior.precision else hows[:1]:
+        log_probs = predict(problem, posterior, how, key, chunk_size=chunk_size)
+        rows.append(score(config.method, how, log_probs, problem.eval.labels))
+        run.write_predictions(directory, how.samples, log_probs, problem.eval.labels)
+    run.write_json(directory / "evaluation.json", {**problem.facts, "rows": rows})
+    print(report.table(rows))
+
+
+def data(config: Flat[DataConfig], seed: int = 0) -> None:
+    """Shows a task: how many examples, and what they look like.
+
+    Args:
+        config: which examples.
+        seed: of the draw of training examples.
+    """
+    from ivon_jax.train.prepare import find_examples, find_task
+    from ivon_jax.train.tasks import TASKS
+
+    print(f"tasks: {', '.join(TASKS)}, custom\n")
+    task = find_task(config)
+    train_examples, eval_examples = find_examples(task, config, seed)
+    print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
+    print(
+        f"{len(eval_examples)} evaluation examples; answers {', '.join(task.words)}\n"
+    )
+    for example in train_examples[:3]:
+        space = " " if task.leading_space else ""
+        print(f"{example.prompt}[{space}{task.words[example.label]}]\n")
+
+
+def models(fetch: str | None = None) -> None:
+    """Lists the models known by name, or fetches one.
+
+    Args:
+        fetch: a name from the list, to download into the cache now.
+    """
+    from ivon_jax.models import known
+
+    if fetch is not None:
+        print(known.fetch(fetch))
+        return
+    print("known by name: " + ", ".join(known.KNOWN))
+    print("also: a hub id, a folder in the hub's layout, or a .gguf file")
+
+
+def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Prints mean and standard error over comparisons that differ by seed.
+
+    Args:
+        directories: folders written by ``ivon-jax compare``.
+    """
+    from ivon_jax.train import report
+
+    runs = []
+    for directory in directories:
+        path = directory / "results.json"
+        try:
+            runs.append(json.loads(path.read_text())["rows"])
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"{path}: not the results of a comparison") from None
+    if not runs:
+        raise ValueError("directories: name at least one comparison")
+    print(report.seeds_table(runs))
+
+
+def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")], out: Out) -> None:
+    """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration."""
+    from ivon_jax.train import report
+    from ivon_jax.train.compare import compare
+
+    print(report.table(compare(config, out)["rows"]))
+
+
+def _family(data: DataConfig) -> str:
+    from ivon_jax.train.prepare import find_task
+
+    return find_task(data).family
+
+
+def main() -> None:
+    """Runs the command; bad input is one line on stderr and exit code 2."""
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "compare": compare,
+        "table": table,
+        "data": data,
+        "models": models,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="ivon-jax")
+    except ValueError as error:
+        print(f"ivon-jax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

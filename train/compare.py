@@ -1,0 +1,134 @@
+"""Adam against IVON-LoRA on the same adapters, batches and examples."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivon_jax.ensemble import average
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import report, run
+from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
+from ivon_jax.train.evaluate import Prediction, predict, score
+from ivon_jax.train.loop import train
+from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.step import Streams
+
+
+def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
+    """Trains, evaluates and reports both methods.
+
+    Args:
+        config: what to compare.
+        out: folder for ``results.json``, ``metrics.jsonl``, ``report.md``, figures,
+            and a run folder for each method.
+
+    Returns:
+        The contents of ``results.json``.
+
+    Raises:
+        ValueError: bad input of any kind, before anything is trained.
+    """
+    sweep = _sweep(config)
+    runs = {name: _train_config(config, name) for name in ("adam", "ivon-lora")}
+    problem = prepare(runs["adam"])
+    n = len(problem.train)
+    runs = {k: resolve(v, problem.task.family, n) for k, v in runs.items()}
+    run.create(out)
+    posteriors, seconds = {}, {}
+    for name, train_config in runs.items():
+        start = time.monotonic()
+        posteriors[name] = _train(problem, train_config, out / name)
+        seconds[name] = round(time.monotonic() - start, 1)
+    key = Streams.from_seed(config.seed).ensemble
+    labels = problem.eval.labels
+    rows, kept = [], {}
+    for name, how in [
+        ("adam", Prediction(samples=0)),
+        ("ivon-lora", Prediction(samples=0)),
+        ("ivon-lora", Prediction(samples=config.samples)),
+        *(("ivon-lora", how) for how in sweep),
+    ]:
+        log_probs = predict(problem, posteriors[name], how, key)
+        rows.append(score(name, how, log_probs, labels))
+        if how not in sweep:
+            kept[report.label(rows[-1])] = np.asarray(average(log_probs))
+            run.write_predictions(out / name, how.samples, log_probs, labels)
+    results = {
+        **problem.facts,
+        "seed": config.seed,
+        "steps": runs["adam"].hyper.steps,
+        "rows": rows,
+        "seconds": seconds,
+        "versions": run.versions(),
+    }
+    run.write_json(out / "results.json", results)
+    _write_report(out, results, kept, labels)
+    return results
+
+
+def _train_config(config: CompareConfig, method: Any) -> TrainConfig:
+    hyper = config.adam if method == "adam" else config.ivon_lora
+    return TrainConfig(
+        config.model, method, config.seed, config.data, config.lora, hyper
+    )
+
+
+def _sweep(config: CompareConfig) -> list[Prediction]:
+    """Every temperature unpruned and every pruning ratio at tau 1, each once.
+
+    All points share the key, so their samples share the noise and differ only by
+    what is swept; and they share one compiled program.
+    """
+    points = [Prediction(config.sweep_samples, tau=tau) for tau in config.taus]
+    points += [Prediction(config.sweep_samples, prune=prune) for prune in config.prunes]
+    return list(dict.fromkeys(points))
+
+
+def _train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
+    run.create(out)
+    run.write_config(out, config, **problem.facts)
+    return train(
+        problem.model, problem.params, problem.answers, problem.train, config, out
+    )
+
+
+def _write_report(
+    out: Path, results: dict[str, Any], kept: dict[str, Any], labels: Any
+) -> None:
+    logs = {
+        name: [json.loads(line) for line in (out / name / run.METRICS).open()]
+        for name in results["seconds"]
+    }
+    lines = [{"method": name, **line} for name in logs for line in logs[name]]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (out / run.METRICS).write_text(text)
+    report.training_curves(out / "training.png", logs)
+    report.reliability(out / "reliability.png", kept, labels)
+    report.trade_off(out / "trade_off.png", results["rows"])
+    (out / "report.md").write_text(_report(results))
+
+
+def _report(results: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    return f"""# {results["task"]}: Adam and IVON-LoRA
+
+{results["model"]}, {results["train_examples"]} training examples, {results["steps"]}
+steps, seed {results["seed"]}; {results["eval_examples"]} evaluation examples.
+
+{report.table(results["rows"])}
+
+ECE with 10 and 15 equal-width bins of the largest probability. Brier is summed over
+classes. Training took {seconds}.
+
+![Training loss](training.png)
+
+![Reliability diagrams](reliability.png)
+
+![Accuracy against calibration](trade_off.png)
+
+{versions}
+"""

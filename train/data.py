@@ -1,0 +1,209 @@
+"""Loading a task's examples, and cutting them into parts.
+
+Nothing here draws random numbers but `subsample` and `validation_split`, and those
+from the seed they are given: the evaluation set never depends on a seed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivon_jax.train.files import SUFFIXES, one_line, read_rows
+from ivon_jax.train.tasks import Example, Source, Split, Task
+
+DATA_DIR_VARIABLE = "IVON_JAX_DATA"
+
+Rows = Iterable[tuple[str, Mapping[str, Any]]]
+
+
+def data_folder(option: Path | None = None) -> Path | None:
+    """The folder of local data sets: the option, else `$IVON_JAX_DATA`, else None."""
+    named = os.environ.get(DATA_DIR_VARIABLE)
+    return option or (Path(named) if named else None)
+
+
+def load_examples(
+    task: Task,
+    split: Split,
+    *,
+    data_dir: Path | None = None,
+    train_file: Path | None = None,
+    eval_file: Path | None = None,
+) -> list[Example]:
+    """All examples of one split, in the source's order, repeats kept.
+
+    A file given for the split is read before anything else; then a task that
+    builds its own rows does so; then `data_dir` is read, and without it the hub.
+
+    Args:
+        task: the task.
+        split: "train" or "eval".
+        data_dir: local data sets in the hub's fields (see `data_folder`).
+        train_file: JSONL, CSV or parquet file of training rows.
+        eval_file: the same for evaluation.
+
+    Raises:
+        ValueError: nothing to read, or a row that is malformed, misses a field or
+            has an impossible label; one line that names file and line.
+    """
+    file = train_file if split == "train" else eval_file
+    place = "the rows"
+    rows: Rows
+    if file is not None:
+        place, rows = str(file), read_rows(file)
+    elif task.rows is not None:
+        built = task.rows(split)
+        rows = ((f"{task.name} row {i}", row) for i, row in enumerate(built, 1))
+    elif task.source is None:
+        raise ValueError(f"task {task.name!r} has no {split} data; pass --{split}-file")
+    elif data_dir is not None:
+        path = _local_file(task.name, task.source, split, data_dir)
+        place, rows = str(path), read_rows(path)
+    else:
+        place, rows = f"hub data set {task.source.hub}", _hub_rows(task.source, split)
+    examples = list(_examples(task, rows))
+    if not examples:
+        raise ValueError(f"{place}: no rows for task {task.name!r} ({split})")
+    return examples
+
+
+def _examples(task: Task, rows: Rows) -> Iterator[Example]:
+    for place, row in rows:
+        try:
+            example = task.example(row)
+            if example is not None:
+                # JSON can spell half a surrogate pair, which no tokenizer takes.
+                example.prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{place}: the text is not valid Unicode") from None
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if example is not None:
+            yield example
+
+
+def _local_file(name: str, source: Source, split: Split, data_dir: Path) -> Path:
+    if not data_dir.is_dir():
+        raise ValueError(f"data folder {data_dir}: no such folder")
+    stem = source.train if split == "train" else source.eval
+    for suffix in SUFFIXES:
+        path = data_dir / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"data folder {data_dir} has no {stem}.jsonl (nor .csv, .parquet), the "
+        f"{split} rows of task {name!r}; pass --{split}-file, or no data folder to "
+        f"read {source.hub} from the hub"
+    )
+
+
+def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    part = source.hub_train if split == "train" else source.hub_eval
+    name = f"hub data set {source.hub} ({source.config or 'default'}, {part})"
+    try:
+        # Imported here: it is slow to load, and local files do not need it.
+        import datasets
+
+        rows = datasets.load_dataset(source.hub, source.config, split=part)
+    # What is raised without a network depends on the HTTP client in use.
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be read; pass --data-dir or set {DATA_DIR_VARIABLE} to use "
+            f"local files: {one_line(error) or type(error).__name__}"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{name} row {number}", row
+
+
+def _by_class(examples: Sequence[Example], rng: np.random.Generator) -> list[list[int]]:
+    """Indices of each class present, in class order, shuffled within the class."""
+    columns: dict[int, list[int]] = {}
+    for i in rng.permutation(len(examples)).tolist():
+        columns.setdefault(examples[i].label, []).append(i)
+    return [columns[label] for label in sorted(columns)]
+
+
+def subsample(
+    examples: Sequence[Example], n: int, seed: int, *, balanced: bool = False
+) -> list[Example]:
+    """Draws `n` examples without replacement, in random order.
+
+    For one seed a smaller draw is the beginning of a larger one, so curves over the
+    number of examples compare nested sets.
+
+    Args:
+        examples: what to draw from.
+        n: how many.
+        seed: any non-negative integer.
+        balanced: take the classes in turn, for as long as each lasts, instead of
+            drawing from all at once.
+
+    Raises:
+        ValueError: `n` is not in 1 .. number of examples.
+    """
+    if not 1 <= n <= len(examples):
+        raise ValueError(f"cannot take {n} examples of {len(examples)} there are")
+    rng = np.random.default_rng(seed)
+    if balanced:
+        turns = [
+            (turn, label, i)
+            for label, column in enumerate(_by_class(examples, rng))
+            for turn, i in enumerate(column)
+        ]
+        order = [i for *_, i in sorted(turns)]
+    else:
+        order = rng.permutation(len(examples)).tolist()
+    return [examples[i] for i in order[:n]]
+
+
+def validation_split(
+    examples: Sequence[Example], n: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Carves a validation part out of training examples, for tuning.
+
+    Every class gives its share of `n`, rounded by largest remainder.
+
+    Args:
+        examples: the training examples.
+        n: size of the validation part.
+        seed: any non-negative integer.
+
+    Returns:
+        The remaining training examples and the validation examples, each in the
+        order they had.
+
+    Raises:
+        ValueError: one of the parts would be empty.
+    """
+    total = len(examples)
+    if not 1 <= n < total:
+        raise ValueError(
+            f"cannot set {n} of {total} training examples aside for validation; "
+            f"legal: 1 to {total - 1}"
+        )
+    columns = _by_class(examples, np.random.default_rng(seed))
+    quotas = [len(column) * n // total for column in columns]
+    # Integers, so that equal remainders are equal: ties go to the first class.
+    remainders = [len(column) * n % total for column in columns]
+    for i in np.argsort([-r for r in remainders], kind="stable")[: n - sum(quotas)]:
+        quotas[i] += 1
+    chosen = {i for column, q in zip(columns, quotas, strict=True) for i in column[:q]}
+    rest = [e for i, e in enumerate(examples) if i not in chosen]
+    return rest, [examples[i] for i in sorted(chosen)]
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """SHA-256 over prompts and labels in order: two equal ones hold the same data.
+
+    >>> fingerprint([Example("a", 0)]) == fingerprint([Example("a", 1)])
+    False
+    """
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.prompt, example.label]).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Predictions of a posterior, and the numbers that judge them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from ivon_jax import metrics
+from ivon_jax.ensemble import average
+from ivon_jax.posterior import Posterior
+from ivon_jax.train.batches import common_prefix_length, eval_batches
+from ivon_jax.train.prepare import Problem
+from ivon_jax.train.progress import progress
+from ivon_jax.train.step import predict_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """How to predict from a posterior.
+
+    Attributes:
+        samples: number of posterior samples; 0 predicts with the mean.
+        tau: temperature: the variance is divided by it.
+        prune: share of entries set to zero, lowest signal-to-noise first.
+    """
+
+    samples: int = 10
+    tau: float = 1.0
+    prune: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        if self.samples < 0:
+            raise ValueError(f"samples: {self.samples} is not >= 0")
+        if not self.tau > 0:
+            raise ValueError(f"tau: {self.tau} is not > 0")
+        if not 0 <= self.prune < 1:
+            raise ValueError(f"prune: {self.prune} is not in [0, 1)")
+
+    def of(self, posterior: Posterior) -> tuple[Posterior, int]:
+        """Returns the posterior to draw from and how many draws to average."""
+        tau = self.tau if self.samples else math.inf
+        return posterior.prune(self.prune).temper(tau), max(self.samples, 1)
+
+
+def predict(
+    problem: Problem,
+    posterior: Posterior,
+    how: Prediction,
+    key: Key[Array, ""],
+    batch_size: int = 32,
+    chunk_size: int | None = 1,
+) -> Float[np.ndarray, "s n c"]:
+    """Computes log-probabilities of the label words for every evaluation example.
+
+    The tokens that all prompts begin with are run once a batch and sample.
+
+    Args:
+        problem: the model and the examples.
+        posterior: of the adapters.
+        how: what to average over.
+        key: of the posterior samples, each one the same for all examples.
+        batch_size: examples at a time.
+        chunk_size: posterior samples at a time; None for all.
+
+    Returns:
+        Log-probabilities of each sample, in the examples' order.
+    """
+    posterior, samples = how.of(posterior)
+    length = common_prefix_length(problem.eval)
+    prefix = jnp.asarray(problem.eval.tokens[0][:length])
+    rest = dataclasses.replace(
+        problem.eval, tokens=tuple(ids[length:] for ids in problem.eval.tokens)
+    )
+    out = np.zeros((samples, len(rest), len(problem.answers)), np.float32)
+    with progress("evaluate", len(rest), every=len(rest)) as report:
+        for batch, indices in eval_batches(rest, batch_size):
+            log_probs = predict_batch(
+                problem.model,
+                problem.params,
+                posterior,
+                problem.answers,
+                prefix,
+                jax.device_put(batch),
+                key,
+                samples,
+                chunk_size,
+            )
+            out[:, indices] = np.asarray(log_probs)[:, : len(indices)]
+            report(len(indices), f"{samples} samples")
+    return out
+
+
+def score(
+    method: str,
+    how: Prediction,
+    log_probs: Float[np.ndarray, "s n c"],
+    labels: Any,
+) -> dict[str, Any]:
+    """Makes one row of a results table.
+
+    Args:
+        method: name of the method.
+        how: how the predictions were made.
+        log_probs: of each sample.
+        labels: the right classes.
+
+    Returns:
+        The row; accuracy and calibration errors as fractions.
+    """
+    summary = metrics.summary(average(jnp.asarray(log_probs)), jnp.asarray(labels))
+    return {
+        "method": method,
+        "predict": "samples" if how.samples else "mean",
+        "samples": how.samples,
+        # JSON has no infinity; at the mean the temperature does not matter.
+        "tau": how.tau,
+        "prune": how.prune,
+        **{name: float(value) for name, value in summary.items()},
+    }

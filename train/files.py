@@ -1,0 +1,129 @@
+"""Reading rows from JSONL, CSV and parquet files, strictly.
+
+JSONL and CSV are read here, with the standard library, because every message has to
+name the line, and because a CSV reader that guesses types turns the text "NA" into
+a missing value and "007" into a number.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ivon_jax.train.fields import shown
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+Row = dict[str, Any]
+
+
+def one_line(text: object) -> str:
+    """A message of someone else's making on one line, and not too long."""
+    return " ".join(str(text).split())[:300]
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yields (place, row) for every row; the place, "file:line", is for messages.
+
+    Blank lines of JSONL and CSV are skipped. For parquet the line is the row's
+    number, from 1. All CSV values are strings.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, or is malformed; one line
+            naming the file and, where there is one, the line.
+    """
+    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        legal = ", ".join(SUFFIXES)
+        raise ValueError(f"{path}: unknown kind of data file; legal: {legal}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                # Spreadsheets put a byte-order mark in front.
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)"
+                ) from None
+            yield number, line
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {shown(twice)} occurs twice")
+    return row
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=_refuse_constant
+    )
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = decoder.decode(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place}: not valid JSON: {one_line(error)}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: not a JSON object but {shown(row)}")
+        yield place, row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
+    reader = csv.reader(text, strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for cells in reader:
+            # A quoted cell may hold line breaks: the row's first line is its place.
+            place, start = f"{path}:{start}", reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if len(set(header)) != len(header):
+                    raise ValueError(f"{place}: a column name occurs twice")
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{place}: {len(cells)} cells under {len(header)} column names"
+                )
+            yield place, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{start}: not valid CSV: {one_line(error)}") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    # Imported here: reading text files does not need it, and it is slow to load.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: not valid parquet: {one_line(error)}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:{number}", row

@@ -1,0 +1,129 @@
+"""From a configuration to everything a run needs in memory."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ivon_jax.lora import Lora
+from ivon_jax.models import load
+from ivon_jax.train.batches import Encoded, answer_tokens, encode
+from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train.data import (
+    data_folder,
+    fingerprint,
+    load_examples,
+    subsample,
+    validation_split,
+)
+from ivon_jax.train.tasks import Example, Task, custom_task, get_task
+
+# The evaluation part of a data set must not depend on the run's seed.
+EVAL_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A model and the examples it is to learn.
+
+    Attributes:
+        task: what is asked.
+        model: the adapted model.
+        params: the frozen base.
+        answers: token of each label word.
+        train: encoded training examples.
+        eval: encoded evaluation examples.
+        facts: fingerprints and counts, recorded with the run.
+    """
+
+    task: Task
+    model: Lora
+    params: Any
+    answers: Int[Array, " c"]
+    train: Encoded
+    eval: Encoded
+    facts: dict[str, Any]
+
+
+def find_task(data: DataConfig) -> Task:
+    """Looks up the task, or builds the user's own.
+
+    Raises:
+        ValueError: unknown task, or options that do not go together.
+    """
+    if data.task != "custom":
+        for name in ("train_file", "eval_file", "prompt", "labels"):
+            if getattr(data, name):
+                raise ValueError(f"{name}: only with --data.task custom")
+        return get_task(data.task, data.prompt_style)
+    for name in ("train_file", "eval_file", "prompt", "labels"):
+        if not getattr(data, name):
+            raise ValueError(f"{name}: needed with --data.task custom")
+    assert data.prompt is not None
+    return custom_task(data.prompt, data.labels)
+
+
+def find_examples(
+    task: Task, data: DataConfig, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Loads and draws the training and evaluation examples.
+
+    Raises:
+        ValueError: missing or malformed data, or fewer examples than asked for.
+    """
+    sources = {
+        "data_dir": data_folder(data.data_dir),
+        "train_file": data.train_file,
+        "eval_file": data.eval_file,
+    }
+    train = load_examples(task, "train", **sources)
+    if data.train_examples is not None:
+        train = subsample(train, data.train_examples, seed, balanced=task.balanced)
+    if data.validation_examples is not None:
+        train, evaluation = validation_split(train, data.validation_examples, seed)
+    else:
+        evaluation = load_examples(task, "eval", **sources)
+    if data.eval_examples is not None:
+        evaluation = subsample(
+            evaluation, data.eval_examples, EVAL_SEED, balanced=task.balanced
+        )
+    return train, evaluation
+
+
+def prepare(config: TrainConfig) -> Problem:
+    """Loads model and data.
+
+    Args:
+        config: need not be resolved.
+
+    Returns:
+        The problem, its parameters on the default device.
+
+    Raises:
+        ValueError: anything wrong with model, data or their fit.
+    """
+    task = find_task(config.data)
+    train, evaluation = find_examples(task, config.data, config.seed)
+    pretrained = load(config.model)
+    answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
+    limit = pretrained.model.config.max_position_embeddings
+    facts = {
+        "task": task.name,
+        "model": pretrained.name,
+        "model_fingerprint": pretrained.fingerprint,
+        "train_examples": len(train),
+        "eval_examples": len(evaluation),
+        "train_fingerprint": fingerprint(train),
+        "eval_fingerprint": fingerprint(evaluation),
+    }
+    return Problem(
+        task,
+        Lora(pretrained.model, config.lora),
+        jax.device_put(pretrained.params),
+        jnp.asarray(answers),
+        encode(pretrained.tokenizer, train, limit),
+        encode(pretrained.tokenizer, evaluation, limit),
+        facts,
+    )

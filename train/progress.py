@@ -1,0 +1,60 @@
+"""Progress on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Called after each step with the units done and what to show."""
+
+    def __call__(self, advance: int, text: str) -> None:
+        """Shows progress."""
+
+
+@contextmanager
+def progress(title: str, total: int, every: int) -> Iterator[Report]:
+    """Shows a bar with speed and time left, or a line every so many units.
+
+    Args:
+        title: what is going on.
+        total: number of units.
+        every: units between two plain lines.
+
+    Yields:
+        The function to call after each unit.
+    """
+    if sys.stderr.isatty():
+        yield from _bar(title, total)
+    else:
+        yield _lines(title, total, every)
+
+
+def _bar(title: str, total: int) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, text="")
+        yield lambda advance, text: bar.update(task, advance=advance, text=text)
+
+
+def _lines(title: str, total: int, every: int) -> Report:
+    start, done = time.monotonic(), 0
+
+    def report(advance: int, text: str) -> None:
+        nonlocal done
+        before, done = done, done + advance
+        if done // every > before // every or done == total:
+            left = (time.monotonic() - start) / done * (total - done)
+            print(f"{title} {done}/{total}  {text}  {left:.0f} s left", file=sys.stderr)
+
+    return report

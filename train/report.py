@@ -1,0 +1,166 @@
+"""Tables and figures of a comparison."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ivon_jax import metrics
+
+COLUMNS = ("accuracy", "ece", "ece15", "nll", "brier")
+COLORS = {"adam": "tab:orange", "ivon-lora": "tab:blue"}
+
+Row = dict[str, Any]
+
+
+def label(row: Row) -> str:
+    """Names a row: the method, and how it predicts."""
+    if row["predict"] == "mean":
+        pruned = f", prune {row['prune']:g}" if row["prune"] else ""
+        return row["method"] + ("" if row["method"] == "adam" else "@mean") + pruned
+    return (
+        f"{row['method']}, {row['samples']} samples, tau {row['tau']:g},"
+        f" prune {row['prune']:g}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Formats rows as a Markdown table; accuracy and ECE in percent."""
+    cells = [["", "accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]]
+    for row in rows:
+        percent = [f"{100 * row[name]:.1f}" for name in COLUMNS[:3]]
+        cells.append([label(row), *percent, f"{row['nll']:.3f}", f"{row['brier']:.3f}"])
+    return markdown(cells)
+
+
+def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
+    """Formats mean and standard error over runs that have the same rows.
+
+    Args:
+        runs: the rows of each run, in the same order.
+
+    Raises:
+        ValueError: the runs were not made alike.
+    """
+    names = [[label(row) for row in rows] for rows in runs]
+    if any(name != names[0] for name in names):
+        raise ValueError("runs: they predict in different ways; compare like with like")
+    cells = [["", "accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]]
+    for same in zip(*runs, strict=True):
+        line = [label(same[0])]
+        for name in COLUMNS:
+            values = np.array([row[name] for row in same])
+            scale, digits = (1, 3) if name in ("nll", "brier") else (100, 1)
+            mean, error = scale * values.mean(), scale * _standard_error(values)
+            line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
+        cells.append(line)
+    return markdown(cells)
+
+
+def _standard_error(values: Float[np.ndarray, " n"]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Lays cells out as an aligned Markdown table, the first row as its head."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
+    """Draws the training loss of each method, smoothed, over faint raw values."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for method, lines in logs.items():
+        steps = [line["step"] for line in lines]
+        loss = np.array([line["loss"] for line in lines])
+        window = max(len(loss) // 20, 1)
+        smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+        axes.plot(steps, loss, color=COLORS[method], alpha=0.15, linewidth=0.8)
+        axes.plot(steps[window - 1 :], smooth, color=COLORS[method], label=method)
+    axes.set(xlabel="step", ylabel="training loss (at the posterior sample)")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def reliability(
+    path: Path,
+    predictions: dict[str, Float[np.ndarray, "n c"]],
+    labels: Int[np.ndarray, " n"],
+    bins: int = 10,
+) -> None:
+    """Draws accuracy against confidence, and how many predictions a bin holds."""
+    figure = _figure(4 * len(predictions), 4.4)
+    panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+    edges = np.linspace(0, 1, bins + 1)
+    for axes, (name, log_probs) in zip(panels, predictions.items(), strict=True):
+        found = metrics.reliability(log_probs, labels, bins)
+        ece = float(metrics.ece(log_probs, labels, bins))
+        count = np.asarray(found.count)
+        style = {"width": 1 / bins, "align": "edge"}
+        axes.bar(edges[:-1], found.accuracy, color="tab:blue", alpha=0.7, **style)
+        share = count / count.sum()
+        axes.bar(edges[:-1], share, color="tab:gray", alpha=0.5, **style)
+        axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
+        axes.set(title=f"{name}\nECE {100 * ece:.1f} %", xlabel="confidence")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    panels[0].set_ylabel("accuracy (blue), share of predictions (gray)")
+    figure.savefig(path, dpi=150)
+
+
+def trade_off(path: Path, rows: Sequence[Row]) -> None:
+    """Draws accuracy against ECE over tau and over pruning, with the Pareto front."""
+    figure = _figure(6.5, 5)
+    axes = figure.subplots()
+    sampled = [row for row in rows if row["predict"] == "samples"]
+    mean = [row for row in rows if row["predict"] == "mean"]
+    # The mean is the end of the temperature curve.
+    at_mean = [row for row in mean if row["method"] != "adam" and not row["prune"]]
+    curves = {
+        "tau": sorted((r for r in sampled if not r["prune"]), key=lambda r: r["tau"])
+        + at_mean,
+        "prune": sorted(
+            (r for r in sampled if r["tau"] == 1), key=lambda r: r["prune"]
+        ),
+    }
+    for (name, curve), marker in zip(curves.items(), "os", strict=True):
+        axes.plot(*_points(curve), marker=marker, linestyle="--", label=f"over {name}")
+        for row in curve:
+            value = "∞" if row["predict"] == "mean" else f"{row[name]:g}"
+            where = (100 * row["ece"], 100 * row["accuracy"])
+            axes.annotate(value, where, textcoords="offset points", xytext=(5, 4))
+    front = pareto_front(curves["tau"] + curves["prune"])
+    axes.plot(*_points(front), color="red", linewidth=1, label="Pareto front")
+    adam = [row for row in mean if row["method"] == "adam"]
+    axes.plot(*_points(adam), "*", color="tab:orange", markersize=14, label="Adam")
+    axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows that no other beats in both ECE and accuracy, by ECE."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["ece"], -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
+            front.append(row)
+    return front
+
+
+def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    return [100 * r["ece"] for r in rows], [100 * r["accuracy"] for r in rows]
+
+
+def _figure(width: float, height: float) -> Any:
+    # Not pyplot: it keeps figures and a backend in global state.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,94 @@
+"""A run's folder: what it was, how it went, what came out."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+import ivon_jax
+from ivon_jax.files import write_bytes
+from ivon_jax.train.config import TrainConfig, from_json, to_json
+
+CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
+PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that can change a result."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "ivon-jax": ivon_jax.__version__,
+        "python": platform.python_version(),
+        **found,
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def create(out: Path) -> None:
+    """Makes the folder of a new run.
+
+    Raises:
+        ValueError: it exists and is not empty, or cannot be made.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: holds another run; choose a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be made ({error.strerror})") from None
+
+
+def write_config(out: Path, config: TrainConfig, **facts: Any) -> None:
+    """Records what the run is, before it starts.
+
+    Args:
+        out: the run's folder.
+        config: resolved.
+        **facts: fingerprints and counts that the configuration alone does not fix.
+    """
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    values = {"config": to_json(config), "started": started, "versions": versions()}
+    write_json(out / CONFIG, values | facts)
+
+
+def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """Reads a run's configuration and recorded facts.
+
+    Raises:
+        ValueError: the folder is no run, or its configuration is damaged.
+    """
+    path = out / CONFIG
+    try:
+        values = json.loads(path.read_text())
+        return from_json(values.pop("config")), values
+    except OSError:
+        raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from None
+
+
+def write_predictions(
+    out: Path, samples: int, log_probs: Float[np.ndarray, "s n c"], labels: Any
+) -> None:
+    """Stores per-example log-probabilities of every sample, and the labels.
+
+    Args:
+        out: the run's folder.
+        samples: 0 for the mean; part of the file's name.
+        log_probs: of each sample.
+        labels: the right classes.
+    """
+    from safetensors.numpy import save
+
+    tensors = {"log_probs": log_probs, "labels": np.asarray(labels)}
+    name = f"predictions-{samples or 'mean'}.safetensors"
+    write_bytes(out / name, save(tensors))

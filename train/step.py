@@ -1,0 +1,157 @@
+"""The jitted functions: one training step, and one batch of predictions."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from ivon_jax.ensemble import ensemble_log_probs
+from ivon_jax.lora import Lora
+from ivon_jax.posterior import Posterior
+from ivon_jax.train.batches import Batch
+from ivon_jax.train.methods import Method
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: Int[Array, ""]  # int32
+    adapters: PyTree
+    method: PyTree
+
+
+class Streams(NamedTuple):
+    """Independent keys of one run, all from its seed."""
+
+    adapters: Key[Array, ""]
+    noise: Key[Array, ""]
+    dropout: Key[Array, ""]
+    ensemble: Key[Array, ""]
+
+    @classmethod
+    def from_seed(cls, seed: int) -> "Streams":
+        """Folds a fixed number per stream into the seed's key."""
+        key = jax.random.key(seed)
+        return cls(*(jax.random.fold_in(key, i) for i in range(len(cls._fields))))
+
+
+def answer_logits(
+    model: Lora,
+    params: PyTree,
+    adapters: PyTree,
+    answers: Int[Array, " c"],
+    batch: Batch,
+    prefix: Int[Array, " p"] | None = None,
+    **apply_args: Any,
+) -> Float[Array, "b c"]:
+    """Computes the label words' logits after each prompt's last token.
+
+    Only the label words' rows of the output embedding are used: no tensor of the
+    vocabulary's size is formed.
+
+    Args:
+        model: the adapted model.
+        params: the base model's parameters.
+        adapters: its ``lora`` collection.
+        answers: token of each label word.
+        batch: prompts, without the prefix if one is given.
+        prefix: tokens all prompts begin with, run once for the whole batch.
+        **apply_args: for `Lora.apply`, as ``rngs``.
+
+    Returns:
+        Logits, float32.
+    """
+    variables = {"params": params, "lora": adapters}
+    past = None
+    if prefix is not None and len(prefix):
+        _, past = model.apply(variables, prefix[None], return_cache=True)
+    hidden = model.apply(variables, batch.tokens, past=past, **apply_args)
+    last = hidden[jnp.arange(len(hidden)), batch.lengths - 1]
+    return model.base.apply({"params": params}, last, answers, method="unembed")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnums=2)
+def train_step(
+    model: Lora,
+    method: Method,
+    state: TrainState,
+    params: PyTree,
+    answers: Int[Array, " c"],
+    batch: Batch,
+    streams: Streams,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """Takes one step; a step with a non-finite loss or gradient changes nothing.
+
+    Args:
+        model: the adapted model.
+        method: how to step.
+        state: the current state; its buffers are reused.
+        params: the frozen base.
+        answers: token of each label word.
+        batch: the examples.
+        streams: the run's keys; the step number is folded in.
+
+    Returns:
+        The next state and this step's scalars, among them ``finite``.
+    """
+    dropout = jax.random.fold_in(streams.dropout, state.step)
+
+    def loss_fn(adapters: PyTree) -> Float[Array, ""]:
+        logits = answer_logits(
+            model, params, adapters, answers, batch, rngs={"dropout": dropout}
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return jnp.mean(losses)
+
+    key = jax.random.fold_in(streams.noise, state.step)
+    loss, adapters, method_state, logs = method.step(
+        loss_fn, key, state.adapters, state.method
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(logs["grad_norm"])
+    adapters, method_state = _select(
+        finite, (adapters, method_state), (state.adapters, state.method)
+    )
+    logs = {"loss": loss, **logs, "finite": finite.astype(jnp.float32)}
+    return TrainState(state.step + 1, adapters, method_state), logs
+
+
+def _select(choose_new: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda n, o: jnp.where(choose_new, n, o), new, old)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "samples", "chunk_size"))
+def predict_batch(
+    model: Lora,
+    params: PyTree,
+    posterior: Posterior,
+    answers: Int[Array, " c"],
+    prefix: Int[Array, " p"],
+    batch: Batch,
+    key: Key[Array, ""],
+    samples: int,
+    chunk_size: int | None,
+) -> Float[Array, "s b c"]:
+    """Computes each posterior sample's log-probabilities of the label words.
+
+    Args:
+        model: the adapted model.
+        params: the frozen base.
+        posterior: of the adapters.
+        answers: token of each label word.
+        prefix: tokens that all prompts begin with and `batch` lacks.
+        batch: the rest of the prompts.
+        key: the ensemble's key.
+        samples: number of samples s.
+        chunk_size: see `ensemble_log_probs`.
+
+    Returns:
+        Log-probabilities.
+    """
+
+    def logits_fn(adapters: PyTree) -> Float[Array, "b c"]:
+        return answer_logits(model, params, adapters, answers, batch, prefix)
+
+    return ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size)

@@ -1,0 +1,284 @@
+"""Tasks: how a raw row becomes a prompt and a class, and where its rows live.
+
+Every task here is classification by label word: the model reads the prompt, and
+only the next-token scores of `Task.words` count. Prompt, target and metric are
+separate fields, so a task with another target can reuse the rest.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from ivon_jax.train import choices, cities
+from ivon_jax.train.fields import Template, class_index, field, shown
+
+Row = Mapping[str, Any]
+Split = Literal["train", "eval"]
+
+PROMPT_STYLES = ("paper_code", "paper_table")
+
+
+class Example(NamedTuple):
+    """One prompt and the index of its right word in `Task.words`."""
+
+    prompt: str
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a task's rows are, on the hub and in a local data folder.
+
+    Attributes:
+        hub: data set id on the Hugging Face hub.
+        config: its configuration, None where it has a single one.
+        train: file of training rows below the data folder, without suffix.
+        eval: file of evaluation rows below the data folder, without suffix.
+        hub_train: split of the hub data set that is trained on.
+        hub_eval: split of the hub data set that is evaluated on; the official
+            test splits carry no labels, so it is the validation split.
+    """
+
+    hub: str
+    config: str | None
+    train: str
+    eval: str
+    hub_train: str = "train"
+    hub_eval: str = "validation"
+
+
+def _keep_all(row: Row) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A classification task.
+
+    Attributes:
+        name: what `--task` calls it.
+        family: "commonsense", "glue" or "custom"; chooses the presets.
+        prompt: raw row to prompt.
+        target: raw row to class index.
+        words: label words in class order, without leading blank.
+        leading_space: whether the answer token is that of " word" (what a model
+            emits after "Answer:") or of the bare word.
+        keep: rows it refuses are left out, silently: the published protocol.
+        source: hub and local location; None if rows come from elsewhere.
+        rows: builds the rows of a split, for a task that needs no files.
+        balanced: whether a subsample takes equally many of every class.
+        metric: the headline metric.
+    """
+
+    name: str
+    family: Literal["commonsense", "glue", "custom"]
+    prompt: Callable[[Row], str]
+    target: Callable[[Row], int]
+    words: tuple[str, ...]
+    leading_space: bool = True
+    keep: Callable[[Row], bool] = _keep_all
+    source: Source | None = None
+    rows: Callable[[Split], list[dict[str, str]]] | None = None
+    balanced: bool = False
+    metric: str = "accuracy"
+
+    def example(self, row: Row) -> Example | None:
+        """Turns a row into an example, or None if the task leaves it out.
+
+        Raises:
+            ValueError: a field is missing or has a value the task does not know.
+        """
+        if not self.keep(row):
+            return None
+        return Example(self.prompt(row), self.target(row))
+
+
+def _choice_task(name: str, question: str, source: Source) -> Task:
+    return Task(
+        name,
+        "commonsense",
+        choices.choice_prompt(question),
+        choices.choice_target,
+        choices.LETTERS,
+        keep=choices.four_choices,
+        source=source,
+    )
+
+
+def _winogrande(size: str, style: str) -> Task:
+    options = {
+        # The published code forgets the full stop after B, and adds one per option.
+        "paper_code": "A. {option1}. B {option2}.",
+        "paper_table": "A. {option1} B. {option2}",
+    }[style]
+    prompt = Template(
+        "Select one of the choices that answers the following question: "
+        f"{{sentence}} Choices: {options} Answer:"
+    )
+    name = f"winogrande_{size}"
+    # One validation split serves every training size.
+    source = Source(
+        "allenai/winogrande", name, f"{name}/train", "winogrande/validation"
+    )
+    return Task(name, "commonsense", prompt, _option, ("A", "B"), source=source)
+
+
+def _option(row: Row) -> int:
+    answer = str(field(row, "answer"))
+    if answer not in ("1", "2"):
+        raise ValueError(f"answer {shown(answer)} is neither '1' nor '2'")
+    return int(answer) - 1
+
+
+def _truth(row: Row) -> int:
+    answer = field(row, "answer")
+    named = {"false": 0, "true": 1}.get(str(answer).lower())
+    if named is None or not isinstance(answer, bool | str):
+        raise ValueError(f"answer {shown(answer)} is neither true nor false")
+    return named
+
+
+def _continent(row: Row) -> int:
+    return class_index(field(row, "continent"), cities.CONTINENTS)
+
+
+def _label(count: int) -> Callable[[Row], int]:
+    unnamed = ("",) * count
+    return lambda row: class_index(field(row, "label"), unnamed)
+
+
+# Prompts of our own: the paper classifies GLUE with a head, not with label words.
+_GLUE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sst2": ("Review: {sentence}\nSentiment:", ("negative", "positive")),
+    "cola": (
+        "Sentence: {sentence}\nIs this sentence grammatical? Answer:",
+        ("no", "yes"),
+    ),
+    "rte": (
+        "Premise: {sentence1}\nHypothesis: {sentence2}\n"
+        "Does the premise entail the hypothesis? Answer:",
+        ("yes", "no"),
+    ),
+    "mrpc": (
+        "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
+        "Do both sentences mean the same? Answer:",
+        ("no", "yes"),
+    ),
+    "qnli": (
+        "Question: {question}\nSentence: {sentence}\n"
+        "Does the sentence answer the question? Answer:",
+        ("yes", "no"),
+    ),
+}
+
+# name: (field of the question, hub id, configuration, local folder)
+_CHOICE = {
+    "arc_challenge": ("question", "allenai/ai2_arc", "ARC-Challenge", "ARC-Challenge"),
+    "arc_easy": ("question", "allenai/ai2_arc", "ARC-Easy", "ARC-Easy"),
+    "openbookqa": ("question_stem", "allenai/openbookqa", "main", "openbookqa"),
+}
+
+TASKS = (
+    "city-continent",
+    "winogrande_s",
+    "winogrande_m",
+    *_CHOICE,
+    "boolq",
+    *_GLUE,
+)
+
+
+def get_task(name: str, prompt_style: str = "paper_code") -> Task:
+    """Looks a built-in task up.
+
+    Args:
+        name: one of `TASKS`.
+        prompt_style: "paper_code" for the prompts of the code the paper's numbers
+            come from, "paper_table" for those its Table 8 prints. They differ for
+            WinoGrande only; the preprocessing of choices is the code's in both.
+
+    Raises:
+        ValueError: unknown name or style; the message lists the legal ones.
+
+    >>> get_task("boolq").words
+    ('False', 'True')
+    """
+    if prompt_style not in PROMPT_STYLES:
+        legal = ", ".join(PROMPT_STYLES)
+        raise ValueError(f"unknown prompt style {shown(prompt_style)}; legal: {legal}")
+    if name == "city-continent":
+        return Task(
+            name,
+            "commonsense",
+            Template("Question: On which continent is the city of {name}? Answer:"),
+            _continent,
+            cities.CONTINENTS,
+            rows=cities.city_rows,
+            balanced=True,
+        )
+    if name in ("winogrande_s", "winogrande_m"):
+        return _winogrande(name[-1], prompt_style)
+    if name in _CHOICE:
+        question, hub, config, folder = _CHOICE[name]
+        source = Source(hub, config, f"{folder}/train", f"{folder}/validation")
+        return _choice_task(name, question, source)
+    if name == "boolq":
+        prompt = Template(
+            "Answer the question with only True or False: {question} Context: {passage}"
+        )
+        source = Source("google/boolq", None, "boolq/train", "boolq/validation")
+        words = ("False", "True")
+        return Task(name, "commonsense", prompt, _truth, words, source=source)
+    if name in _GLUE:
+        template, glue_words = _GLUE[name]
+        prompt = Template(template, strip=True)
+        source = Source("nyu-mll/glue", name, f"{name}/train", f"{name}/validation")
+        target = _label(len(glue_words))
+        return Task(name, "glue", prompt, target, glue_words, source=source)
+    raise ValueError(f"unknown task {shown(name)}; legal: {', '.join(TASKS)}")
+
+
+def custom_task(
+    prompt: str,
+    labels: tuple[str, ...],
+    *,
+    label_field: str = "label",
+    leading_space: bool = True,
+) -> Task:
+    """Makes a task of a user's prompt template and label words.
+
+    Args:
+        prompt: template with `{field}` placeholders, `{{` for a brace.
+        labels: the label words in class order.
+        label_field: field of a row holding its class: one of `labels`, or its
+            index. If any label is itself a number, only the former.
+        leading_space: see `Task`.
+
+    Raises:
+        ValueError: a template without field, with the label in it, or malformed;
+            fewer than two labels, an empty or a repeated one.
+
+    >>> task = custom_task("Text: {text} Topic:", ("sport", "art"))
+    >>> task.example({"text": "A late goal.", "label": "sport"})
+    Example(prompt='Text: A late goal. Topic:', label=0)
+    """
+    words = tuple(label.strip() for label in labels)
+    if len(words) < 2 or not all(words) or len(set(words)) != len(words):
+        raise ValueError(
+            f"labels {shown(list(labels))}: at least two, distinct and not empty"
+        )
+    template = Template(prompt)
+    if not template.names:
+        raise ValueError(f"prompt {shown(prompt)} has no {{field}} placeholder")
+    if label_field in template.names:
+        raise ValueError(f"prompt {shown(prompt)} shows the answer, {{{label_field}}}")
+    if leading_space and prompt.endswith(" "):
+        raise ValueError(
+            f"prompt {shown(prompt)} ends in a blank, but every label word starts "
+            "with one; drop the blank or the leading space of the labels"
+        )
+
+    def target(row: Row) -> int:
+        return class_index(field(row, label_field), words)
+
+    return Task("custom", "custom", template, target, words, leading_space)
