@@ -27,7 +27,7 @@ class Llama3Rope:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class LlamaConfig:
             num_attention_heads=heads,
             num_key_value_heads=_or(config.get("num_key_value_heads"), heads),
             head_dim=_or(config.get("head_dim"), _head_dim(hidden, heads)),
-            rms_norm_eps=_get(config, "rms_norm_eps"),
+            rms_norm_eps=_number("rms_norm_eps", _get(config, "rms_norm_eps")),
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=config.get("tie_word_embeddings", False),
@@ -143,6 +143,11 @@ def _is_positive(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 < value < math.inf
+
+
+def _number(field: str, value: Any) -> float:
+    _check(_is_positive(value), field, value, "a positive number")
+    return float(value)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -172,8 +177,9 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
     _check(quantization is None, "quantization_config", quantization, "none")
     window = config.get("use_sliding_window", False)
     _check(not window, "use_sliding_window", window, "false")
-    kinds = set(_or(config.get("layer_types"), ())) - {"full_attention"}
-    _check(not kinds, "layer_types", sorted(map(str, kinds)), "full_attention only")
+    layers = _or(config.get("layer_types"), [])
+    full = isinstance(layers, list) and all(x == "full_attention" for x in layers)
+    _check(full, "layer_types", layers, "a list of full_attention only")
     partial = config.get("partial_rotary_factor", 1.0)
     _check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
 
@@ -181,15 +187,18 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
 def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Rope | None]:
     rope = _or(_or(config.get("rope_parameters"), config.get("rope_scaling")), {})
     _check(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
+    names = [field.name for field in dataclasses.fields(Llama3Rope)]
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *names}
+    unknown = sorted(rope.keys() - known)
+    _check(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
     theta = _or(rope.get("rope_theta"), _or(config.get("rope_theta"), 10_000.0))
-    kind = _or(rope.get("rope_type"), rope.get("type", "default"))
-    _check(kind in ("default", "llama3"), "rope_type", kind, "default or llama3")
+    theta = _number("rope_theta", theta)
     partial = _or(rope.get("partial_rotary_factor"), 1.0)
     _check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    kind = _or(rope.get("rope_type"), rope.get("type", "default"))
+    _check(kind in ("default", "llama3"), "rope_type", kind, "default or llama3")
     if kind == "default":
         return theta, None
-    names = [field.name for field in dataclasses.fields(Llama3Rope)]
-    for name in names:
-        value = rope.get(name)
-        _check(_is_positive(value), f"rope_scaling.{name}", value, "a positive number")
-    return theta, Llama3Rope(*(rope[name] for name in names))
+    return theta, Llama3Rope(
+        *(_number(f"rope_scaling.{name}", rope.get(name)) for name in names)
+    )

@@ -107,9 +107,11 @@ class Attention(_Projecting):
         value = self.v_proj(x).reshape(heads)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
-        out = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=mask is None
-        )
+        # JAX's function mixes 16 and 32 bits, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            out = jax.nn.dot_product_attention(
+                query, key, value, mask=mask, is_causal=mask is None
+            )
         return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
 
 

@@ -18,7 +18,8 @@ peer = pytest.importorskip("ivon")
 
 STEPS = 50
 TOLERANCE = 1e-10
-SETTINGS = dict(ess=50.0, hess_init=0.3, beta1=0.8, beta2=0.97, weight_decay=0.02)
+# torch rounds hess_init to float32, so it is one that float32 has exactly.
+SETTINGS = dict(ess=50.0, hess_init=0.25, beta1=0.8, beta2=0.97, weight_decay=0.02)
 CASES = {
     "authors' defaults": dict(
         hess_init=1.0, beta1=0.9, beta2=0.99999, weight_decay=1e-4
@@ -60,7 +61,7 @@ def draw_params(rng):
 
 def loss(xp, params, x, y):
     """The mean loss of a small network, in either library."""
-    hidden = xp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    hidden = xp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"][None])
     out = params["scale"] * (hidden @ params["last"])
     return ((out - y) ** 2).mean()
 
@@ -78,12 +79,17 @@ def replay(noise):
 
 def flat_noise(keys, params, mc_samples):
     """The noise of every step and sample as one vector in parameter order."""
-    for key, index in itertools.product(keys, range(mc_samples)):
+
+    @jax.jit
+    def draw(key, index):
         leaves = [
             standard_normal(key, name, leaf, index)
             for name, leaf in by_path(params).items()
         ]
-        yield np.concatenate([np.ravel(z) for z in leaves])
+        return jnp.concatenate([jnp.ravel(z) for z in leaves])
+
+    for key, index in itertools.product(keys, range(mc_samples)):
+        yield np.array(draw(key, index))
 
 
 def flat(tree):
@@ -139,9 +145,9 @@ def test_every_step_equals_torch(case, monkeypatch):
     settings = SETTINGS | case
     mc_samples = settings.pop("mc_samples", 1)
     if settings.pop("schedule", False):
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, STEPS)
+        schedule = lambda count: 0.1 * jnp.sin(jnp.asarray(count, float) / 16)  # noqa: E731
     else:
-        schedule = optax.constant_schedule(0.05)
+        schedule = lambda count: 0.05  # noqa: E731
     rng = np.random.default_rng(0)
     start = draw_params(rng)
     batches = [(rng.normal(size=(8, 3)), rng.normal(size=(8, 2)))] * STEPS

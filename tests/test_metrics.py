@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ivon_jax import metrics
 
-SHAPES = [(1, 2), (10, 3), (64, 4), (257, 10)]
+SHAPES = [(1, 2), (10, 3), (150, 7)]
 SCALAR_METRICS = [
     metrics.accuracy,
     metrics.nll,
@@ -89,8 +89,8 @@ def numpy_gap(confidence, correct, groups):
 
 
 def numpy_ece(confidence, correct, bins):
-    """Right-closed bins, one comparison of exact rationals per edge."""
-    scaled = confidence * bins
+    """Right-closed bins; rounding makes k/bins * bins the integer k."""
+    scaled = np.round(confidence * bins, 9)
     groups = [
         np.flatnonzero((scaled > lo) & (scaled <= lo + 1) | (scaled == 0) & (lo == 0))
         for lo in range(bins)
@@ -215,7 +215,11 @@ def test_entropy_equals_scipy(seed, shape, scale):
 def test_ece_equals_the_definition(seed, shape, scale, bins):
     log_probs, labels = predictions(seed, shape, scale)
     log_confidence, correct = numpy_top(log_probs, labels)
-    expected = numpy_ece(np.exp(log_confidence), correct, bins)
+    confidence = np.exp(log_confidence)
+    # On an edge float32 decides; the edges have tests of their own.
+    edges = np.arange(1, bins) / bins
+    assume((np.abs(confidence[:, None] - edges) > 1e-5).all())
+    expected = numpy_ece(confidence, correct, bins)
     np.testing.assert_allclose(fast.ece(log_probs, labels, bins), expected, atol=2e-6)
 
 
@@ -244,13 +248,12 @@ def test_adaptive_ece_with_ties_equals_the_definition(n, bins):
 @few
 def test_aurc_equals_the_definition(seed, shape, scale):
     log_probs, labels = predictions(seed, shape, scale)
-    # Rounding to float32 can make ties: spread them, which the definition needs.
+    # Spread the confidences that are equal in float32: the definition has no ties.
     log_probs -= 1e-4 * jnp.arange(shape[0], dtype=jnp.float32)[:, None]
     confidence, correct = numpy_top(log_probs, labels)
-    if len(np.unique(confidence)) == shape[0]:
-        np.testing.assert_allclose(
-            fast.aurc(log_probs, labels), numpy_aurc(confidence, correct), atol=1e-6
-        )
+    assume(len(np.unique(confidence)) == shape[0])
+    expected = numpy_aurc(confidence, correct)
+    np.testing.assert_allclose(fast.aurc(log_probs, labels), expected, atol=1e-6)
 
 
 def test_aurc_of_ties_is_the_mean_over_their_orders():
@@ -294,6 +297,7 @@ def test_identical_samples_have_no_mutual_information(seed, shape, scale):
     log_probs, _ = predictions(seed, shape, scale)
     actual = fast.mutual_information(jnp.stack([log_probs] * 3))
     np.testing.assert_allclose(actual, 0, atol=1e-6)
+    assert (actual >= 0).all()
 
 
 @cases(samples=st.sampled_from([2, 5]))
@@ -346,11 +350,7 @@ def test_ece_on_and_beside_edges_equals_the_float64_reference(bins):
     edges = np.arange(bins // 2 + 1, bins + 1) / bins
     confidence = np.concatenate([edges, edges - 1e-4, edges[:-1] + 1e-4, [0.5]])
     labels = np.random.default_rng(bins).integers(2, size=len(confidence))
-    # Rounded so that k/bins * bins is k exactly, whatever the division lost.
-    reference = np.round(confidence * bins, 9) / bins
-    scaled = reference * bins
-    assert (np.abs(scaled - np.round(scaled)) < 1e-12).sum() >= len(edges)
-    expected = numpy_ece(np.round(scaled, 9) / bins, 1.0 - labels, bins)
+    expected = numpy_ece(confidence, 1.0 - labels, bins)
     actual = fast.ece(binary(confidence), jnp.asarray(labels, jnp.int32), bins)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
@@ -480,8 +480,9 @@ def test_shapes_that_would_broadcast_are_an_error(metric, shape):
 # Types and transformations
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("label_dtype", [jnp.int8, jnp.int32])
+@pytest.mark.parametrize(
+    ("dtype", "label_dtype"), [(jnp.float16, jnp.int8), (jnp.bfloat16, jnp.int32)]
+)
 def test_16_bit_inputs_are_computed_in_float32(dtype, label_dtype):
     log_probs, labels = predictions(3, (100, 5), 2.0)
     log_probs, labels = log_probs.astype(dtype), labels.astype(label_dtype)

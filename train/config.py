@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import types
+import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -47,36 +49,56 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 PRESETS["custom"] = PRESETS["commonsense"]
 
 
+def _unset(metavar: str, meaning: str) -> Any:
+    """Says in the command line's help what leaving an option out means."""
+    hint = f"(default: {meaning})"
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+def _preset(metavar: str, name: str) -> Any:
+    """Shows a hyper-parameter's presets as its defaults."""
+    shown = {
+        family: ", ".join(
+            f"{part} {values[name]:g}".removeprefix("run ")
+            for part, values in PRESETS[family].items()
+            if name in values
+        )
+        for family in ("commonsense", "glue")
+    }
+    meaning = "; ".join(f"{k}: {v}" for k, v in shown.items() if v)
+    return _unset(metavar, meaning)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which examples to train and evaluate on.
 
     Attributes:
-        task: a known task (``ivon-jax data`` lists them), or ``custom`` for your own
+        task: a known task ("ivon-jax data" lists them), or "custom" for your own
             files.
-        data_dir: folder with the task's files in the hub's fields; default: the
-            environment variable IVON_JAX_DATA, else the hub.
-        train_examples: train on this many, drawn with the seed; default: all.
-        eval_examples: evaluate on this many, the same for every seed; default: all.
+        data_dir: folder with the task's files in the hub's fields.
+        train_examples: train on this many, drawn with the seed.
+        eval_examples: evaluate on this many, the same for every seed.
         validation_examples: hold this many training examples out and evaluate on
             them instead, to choose hyper-parameters.
         prompt_style: where the paper's table and its predecessors' code differ.
-        train_file: custom task: JSONL, CSV or parquet to train on.
+        train_file: custom task: JSONL, CSV or parquet to train on; the field
+            "label" holds a label word or its number, from 0.
         eval_file: custom task: the same to evaluate on.
         prompt: custom task: template with {field} places.
-        labels: custom task: the label words, in class order.
+        labels: custom task: the label words in class order, separated by blanks.
     """
 
     task: str = "city-continent"
-    data_dir: Path | None = None
-    train_examples: int | None = None
-    eval_examples: int | None = None
-    validation_examples: int | None = None
+    data_dir: Annotated[Path | None, _unset("PATH", "$IVON_JAX_DATA, else hub")] = None
+    train_examples: Annotated[int | None, _unset("INT", "all")] = None
+    eval_examples: Annotated[int | None, _unset("INT", "all")] = None
+    validation_examples: Annotated[int | None, _unset("INT", "none")] = None
     prompt_style: Literal["paper_code", "paper_table"] = "paper_code"
-    train_file: Path | None = None
-    eval_file: Path | None = None
-    prompt: str | None = None
-    labels: tuple[str, ...] = ()
+    train_file: Annotated[Path | None, _unset("PATH", "none")] = None
+    eval_file: Annotated[Path | None, _unset("PATH", "none")] = None
+    prompt: Annotated[str | None, _unset("STR", "none")] = None
+    labels: Annotated[tuple[str, ...], _unset("STR [STR ...]", "none")] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +107,8 @@ class MethodConfig:
 
     Attributes:
         steps: training steps.
-        warmup: steps over which the learning rate rises.
+        warmup: steps over which the learning rate rises; with other steps than the
+            preset's, the same share of them.
         batch_size: examples a step.
         learning_rate: peak of the linear schedule.
         beta1: decay of the momentum.
@@ -98,18 +121,18 @@ class MethodConfig:
         mc_samples: IVON-LoRA only: posterior samples a step.
     """
 
-    steps: int | None = None
-    warmup: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    eps: float | None = None
-    gamma: float | None = None
-    ess: float | None = None
-    hess_init: float | None = None
-    clip_radius: float | None = None
-    mc_samples: int | None = None
+    steps: Annotated[int | None, _preset("INT", "steps")] = None
+    warmup: Annotated[int | None, _preset("INT", "warmup")] = None
+    batch_size: Annotated[int | None, _preset("INT", "batch_size")] = None
+    learning_rate: Annotated[float | None, _preset("FLOAT", "learning_rate")] = None
+    beta1: Annotated[float | None, _preset("FLOAT", "beta1")] = None
+    beta2: Annotated[float | None, _preset("FLOAT", "beta2")] = None
+    eps: Annotated[float | None, _preset("FLOAT", "eps")] = None
+    gamma: Annotated[float | None, _preset("FLOAT", "gamma")] = None
+    ess: Annotated[float | None, _preset("FLOAT", "ess")] = None
+    hess_init: Annotated[float | None, _preset("FLOAT", "hess_init")] = None
+    clip_radius: Annotated[float | None, _preset("FLOAT", "clip_radius")] = None
+    mc_samples: Annotated[int | None, _preset("INT", "mc_samples")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +140,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        model: a known name (``ivon-jax models`` lists them), a hub id, a folder in
-            the hub's layout, or a ``.gguf`` file.
+        model: a known name ("ivon-jax models" lists them), a hub id, a folder in
+            the hub's layout, or a .gguf file.
         method: how to fit the adapters.
         seed: of adapters, batches, dropout and posterior noise.
         data: which examples.
@@ -129,9 +152,9 @@ class TrainConfig:
     model: str = "smollm2-135m-instruct"
     method: MethodName = "ivon-lora"
     seed: int = 0
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    hyper: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    data: Flat[DataConfig] = dataclasses.field(default_factory=DataConfig)
+    lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
+    hyper: Flat[MethodConfig] = dataclasses.field(default_factory=MethodConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +162,13 @@ class CompareConfig:
     """A comparison.
 
     Attributes:
-        model: see ``ivon-jax train``.
+        model: a known name ("ivon-jax models" lists them), a hub id, a folder in
+            the hub's layout, or a .gguf file.
         seed: of adapters, batches, dropout and noise, the same for both methods.
         data: which examples.
         lora: what to adapt.
-        adam: Adam's hyper-parameters.
-        ivon_lora: IVON-LoRA's.
+        adam: how to train Adam.
+        ivon_lora: how to train IVON-LoRA.
         samples: posterior samples to average in the main comparison.
         sweep_samples: posterior samples of each point of the sweep.
         taus: temperatures to sweep.
@@ -153,18 +177,20 @@ class CompareConfig:
 
     model: str = "smollm2-135m-instruct"
     seed: int = 0
-    data: tyro.conf.OmitArgPrefixes[DataConfig] = dataclasses.field(
-        default_factory=DataConfig
-    )
-    lora: tyro.conf.OmitArgPrefixes[LoraConfig] = dataclasses.field(
-        default_factory=LoraConfig
-    )
+    data: Flat[DataConfig] = dataclasses.field(default_factory=DataConfig)
+    lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
     adam: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     ivon_lora: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     samples: int = 10
     sweep_samples: int = 4
-    taus: tuple[float, ...] = ()
-    prunes: tuple[float, ...] = ()
+    taus: Annotated[tuple[float, ...], _unset("FLOAT [FLOAT ...]", "none")] = ()
+    prunes: Annotated[tuple[float, ...], _unset("FLOAT [FLOAT ...]", "none")] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the numbers of samples."""
+        for name in ("samples", "sweep_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not >= 1")
 
 
 def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
@@ -181,6 +207,8 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
     Raises:
         ValueError: a hyper-parameter the method does not have, or out of range.
     """
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed: {config.seed} is not in [0, 2^32)")
     preset = PRESETS[family]
     given = {k: v for k, v in vars(config.hyper).items() if v is not None}
     legal = preset["run"] | preset[config.method]
@@ -204,13 +232,21 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
         share = defaults["warmup"] / defaults["steps"]
         values["warmup"] = round(share * values["steps"])
     for name, value in values.items():
-        if not math.isfinite(value) or value < 0 or (name in POSITIVE and value == 0):
-            raise ValueError(f"{name}: {value} is out of range")
+        _check_range(name, value)
+    if values["warmup"] > values["steps"]:
+        raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     return dataclasses.replace(config, hyper=MethodConfig(**values))
 
 
-POSITIVE = ("steps", "batch_size", "learning_rate", "gamma", "ess", "hess_init",
-            "clip_radius", "mc_samples")  # fmt: skip
+def _check_range(name: str, value: float) -> None:
+    if name in ("beta1", "beta2"):
+        legal, wanted = 0 <= value < 1, "in [0, 1)"
+    elif name in ("warmup", "eps"):
+        legal, wanted = 0 <= value < math.inf, "a number >= 0"
+    else:
+        legal, wanted = 0 < value < math.inf, "a number > 0"
+    if not legal:
+        raise ValueError(f"{name}: {value} is not {wanted}")
 
 
 def make_method(config: TrainConfig) -> Method:
@@ -229,23 +265,28 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     """Rebuilds a configuration.
 
     Raises:
-        ValueError: an unknown or missing key.
+        ValueError: an unknown key, or a value of the wrong type or out of range.
     """
-    values = dict(values)
-    parts = {"data": DataConfig, "lora": LoraConfig, "hyper": MethodConfig}
-    for name, kind in parts.items():
-        values[name] = _build(kind, values.get(name, {}), f"{name}.")
-    return _build(TrainConfig, values, "")
+    return _build(TrainConfig, values, "config")
 
 
-def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in values:
-        if name not in fields:
-            raise ValueError(f"config: unknown key {prefix}{name!r}")
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
-        if value is not None and "Path" in str(fields[name].type):
-            values[name] = Path(value)
-    return kind(**values)
+def _build(kind: Any, values: Any, where: str) -> Any:
+    """Makes a value of a type from its JSON, checking every part."""
+    if dataclasses.is_dataclass(kind) and isinstance(values, dict):
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(values.keys() - hints.keys())
+        if unknown:
+            raise ValueError(f"{where}: unknown key {unknown[0]!r}")
+        parts = {k: _build(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+        return kind(**parts)  # type: ignore[operator]
+    if isinstance(kind, types.UnionType):  # an optional value
+        return None if values is None else _build(kind.__args__[0], values, where)
+    if typing.get_origin(kind) is tuple and isinstance(values, list):
+        return tuple(_build(kind.__args__[0], value, where) for value in values)
+    if typing.get_origin(kind) is Literal and values in kind.__args__:
+        return values
+    json_kinds = {Path: str, float: int | float, int: int, str: str, bool: bool}
+    is_number = isinstance(values, bool) and kind is not bool
+    if kind in json_kinds and isinstance(values, json_kinds[kind]) and not is_number:
+        return Path(values) if kind is Path else values
+    raise ValueError(f"{where}: {values!r:.80} is not a legal value")

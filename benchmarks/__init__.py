@@ -1,0 +1,1 @@
+"""Measurements: ratios against a real peer, interleaved in one run, written as JSON."""

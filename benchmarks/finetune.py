@@ -1,0 +1,169 @@
+"""LoRA training speed against PEFT on torch: same data, model, batches, optimizer.
+
+    python -m benchmarks.finetune --data-dir DATA --out runs/benchmarks/finetune.json
+
+Both train rank-8 adapters on q_proj and v_proj with Adam in float32, pad each batch
+to its longest prompt (ours to the next multiple of 8), and compute the output layer
+at the last position only. The same batch goes to one, then to the other.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks.timing import machine, summary, write
+from ivon_jax.lora import LoraConfig, init_adapters
+from ivon_jax.models import known
+from ivon_jax.train.batches import Batch, train_batches
+from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
+from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.step import Streams, TrainState, train_step
+
+Step = Callable[[Batch], float]
+
+
+def ours(problem: Problem, method: Method) -> Step:
+    """Our jitted step; returns the loss."""
+    streams = Streams.from_seed(0)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    adapters = init_adapters(problem.model, streams.adapters, tokens)
+    state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
+
+    def step(batch: Batch) -> float:
+        nonlocal state
+        state, logs = train_step(
+            problem.model, method, state, problem.params, problem.answers,
+            jax.device_put(batch), streams,
+        )  # fmt: skip
+        return float(logs["loss"])
+
+    return step
+
+
+def peft(gguf: Path, answers: Any) -> Step:
+    """The same with transformers' torch class and PEFT; returns the loss."""
+    import torch
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    config = PeftConfig(
+        r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]
+    )
+    model = get_peft_model(base, config).train()
+    optimizer = torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4
+    )
+    columns = torch.tensor(np.asarray(answers))
+
+    def step(batch: Batch) -> float:
+        longest = int(batch.lengths.max())
+        tokens = np.zeros((len(batch.lengths), longest), np.int64)
+        mask = np.zeros_like(tokens)
+        rows = zip(batch.tokens, batch.lengths, strict=True)
+        for i, (row, length) in enumerate(rows):  # left padding
+            tokens[i, longest - length :] = row[:length]
+            mask[i, longest - length :] = 1
+        out = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(mask),
+            logits_to_keep=1,
+            use_cache=False,
+        )
+        loss = torch.nn.functional.cross_entropy(
+            out.logits[:, -1, columns], torch.tensor(batch.labels).long()
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
+
+
+def main(
+    out: Path = Path("runs/benchmarks/finetune.json"),
+    data_dir: Path | None = None,
+    task: str = "arc_easy",
+    steps: int = 30,
+    batch_size: int = 8,
+) -> None:
+    """Measures and writes the results.
+
+    Args:
+        out: where to write.
+        data_dir: the task's files; default: IVON_JAX_DATA.
+        task: any task of the command line.
+        steps: measured batches, after those that see each padded length first.
+        batch_size: prompts a batch.
+    """
+    before = machine()
+    data = DataConfig(task, data_dir, eval_examples=8)
+    name = "smollm2-135m-instruct"
+    problem = prepare(TrainConfig(name, "adam", 0, data, LoraConfig(), MethodConfig()))
+    gguf = known.fetch(name)
+    makers: dict[str, Callable[[], Step]] = {
+        "ours": lambda: ours(problem, Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)),
+        "ours_ivon": lambda: ours(
+            problem, IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10**6, 1)
+        ),
+        "peft": lambda: peft(gguf, problem.answers),
+    }
+    stream = train_batches(problem.train, batch_size, 0)
+    batches = [next(stream) for _ in range(steps)]
+    runs, first = {}, {}
+    for label, make in makers.items():
+        start = time.perf_counter()
+        runs[label] = make()
+        runs[label](batches[0])
+        first[label] = time.perf_counter() - start
+    shapes = {batch.tokens.shape: batch for batch in batches}
+    for run in runs.values():
+        for batch in shapes.values():
+            run(batch)
+    seconds: dict[str, list[float]] = {label: [] for label in runs}
+    losses: dict[str, list[float]] = {label: [] for label in runs}
+    for batch in batches:
+        for label, run in runs.items():
+            start = time.perf_counter()
+            losses[label].append(run(batch))
+            seconds[label].append(time.perf_counter() - start)
+    per_batch = [p / o for o, p in zip(seconds["ours"], seconds["peft"], strict=True)]
+    write(
+        out,
+        {
+            "machine": before,
+            "task": task,
+            "batch_size": batch_size,
+            "tokens_per_batch": float(np.mean([b.tokens.size for b in batches])),
+            "compiled_shapes": len(shapes),
+            "seconds_to_first_step": first,
+            "step": {label: summary(values) for label, values in seconds.items()},
+            "examples_per_s": {
+                label: batch_size * len(v) / sum(v) for label, v in seconds.items()
+            },
+            "mean_loss": {label: float(np.mean(v)) for label, v in losses.items()},
+            "speedup_over_peft": {
+                "median": statistics.median(per_batch),
+                "min": min(per_batch),
+                "max": max(per_batch),
+            },
+            "adapters": dataclasses.asdict(problem.model.config),
+        },
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,187 @@
+"""What IVON costs a step: against optax's AdamW, torch's IVON, and a whole step.
+
+    python -m benchmarks.optimizer --out runs/benchmarks/optimizer.json
+
+All work on the adapters of SmolLM2-135M (rank 8 on q_proj and v_proj, 460,800
+parameters). A call is everything but the gradient: drawing the sample, and the
+update from a gradient at hand. torch-ivon needs the test peers; without them that
+row is left out.
+"""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import ivon_jax
+from benchmarks.timing import interleave, machine, summary, write
+from ivon_jax.lora import Lora, LoraConfig, init_adapters
+from ivon_jax.models import load
+from ivon_jax.train.batches import Batch
+from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.step import Streams, TrainState, train_step
+
+ESS = 2400.0
+
+
+def adamw(adapters: Any, grads: Any) -> Callable[[], None]:
+    """Optax's AdamW: update and apply."""
+    tx = optax.adamw(1e-4)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(adapters)
+    return lambda: jax.block_until_ready(step(adapters, state))
+
+
+def ivon(adapters: Any, grads: Any) -> Callable[[], None]:
+    """Our IVON-LoRA as in training: one compiled function, noise drawn once."""
+    tx = ivon_jax.ivon_lora(1e-2, ESS)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        theta = ivon_jax.sample(key, params, state)
+        updates, state = tx.update(grads, state, params, key=key)
+        return theta, optax.apply_updates(params, updates), state
+
+    state = tx.init(adapters)
+    return lambda: jax.block_until_ready(step(adapters, state))
+
+
+def ivon_apart(adapters: Any, grads: Any) -> Callable[[], None]:
+    """Our IVON-LoRA with sample and update compiled apart: the noise drawn twice."""
+    tx = ivon_jax.ivon_lora(1e-2, ESS)
+    key = jax.random.key(0)
+    draw = jax.jit(ivon_jax.sample)
+
+    @jax.jit
+    def update(params: Any, state: Any) -> Any:
+        updates, state = tx.update(grads, state, params, key=key)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(adapters)
+
+    def call() -> None:
+        jax.block_until_ready(draw(key, adapters, state))
+        jax.block_until_ready(update(adapters, state))
+
+    return call
+
+
+def torch_ivon(adapters: Any, grads: Any) -> Callable[[], None]:
+    """The authors' torch IVON on the same numbers, one tensor a matrix."""
+    import torch
+    from ivon import IVON
+
+    def matrices(tree: Any) -> list[Any]:
+        arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        return [torch.tensor(matrix) for array in arrays for matrix in array]
+
+    params = [torch.nn.Parameter(matrix) for matrix in matrices(adapters)]
+    gradients = matrices(grads)
+    optimizer = IVON(params, lr=1e-2, ess=ESS, hess_init=0.05, clip_radius=5e-3)
+
+    def call() -> None:
+        with optimizer.sampled_params(train=True):
+            for param, gradient in zip(params, gradients, strict=True):
+                param.grad = gradient
+        optimizer.step()
+
+    return call
+
+
+def whole_step(
+    model: Lora, params: Any, adapters: Any, method: Method, length: int
+) -> Callable[[], None]:
+    """A training step of 8 prompts of one length."""
+    full = np.full(8, length, np.int32)
+    tokens = np.ones((8, length), np.int32)
+    batch = Batch(tokens, full, np.zeros(8, np.int32), np.ones(8, np.float32))
+    copy = jax.tree.map(jnp.copy, adapters)
+    state = TrainState(jnp.zeros([], jnp.int32), copy, method.init(copy))
+    streams, answers = Streams.from_seed(0), jnp.arange(4)
+
+    def call() -> None:
+        nonlocal state
+        state, _ = train_step(model, method, state, params, answers, batch, streams)
+        jax.block_until_ready(state)
+
+    return call
+
+
+def main(
+    out: Path = Path("runs/benchmarks/optimizer.json"),
+    model: str = "smollm2-135m-instruct",
+    rounds: int = 200,
+    step_rounds: int = 20,
+    length: int = 64,
+) -> None:
+    """Measures and writes the results.
+
+    Args:
+        out: where to write.
+        model: whose adapters.
+        rounds: calls of each optimizer.
+        step_rounds: whole training steps of each method.
+        length: tokens of a prompt in the whole step.
+    """
+    before = machine()
+    pretrained = load(model, tokenizer=False)
+    lora = Lora(pretrained.model, LoraConfig())
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    adapters = init_adapters(lora, jax.random.key(0), tokens)
+    grads = jax.tree.map(lambda a: 1e-2 * jax.random.normal(jax.random.key(1), a.shape),
+                         adapters)  # fmt: skip
+    contestants = {f.__name__: f for f in (adamw, ivon, ivon_apart)}
+    try:
+        import ivon as _  # noqa: F401
+
+        contestants["torch_ivon"] = torch_ivon
+    except ImportError:
+        print("torch_ivon: the peers are not installed")
+    times = interleave(
+        {name: make(adapters, grads) for name, make in contestants.items()}, rounds
+    )
+    methods = {
+        "adam": Adam(1e-4, 0.9, 0.999, 1e-8, 1000, 10),
+        "ivon-lora": IvonLora(1e-2, ESS, 0.05, 0.9, 0.9995, 5e-3, 1, 1000, 10),
+    }
+    steps = interleave(
+        {
+            name: whole_step(lora, pretrained.params, adapters, method, length)
+            for name, method in methods.items()
+        },
+        step_rounds,
+    )
+    medians = {k: statistics.median(v) for k, v in (times | steps).items()}
+    extra = medians["ivon"] - medians["adamw"]
+    ratios = {
+        "extra_over_adamw_as_share_of_step": extra / medians["adam"],
+        "whole_step_over_adam": medians["ivon-lora"] / medians["adam"],
+    }
+    if "torch_ivon" in medians:
+        ratios["over_torch_ivon"] = medians["ivon"] / medians["torch_ivon"]
+    write(
+        out,
+        {
+            "machine": before,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(adapters)),
+            "optimizer": {name: summary(values) for name, values in times.items()},
+            "step": {name: summary(values) for name, values in steps.items()},
+            "ratios": ratios,
+        },
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

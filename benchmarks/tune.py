@@ -1,0 +1,98 @@
+"""Grid search on training examples that are held out, one run a grid point.
+
+    python -m benchmarks.tune --method ivon-lora --learning-rates 0.015 0.03 \
+        --gammas 150 --train-examples 512 --validation-examples 256 --out runs/tune
+
+Every point is a run folder of its own, and one that exists is not run again, so the
+grid can grow and an interrupted search goes on. The evaluation set is never touched.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import tyro
+
+from ivon_jax.train import report, run
+from ivon_jax.train.config import DataConfig, Flat, MethodConfig, TrainConfig, resolve
+from ivon_jax.train.evaluate import Prediction, predict, score
+from ivon_jax.train.loop import train
+from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.step import Streams
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What to search.
+
+    Attributes:
+        learning_rates: peak learning rates.
+        steps: lengths of training.
+        gammas: of lambda = gamma * sqrt(N), IVON-LoRA only.
+        samples: posterior samples to average, IVON-LoRA only.
+    """
+
+    learning_rates: tuple[float, ...]
+    steps: tuple[int, ...] = (350,)
+    gammas: tuple[float | None, ...] = (None,)
+    samples: int = 5
+
+    def points(self) -> list[MethodConfig]:
+        """Returns the grid's points."""
+        product = itertools.product(self.learning_rates, self.steps, self.gammas)
+        return [MethodConfig(learning_rate=r, steps=s, gamma=g) for r, s, g in product]
+
+
+def name_of(config: TrainConfig) -> str:
+    """Names a point's folder after what the grid varies."""
+    hyper = config.hyper
+    gamma = "" if hyper.gamma is None else f"-gamma{hyper.gamma:g}"
+    return f"{config.method}-lr{hyper.learning_rate:g}-steps{hyper.steps}{gamma}"
+
+
+def run_point(
+    problem: Problem, config: TrainConfig, samples: int, out: Path
+) -> list[report.Row]:
+    """Trains one point and scores it on the held-out examples."""
+    result = out / "validation.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    config = resolve(config, problem.task.family, len(problem.train))
+    run.create(out)
+    run.write_config(out, config, **problem.facts)
+    posterior = train(
+        problem.model, problem.params, problem.answers, problem.train, config, out
+    )
+    key = Streams.from_seed(config.seed).ensemble
+    rows = []
+    for how in [Prediction(0), Prediction(samples)][: 1 + bool(posterior.precision)]:
+        log_probs = predict(problem, posterior, how, key)
+        rows.append(score(out.name, how, log_probs, problem.eval.labels))
+    run.write_json(result, rows)
+    return rows
+
+
+def main(
+    data: Flat[DataConfig],
+    grid: Flat[Grid],
+    out: Path,
+    method: str = "ivon-lora",
+    model: str = "smollm2-135m-instruct",
+    seed: int = 10,
+) -> None:
+    """Searches a grid and prints the table of all its points."""
+    if data.validation_examples is None:
+        raise SystemExit("validation-examples: needed, else the test set is tuned on")
+    configs = [
+        TrainConfig(model, method, seed, data, hyper=point) for point in grid.points()
+    ]
+    problem = prepare(configs[0])
+    rows = []
+    for config in configs:
+        rows += run_point(problem, config, grid.samples, out / name_of(config))
+    print(report.table(rows))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

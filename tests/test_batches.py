@@ -1,0 +1,310 @@
+"""Tokens, padding, order."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ivon_jax.train.batches import (
+    Encoded,
+    answer_tokens,
+    collate,
+    common_prefix_length,
+    encode,
+    eval_batches,
+    in_order,
+    train_batches,
+)
+from ivon_jax.train.tasks import TASKS, Example, get_task
+
+
+class FakeTokenizer:
+    """Known pieces are one token, everything else one token a character."""
+
+    bos = 1
+
+    def __init__(self, *pieces: str, pad_token_id: int | None = 0):
+        self.ids = {piece: 1000 + i for i, piece in enumerate(pieces)}
+        self.pad_token_id = pad_token_id
+
+    def pieces(self, text: str) -> list[str]:
+        return re.findall("|".join([*map(re.escape, self.ids), "."]), text, re.DOTALL)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = [self.ids.get(p, ord(p[0])) for p in self.pieces(text)]
+        return [self.bos, *ids] if add_special_tokens else ids
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        named = {i: piece for piece, i in self.ids.items()}
+        return [named.get(i, chr(i)) for i in ids]
+
+    def __call__(self, texts: list[str], padding: bool, truncation: bool) -> dict:
+        assert not padding and not truncation
+        return {"input_ids": [self.encode(text) for text in texts]}
+
+
+def encoded(lengths: list[int], pad_id: int = 9) -> Encoded:
+    """Example i consists of `lengths[i]` tokens 100 + i; its label is i."""
+    tokens = tuple(np.full(s, 100 + i, np.int32) for i, s in enumerate(lengths))
+    return Encoded(tokens, np.arange(len(lengths), dtype=np.int32), pad_id)
+
+
+# Answer words.
+
+
+def test_answer_tokens_in_class_order():
+    tokenizer = FakeTokenizer(" yes", " no", "yes")
+    np.testing.assert_array_equal(
+        answer_tokens(tokenizer, ("no", "yes"), True), [1001, 1000]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words", "leading_space", "message"),
+    [
+        (
+            (" no", " y", "es"),
+            ("no", "yes"),
+            True,
+            r"' yes' is 2 tokens.*' y', 'es'\]$",
+        ),
+        (("no", "yes"), ("no", "yes"), True, r"' no' is 2 .* without a leading space$"),
+        ((" no", " yes"), ("no", "yes"), False, r"'no' is 2 .* with a leading space$"),
+        (("no", "yes"), ("yes", "yes"), False, r"'yes' is the same token as 'yes'"),
+        (("no",), ("no", ""), False, r"'' is 0 tokens"),
+    ],
+)
+def test_answer_words_that_are_not_single_tokens(pieces, words, leading_space, message):
+    with pytest.raises(ValueError, match=message):
+        answer_tokens(FakeTokenizer(*pieces), words, leading_space)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    path = Path(os.environ.get("IVON_JAX_SMOLLM2_GGUF", "absent"))
+    if not path.is_file():
+        pytest.skip("IVON_JAX_SMOLLM2_GGUF: no file")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+@pytest.mark.filterwarnings("default")  # of transformers' GGUF reader
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_single_tokens_on_smollm2(name, smollm2):
+    task = get_task(name)
+    ids = answer_tokens(smollm2, task.words, task.leading_space)
+    assert [smollm2.decode([i]) for i in ids] == [f" {word}" for word in task.words]
+
+
+@pytest.mark.filterwarnings("default")
+def test_smollm2_letters_with_and_without_space(smollm2):
+    assert answer_tokens(smollm2, ("A",), False).tolist() == [49]
+    assert answer_tokens(smollm2, ("A",), True).tolist() == [330]
+    with pytest.raises(ValueError, match=r"'unacceptable' is 2 tokens.*with a leading"):
+        answer_tokens(smollm2, ("unacceptable", "acceptable"), False)
+
+
+@pytest.mark.filterwarnings("default")
+def test_smollm2_encodes_without_padding_or_cutting(smollm2):
+    prompts = ["The capital of France is", "word " * 3000]
+    result = encode(smollm2, [Example(p, 0) for p in prompts])
+    for prompt, ids in zip(prompts, result.tokens, strict=True):
+        assert smollm2.decode(ids) == prompt
+
+
+# Encoding.
+
+
+def test_encode_keeps_the_default_special_tokens():
+    result = encode(FakeTokenizer(), [Example("ab", 1), Example("c", 0)])
+    assert [ids.tolist() for ids in result.tokens] == [[1, 97, 98], [1, 99]]
+    assert result.labels.tolist() == [1, 0]
+    assert result.lengths.tolist() == [3, 2]
+    assert {ids.dtype for ids in result.tokens} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(("given_id", "pad_id"), [(None, 0), (7, 7)])
+def test_pad_id(given_id, pad_id):
+    tokenizer = FakeTokenizer(pad_token_id=given_id)
+    assert encode(tokenizer, [Example("a", 0)]).pad_id == pad_id
+
+
+def test_long_prompts_are_refused_and_not_cut():
+    examples = [Example("x" * n, 0) for n in (3, 9, 7)]
+    assert len(encode(FakeTokenizer(), examples, max_length=10)) == 3
+    message = "^2 of 3 prompts .* limit of 7 tokens; the longest, example 2, has 10:"
+    with pytest.raises(ValueError, match=message):
+        encode(FakeTokenizer(), examples, max_length=7)
+
+
+def test_nothing_to_encode():
+    with pytest.raises(ValueError, match="no examples"):
+        encode(FakeTokenizer(), [])
+    bare = FakeTokenizer()
+    bare.encode = lambda text: []
+    with pytest.raises(ValueError, match="example 1 has no tokens"):
+        encode(bare, [Example("", 0)])
+
+
+# Padding.
+
+
+def test_collate_pads_on_the_right():
+    batch = collate(encoded([2, 9, 1]), [2, 0], multiple=4)
+    assert batch.tokens.tolist() == [[102, 9, 9, 9], [100, 100, 9, 9]]
+    assert batch.lengths.tolist() == [1, 2]
+    assert batch.labels.tolist() == [2, 0]
+    assert batch.weights.tolist() == [1, 1]
+    assert [part.dtype.name for part in batch] == ["int32"] * 3 + ["float32"]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    multiple=st.integers(1, 16),
+)
+def test_padding_is_the_least_multiple(lengths, multiple):
+    batch = collate(encoded(lengths), range(len(lengths)), multiple=multiple)
+    width = batch.tokens.shape[1]
+    assert width % multiple == 0
+    assert max(lengths) <= width < max(lengths) + multiple
+    for i, length in enumerate(lengths):
+        expected = [100 + i] * length + [9] * (width - length)
+        assert batch.tokens[i].tolist() == expected
+
+
+# Training order.
+
+
+def labels_of(stream, batches: int) -> list[int]:
+    return [label for _ in range(batches) for label in next(stream).labels.tolist()]
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 23), batch_size=st.integers(1, 30), seed=st.integers(0, 2**70))
+def test_every_example_once_an_epoch(n, batch_size, seed):
+    epochs = 3
+    drawn = labels_of(
+        train_batches(encoded([1] * n), batch_size, seed), -(-n * epochs // batch_size)
+    )
+    for epoch in range(epochs):
+        part = drawn[epoch * n : (epoch + 1) * n]
+        assert sorted(part) == list(range(n))
+
+
+def test_order_depends_on_the_seed_and_nothing_else():
+    short, mixed = encoded([1] * 50), encoded([3, 17] * 25)
+    base = labels_of(train_batches(short, 5, 0), 20)
+    assert labels_of(train_batches(short, 5, 0), 20) == base
+    np.random.default_rng(1).random()
+    assert labels_of(train_batches(mixed, 5, 0, multiple=4), 20) == base
+    assert labels_of(train_batches(short, 10, 0), 10) == base
+    assert labels_of(train_batches(short, 5, 1), 20) != base
+    assert base[:50] != base[50:], "every epoch is shuffled anew"
+
+
+def test_neighbouring_seeds_share_no_epoch():
+    epochs = Counter()
+    for seed in range(4):
+        drawn = labels_of(train_batches(encoded([1] * 30), 30, seed), 4)
+        epochs.update(tuple(drawn[i : i + 30]) for i in range(0, 120, 30))
+    assert max(epochs.values()) == 1
+
+
+def test_training_batches_are_full_and_all_count():
+    stream = train_batches(encoded([3, 12, 5]), 2, 0)
+    for _ in range(6):
+        batch = next(stream)
+        assert batch.weights.tolist() == [1, 1]
+        assert batch.tokens.shape in {(2, 8), (2, 16)}
+        np.testing.assert_array_equal(batch.tokens[:, 0], 100 + batch.labels)
+
+
+def test_a_stored_position_resumes_exactly():
+    data = encoded([1] * 11)
+    stream = train_batches(data, 4, 5)
+    labels_of(stream, 7)
+    state = stream.get_state()
+    ahead = labels_of(stream, 6)
+    resumed = train_batches(data, 4, 5)
+    resumed.set_state(state)
+    assert labels_of(resumed, 6) == ahead
+
+
+def test_slices_of_processes_make_up_the_batch():
+    data = encoded([3, 20, 5, 9, 30, 1, 2])
+    whole = train_batches(data, 4, 0)
+    parts = [
+        train_batches(data, 4, 0, process_index=i, process_count=2) for i in range(2)
+    ]
+    for _ in range(5):
+        joined = [np.concatenate(p) for p in zip(*map(next, parts), strict=True)]
+        for expected, actual in zip(next(whole), joined, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(0, 1), (-4, 1), (6, 4)])
+def test_batch_sizes_that_cannot_be_shared(batch_size, processes):
+    with pytest.raises(ValueError, match=f"batch size {batch_size} is not"):
+        train_batches(encoded([1]), batch_size, 0, process_count=processes)
+
+
+# Evaluation order.
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=25),
+    batch_size=st.integers(1, 9),
+)
+def test_evaluation_covers_every_example_once_and_restores_order(lengths, batch_size):
+    data = encoded(lengths)
+    batches = eval_batches(data, batch_size)
+    assert len(batches) == -(-len(lengths) // batch_size)
+    outputs = []
+    for batch, indices in batches:
+        assert batch.tokens.shape[0] == batch_size
+        assert batch.weights.tolist() == [1] * len(indices) + [0] * (
+            batch_size - len(indices)
+        )
+        assert batch.lengths.min() >= 1
+        outputs.append(np.stack([batch.labels, batch.lengths], 1))
+    widths = [batch.tokens.shape[1] for batch, _ in batches]
+    assert widths == sorted(widths)
+    restored = in_order(outputs, [indices for _, indices in batches])
+    expected = np.stack([np.arange(len(lengths)), lengths], 1)
+    np.testing.assert_array_equal(restored, expected)
+
+
+# Shared prefix.
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [
+        (["abcd", "abxy", "abcz"], 2),
+        (["abc", "abcd"], 2),  # the shorter one keeps a token
+        (["abc"], 2),
+        (["a", "b"], 0),
+        (["abc", "abc"], 2),
+    ],
+)
+def test_common_prefix(prompts, length):
+    tokens = tuple(
+        np.frombuffer(p.encode(), np.uint8).astype(np.int32) for p in prompts
+    )
+    data = Encoded(tokens, np.zeros(len(prompts), np.int32))
+    assert common_prefix_length(data) == length
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1))
+def test_common_prefix_is_shared_and_longest(prompts):
+    tokens = tuple(np.array(p, np.int32) for p in prompts)
+    length = common_prefix_length(Encoded(tokens, np.zeros(len(prompts), np.int32)))
+    assert len({tuple(p[:length]) for p in prompts}) == 1
+    ends = length == min(map(len, prompts)) - 1
+    assert ends or len({tuple(p[: length + 1]) for p in prompts}) > 1

@@ -1,0 +1,340 @@
+"""The decoder equals transformers' torch classes, and itself by other routes."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ivon_jax.models import KVCache, Llama, LlamaConfig
+from ivon_jax.models.llama import stack_layers, unstack_layers
+from ivon_jax.models.weights import Tensors, fill
+
+SMALL = LlamaConfig(
+    vocab_size=1009,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
+
+
+def relative(a, b):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def random_model(config=SMALL, seed=0, **settings):
+    """A model and parameters in which nothing is zero or one by initialisation."""
+    model = Llama(config, **settings)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(Llama(config).init, jax.random.key(0), tokens)["params"]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32), shapes
+    )
+    return model, params
+
+
+def random_tokens(batch, length, vocab=1009, seed=1):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(vocab, size=(batch, length)), jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "return_cache"))
+def hidden_states(model, params, tokens, mask=None, past=None, return_cache=False):
+    return model.apply(
+        {"params": params}, tokens, mask=mask, past=past, return_cache=return_cache
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def unembed(model, params, hidden, token_ids=None):
+    return model.apply({"params": params}, hidden, token_ids, method="unembed")
+
+
+def logits(model, params, tokens, token_ids=None, mask=None):
+    hidden = hidden_states(model, params, tokens, mask)
+    return unembed(model, params, hidden, token_ids)
+
+
+@st.composite
+def hf_configs(draw):
+    kv_heads = draw(st.integers(1, 2))
+    scaling = {
+        "rope_type": "llama3",
+        "factor": draw(st.sampled_from([2.0, 8.0])),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": draw(st.sampled_from([16, 64])),
+    }
+    rope = draw(st.sampled_from([{"rope_type": "default"}, scaling]))
+    config = {
+        "model_type": draw(st.sampled_from(["llama", "qwen2"])),
+        "vocab_size": draw(st.integers(11, 40)),
+        "hidden_size": draw(st.sampled_from([16, 24])),
+        "intermediate_size": draw(st.integers(5, 40)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": kv_heads * draw(st.integers(1, 4)),
+        "num_key_value_heads": kv_heads,
+        "head_dim": draw(st.sampled_from([4, 6, 8])),
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-2])),
+        "rope_parameters": rope | {"rope_theta": draw(st.sampled_from([1e2, 1e4]))},
+        "tie_word_embeddings": draw(st.booleans()),
+        "max_position_embeddings": 128,
+    }
+    if config["model_type"] == "llama":
+        config["attention_bias"] = draw(st.booleans())
+        config["mlp_bias"] = draw(st.booleans())
+    return config
+
+
+def torch_model(config, seed=0):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    settings = {k: v for k, v in config.items() if k != "model_type"}
+    hf_config = transformers.AutoConfig.for_model(config["model_type"], **settings)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(hf_config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def from_torch(model, scan_layers=True):
+    """Our model with a torch model's weights, through both public mappings."""
+    hf_config = json.loads(model.config.to_json_string(use_diff=False))
+    config = LlamaConfig.from_hf(hf_config)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    shapes = {name: value.shape for name, value in weights.items()}
+    params = fill(config, Tensors(shapes, weights.__getitem__), jnp.float32)
+    params = params if scan_layers else unstack_layers(params)
+    return Llama(config, scan_layers=scan_layers), params
+
+
+def torch_logits(model, tokens, mask):
+    import torch
+
+    mask = torch.tensor(np.asarray(mask))
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(np.asarray(tokens)).long(),
+            attention_mask=mask.long(),
+            position_ids=positions,
+        )
+    return out.logits.float().numpy()
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@given(config=hf_configs(), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_logits_equal_those_of_transformers(scan_layers, config, seed, data):
+    theirs = torch_model(config, seed)
+    model, params = from_torch(theirs, scan_layers)
+    tokens = random_tokens(3, 9, config["vocab_size"], seed)
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=3, max_size=3))
+    mask = np.arange(9) < np.array(lengths)[:, None]
+    if data.draw(st.booleans(), label="left padding"):
+        mask = mask[:, ::-1].copy()
+    expected = torch_logits(theirs, tokens, mask)
+    got = np.asarray(logits(model, params, tokens, mask=jnp.asarray(mask)))
+    assert relative(got[mask], expected[mask]) <= 1e-4
+    if mask.all():
+        assert relative(logits(model, params, tokens), expected) <= 1e-4
+
+
+def test_without_mask_equals_a_mask_of_all_tokens():
+    model, params = random_model()
+    tokens = random_tokens(2, 7)
+    full = hidden_states(model, params, tokens, mask=jnp.ones((2, 7), bool))
+    assert relative(hidden_states(model, params, tokens), full) <= 1e-5
+
+
+def test_scanned_equals_unscanned():
+    model, params = random_model()
+    flat = unstack_layers(params)
+    tokens = random_tokens(2, 7)
+    expected = hidden_states(model, params, tokens)
+    got = hidden_states(Llama(SMALL, scan_layers=False), flat, tokens)
+    assert relative(got, expected) <= 1e-5
+    again = stack_layers(flat)
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, again, params)))
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_init_makes_the_tree_that_is_loaded(scan_layers):
+    for tied in (True, False):
+        config = dataclasses.replace(SMALL, tie_word_embeddings=tied)
+        _, params = random_model(config)
+        params = params if scan_layers else unstack_layers(params)
+        model = Llama(config, scan_layers=scan_layers)
+        made = jax.jit(model.init)(jax.random.key(0), random_tokens(1, 2))["params"]
+        assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
+        assert ("lm_head" in made) is not tied
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_remat_changes_no_gradient(scan_layers):
+    _, params = random_model()
+    params = params if scan_layers else unstack_layers(params)
+    tokens = random_tokens(2, 5)
+
+    def gradient(remat):
+        model = Llama(SMALL, scan_layers=scan_layers, remat=remat)
+        loss = lambda p: jnp.square(logits(model, p, tokens)).mean()  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    for a, b in zip(*map(jax.tree.leaves, map(gradient, (False, True))), strict=True):
+        assert relative(b, a) <= 1e-5
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_cached_prefix_equals_the_full_forward(scan_layers, cut):
+    model, params = random_model(scan_layers=scan_layers)
+    params = params if scan_layers else unstack_layers(params)
+    tokens = random_tokens(3, 7)
+    full, full_cache = hidden_states(model, params, tokens, return_cache=True)
+    first, cache = hidden_states(model, params, tokens[:, :cut], return_cache=True)
+    second, cache = hidden_states(
+        model, params, tokens[:, cut:], past=cache, return_cache=True
+    )
+    assert relative(jnp.concatenate([first, second], axis=1), full) <= 1e-5
+    assert cache.keys.shape == (3, 3, 7, 2, 8)
+    for got, expected in zip(cache, full_cache, strict=True):
+        assert relative(got, expected) <= 1e-5
+
+
+def test_prefix_of_batch_one_is_shared():
+    model, params = random_model()
+    prefix, rest = random_tokens(1, 3), random_tokens(4, 5, seed=2)
+    _, cache = hidden_states(model, params, prefix, return_cache=True)
+    whole = jnp.concatenate([jnp.broadcast_to(prefix, (4, 3)), rest], axis=1)
+    mask = jnp.arange(5)[None] < jnp.array([5, 2, 4, 1])[:, None]
+    full_mask = jnp.concatenate([jnp.ones((4, 3), bool), mask], axis=1)
+    expected = hidden_states(model, params, whole, mask=full_mask)[:, 3:]
+    got = hidden_states(model, params, rest, past=cache, mask=mask)
+    assert relative(got[mask], expected[mask]) <= 1e-5
+
+
+def test_a_padded_past_is_not_attended_to():
+    model, params = random_model()
+    tokens = random_tokens(2, 6)
+    mask = jnp.arange(6)[None] >= jnp.array([0, 3])[:, None]
+    full = hidden_states(model, params, tokens, mask=mask)
+    _, cache = hidden_states(
+        model, params, tokens[:, :4], mask=mask[:, :4], return_cache=True
+    )
+    got = hidden_states(model, params, tokens[:, 4:], past=cache, mask=mask)
+    assert relative(got, full[:, 4:]) <= 1e-5
+
+
+def test_a_mask_of_another_length_is_an_error():
+    model, params = random_model()
+    mask = jnp.ones((2, 5), bool)
+    with pytest.raises(ValueError, match="mask covers 5 tokens, expected 6"):
+        hidden_states(model, params, random_tokens(2, 6), mask=mask)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_unembedding_some_tokens_equals_their_rows(tied):
+    model, params = random_model(dataclasses.replace(SMALL, tie_word_embeddings=tied))
+    hidden = hidden_states(model, params, random_tokens(2, 4))
+    ids = jnp.array([7, 1008, 0])
+    every = unembed(model, params, hidden)
+    some = unembed(model, params, hidden, ids)
+    assert every.shape == (2, 4, 1009)
+    assert relative(some, every[..., ids]) <= 1e-6
+    kernel = params["embed_tokens"]["embedding"].T if tied else params["lm_head"]
+    kernel = kernel if tied else kernel["kernel"]
+    assert relative(every, jnp.einsum("bsd,dv->bsv", hidden, kernel)) <= 1e-6
+
+
+def made_shapes(jaxpr):
+    """Shapes of everything a program computes, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jax.tree.leaves(
+            equation.params,
+            is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr),
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if isinstance(inner, jax.extend.core.Jaxpr):
+                yield from made_shapes(inner)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_answers_never_cost_the_whole_vocabulary(tied):
+    model, params = random_model(dataclasses.replace(SMALL, tie_word_embeddings=tied))
+    tokens, ids = random_tokens(2, 4), jnp.array([7, 9])
+
+    def has_vocabulary(*token_ids):
+        def loss(hidden_and_below):
+            return logits(model, hidden_and_below, tokens, *token_ids)
+
+        jaxpr = jax.make_jaxpr(loss)(params).jaxpr
+        return any(1009 in shape for shape in made_shapes(jaxpr))
+
+    assert has_vocabulary()  # the search does find it
+    assert not has_vocabulary(ids)
+
+
+def test_bfloat16_errs_no_more_than_torch_does():
+    torch = pytest.importorskip("torch")
+    config = dataclasses.asdict(SMALL) | {"model_type": "llama"}
+    for name in ("qkv_bias", "o_bias", "rope_scaling"):
+        del config[name]
+    theirs = torch_model(config)
+    theirs.to(torch.bfloat16).float()  # weights that both precisions can hold
+    model, params = from_torch(theirs)
+    tokens, mask = random_tokens(4, 16), np.ones((4, 16), bool)
+    exact = torch_logits(theirs, tokens, mask)
+    their_error = relative(torch_logits(theirs.to(torch.bfloat16), tokens, mask), exact)
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+    model = Llama(model.config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    hidden = hidden_states(model, half, tokens)
+    assert hidden.dtype == jnp.bfloat16
+    got = unembed(model, half, hidden)
+    assert got.dtype == jnp.float32
+    assert relative(got, exact) <= 2 * their_error
+
+
+def test_gradients_flow_past_padding_without_nan():
+    model, params = random_model()
+    mask = jnp.arange(5)[None] >= jnp.array([4, 0])[:, None]
+
+    def loss(p):
+        hidden = hidden_states(model, p, random_tokens(2, 5), mask=mask)
+        return jnp.square(hidden[:, -1]).sum()
+
+    leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
+def test_the_last_hidden_state_ignores_what_stands_at_padding():
+    model, params = random_model()
+    tokens = random_tokens(1, 6)
+    mask = jnp.arange(6)[None] >= 2
+    other = tokens.at[:, :2].set(random_tokens(1, 2, seed=5))
+    a, b = (hidden_states(model, params, t, mask=mask)[:, 2:] for t in (tokens, other))
+    assert jnp.array_equal(a, b)
+    alone = hidden_states(model, params, tokens[:, 2:])
+    assert relative(a, alone) <= 1e-5
+
+
+def test_cache_is_a_pair_of_keys_and_values():
+    model, params = random_model()
+    _, cache = hidden_states(model, params, random_tokens(2, 3), return_cache=True)
+    assert isinstance(cache, KVCache)
+    assert cache.keys.shape == cache.values.shape == (3, 2, 3, 2, 8)

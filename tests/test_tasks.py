@@ -1,0 +1,243 @@
+"""Prompts and labels. The strings are written from the published templates."""
+
+import pytest
+
+from ivon_jax.train.fields import Template, class_index
+from ivon_jax.train.tasks import TASKS, Example, custom_task, get_task
+
+WINOGRANDE = {
+    "sentence": "The cup fell on the rug and _ broke.",
+    "option1": "cup",
+    "option2": "rug",
+    "answer": "1",
+}
+ARC = {
+    "question": "What is hot?",
+    "choices": {"label": ["A", "B", "C", "D"], "text": ["ice", "Fire.", "x. y", "éa"]},
+    "answerKey": "B",
+}
+
+
+def arc(labels: list[str], texts: list[str], answer: str) -> dict:
+    choices = {"label": labels, "text": texts}
+    return {"question": "Q?", "choices": choices, "answerKey": answer}
+
+
+def test_winogrande_prompt_of_the_code():
+    # A full stop after each option, none after the letter B.
+    assert get_task("winogrande_s").example(WINOGRANDE) == Example(
+        "Select one of the choices that answers the following question: "
+        "The cup fell on the rug and _ broke. Choices: A. cup. B rug. Answer:",
+        0,
+    )
+
+
+def test_winogrande_prompt_of_the_table():
+    task = get_task("winogrande_m", "paper_table")
+    assert task.example({**WINOGRANDE, "answer": "2"}) == Example(
+        "Select one of the choices that answers the following question: "
+        "The cup fell on the rug and _ broke. Choices: A. cup B. rug Answer:",
+        1,
+    )
+
+
+@pytest.mark.parametrize("name", ["arc_challenge", "arc_easy"])
+def test_arc_prompt(name):
+    assert get_task(name).example(ARC) == Example(
+        "Select one of the choices that answers the following question: "
+        "What is hot? Choices: A. Ice. B. Fire. C. X. y. D. Éa. Answer:",
+        1,
+    )
+
+
+def test_openbookqa_prompt():
+    row = {**ARC, "question_stem": "A hot thing is", "answerKey": "D"}
+    del row["question"]
+    assert get_task("openbookqa").example(row) == Example(
+        "Select one of the choices that answers the following question: "
+        "A hot thing is Choices: A. Ice. B. Fire. C. X. y. D. Éa. Answer:",
+        3,
+    )
+
+
+@pytest.mark.parametrize(("answer", "label"), [(False, 0), (True, 1), ("true", 1)])
+def test_boolq_prompt(answer, label):
+    row = {"question": "is it so", "passage": "It is ({so}).", "answer": answer}
+    assert get_task("boolq").example(row) == Example(
+        "Answer the question with only True or False: is it so Context: It is ({so}).",
+        label,
+    )
+
+
+def test_city_prompt():
+    row = {"name": "Lima", "continent": "America"}
+    assert get_task("city-continent").example(row) == Example(
+        "Question: On which continent is the city of Lima? Answer:", 1
+    )
+
+
+def test_numbered_choices_become_letters():
+    task = get_task("arc_easy")
+    numbered = task.example(arc(["1", "2", "3", "4"], ["a", "b", "c", "d"], "3"))
+    lettered = task.example(arc(["A", "B", "C", "D"], ["a", "b", "c", "d"], "C"))
+    assert numbered == lettered
+    assert numbered.label == 2
+
+
+def test_the_rows_own_choice_labels_count_not_their_place():
+    example = get_task("arc_easy").example(arc(list("BADC"), list("wxyz"), "A"))
+    assert "Choices: B. W. A. X. D. Y. C. Z. Answer:" in example.prompt
+    assert example.label == 0
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_only_items_with_four_choices_are_kept(count):
+    row = arc(list("ABCDE")[:count], list("vwxyz")[:count], "A")
+    assert get_task("arc_challenge").example(row) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (arc(list("ABCE"), list("wxyz"), "A"), "neither A-D nor 1-4"),
+        (arc(list("ABCC"), list("wxyz"), "A"), "neither A-D nor 1-4"),
+        (arc(list("ABCD"), list("wxyz"), "E"), "answerKey 'E' is not among"),
+        (arc(list("ABCD"), list("wxy"), "A"), "as many labels as texts"),
+        (arc(list("ABCD"), ["w", "", "y", "z"], "A"), "non-empty"),
+        ({**ARC, "choices": ["a", "b", "c", "d"]}, "two lists"),
+        ({"question": "Q?", "choices": ARC["choices"]}, "no field 'answerKey'; the"),
+    ],
+)
+def test_malformed_choices(row, message):
+    with pytest.raises(ValueError, match=message):
+        get_task("arc_easy").example(row)
+
+
+@pytest.mark.parametrize("answer", ["", "3", 0, None])
+def test_winogrande_answer_is_1_or_2(answer):
+    with pytest.raises(ValueError, match="neither '1' nor '2'"):
+        get_task("winogrande_s").example({**WINOGRANDE, "answer": answer})
+
+
+@pytest.mark.parametrize("answer", ["yes", 1, None])
+def test_boolq_answer_is_a_truth_value(answer):
+    with pytest.raises(ValueError, match="neither true nor false"):
+        row = {"question": "q", "passage": "p", "answer": answer}
+        get_task("boolq").example(row)
+
+
+# The hub's label ids: RTE and QNLI 0 = entailment; MRPC 1 = equivalent; CoLA 1 =
+# acceptable; SST-2 1 = positive.
+@pytest.mark.parametrize(
+    ("name", "yes", "word"),
+    [
+        ("sst2", 1, "positive"),
+        ("cola", 1, "yes"),
+        ("mrpc", 1, "yes"),
+        ("rte", 0, "yes"),
+        ("qnli", 0, "yes"),
+    ],
+)
+def test_glue_label_ids(name, yes, word):
+    task = get_task(name)
+    row = {key: f"<{key}> " for key in ("sentence", "sentence1", "sentence2")}
+    row |= {"question": "<question>", "label": yes}
+    example = task.example(row)
+    assert task.words[example.label] == word
+    assert task.family == "glue"
+    # The label word, blank included, must follow the cue directly.
+    assert example.prompt.endswith(":")
+    assert " \n" not in example.prompt
+
+
+@pytest.mark.parametrize("label", [-1, 2, "2", None, True, 0.5, float("inf"), "x" * 99])
+def test_glue_label_out_of_range(label):
+    with pytest.raises(ValueError, match=r"is not 0 to 1$") as caught:
+        get_task("sst2").example({"sentence": "s", "label": label})
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_distinct_words_and_rows(name):
+    task = get_task(name)
+    assert task.name == name
+    assert len(set(task.words)) == len(task.words) >= 2
+    assert (task.source is None) != (task.rows is None)
+
+
+def test_unknown_names_list_the_legal_ones():
+    with pytest.raises(ValueError, match=r"'mnli'; legal: city-continent, .*qnli"):
+        get_task("mnli")
+    with pytest.raises(ValueError, match="legal: paper_code, paper_table"):
+        get_task("boolq", "paper")
+
+
+def test_custom_task():
+    task = custom_task("{{{a}}} and {b c}\nTopic:", ("sport", " art"))
+    assert task.words == ("sport", "art")
+    assert task.family == "custom"
+    row = {"a": "{b}", "b c": 2, "label": "art"}
+    assert task.example(row) == Example("{{b}} and 2\nTopic:", 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels", "message"),
+    [
+        ("no field:", ("a", "b"), "no {field} placeholder"),
+        ("{text", ("a", "b"), "expected '}'"),
+        ("{}:", ("a", "b"), "placeholder is a field's name"),
+        ("{text!r}:", ("a", "b"), "placeholder is a field's name"),
+        ("{text:>9}:", ("a", "b"), "placeholder is a field's name"),
+        ("{text} {label}:", ("a", "b"), "shows the answer"),
+        ("{text}: ", ("a", "b"), "ends in a blank"),
+        ("{text}:", ("a",), "at least two"),
+        ("{text}:", ("a", "a "), "distinct"),
+        ("{text}:", ("a", " "), "not empty"),
+    ],
+)
+def test_custom_task_refuses(prompt, labels, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        custom_task(prompt, labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_custom_template_naming_an_absent_field_lists_those_there_are():
+    task = custom_task("{headline}:", ("a", "b"))
+    with pytest.raises(
+        ValueError, match=r"no field 'headline'; the .* 'text', 'label'"
+    ):
+        task.example({"text": "t", "label": 0})
+
+
+@pytest.mark.parametrize("value", [None, ["a"], {"a": 1}])
+def test_template_takes_text_only(value):
+    with pytest.raises(ValueError, match="field 'a' must be text"):
+        Template("{a}")({"a": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "words", "index"),
+    [
+        ("b", ("a", "b"), 1),
+        (" b\n", ("a", "b"), 1),
+        (1, ("a", "b"), 1),
+        ("1", ("a", "b"), 1),
+        (1.0, ("a", "b"), 1),
+        # Stars: 1 names the first word, not the second class.
+        (1, ("1", "2", "3"), 0),
+        ("3", ("1", "2", "3"), 2),
+        (True, ("False", "True"), 1),
+        (False, ("true", "false"), 1),
+    ],
+)
+def test_class_index(value, words, index):
+    assert class_index(value, words) == index
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, ("1", "2")), (True, ("no", "yes")), ("B", ("a", "b")), ("²", ("a", "b"))],
+)
+def test_class_index_refuses(value, words):
+    with pytest.raises(ValueError, match=f"is not one of {words[0]}, {words[1]}"):
+        class_index(value, words)

