@@ -3,22 +3,32 @@
     python -m benchmarks.tune --method ivon-lora --learning-rates 0.015 0.03 \
         --gammas 150 --train-examples 512 --validation-examples 256 --out runs/tune
 
-Every point is a run folder of its own, and one that exists is not run again, so the
-grid can grow and an interrupted search goes on. The evaluation set is never touched.
+Every point is a run folder of its own, and one that is complete is not run again, so
+the grid can grow and an interrupted search goes on. The evaluation set is never
+touched.
 """
 
 import dataclasses
 import itertools
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train import report, run
-from ivon_jax.train.config import DataConfig, Flat, MethodConfig, TrainConfig, resolve
+from ivon_jax.train.config import (
+    DataConfig,
+    MethodConfig,
+    MethodName,
+    TrainConfig,
+    resolve,
+)
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.prepare import Problem, find_task, prepare
 from ivon_jax.train.step import Streams
 
 
@@ -56,9 +66,13 @@ def run_point(
 ) -> list[report.Row]:
     """Trains one point and scores it on the held-out examples."""
     result = out / "validation.json"
-    if result.exists():
-        return json.loads(result.read_text())
     config = resolve(config, problem.task.family, len(problem.train))
+    if result.exists():
+        if run.read_config(out)[0] != config:
+            raise ValueError(f"{out}: was run with other settings; choose a new folder")
+        return json.loads(result.read_text())
+    if (out / run.CONFIG).exists():  # interrupted, so begin again
+        shutil.rmtree(out)
     run.create(out)
     run.write_config(out, config, **problem.facts)
     posterior = train(
@@ -77,16 +91,19 @@ def main(
     data: Flat[DataConfig],
     grid: Flat[Grid],
     out: Path,
-    method: str = "ivon-lora",
+    method: MethodName = "ivon-lora",
     model: str = "smollm2-135m-instruct",
     seed: int = 10,
 ) -> None:
     """Searches a grid and prints the table of all its points."""
     if data.validation_examples is None:
-        raise SystemExit("validation-examples: needed, else the test set is tuned on")
+        raise ValueError("validation_examples: needed, else the test set is tuned on")
     configs = [
         TrainConfig(model, method, seed, data, hyper=point) for point in grid.points()
     ]
+    family = find_task(data).family
+    for config in configs:
+        resolve(config, family, num_examples=1)  # before the model is loaded
     problem = prepare(configs[0])
     rows = []
     for config in configs:
@@ -95,4 +112,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except ValueError as error:
+        sys.exit(f"tune: {error}")

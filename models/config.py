@@ -1,15 +1,14 @@
 """The shape and the switches of a Llama-like model, read from HF's `config.json`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 MODEL_TYPES = ("llama", "qwen2")
 
-# Sizes beyond these come from damaged files; they would only exhaust the memory.
-_MAX_SIZE = 2**24
-_MAX_LAYERS = 2**12
+# Sizes beyond these, or else beyond 2**24, come from damaged files; they would only
+# exhaust the memory.
+_LIMITS = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +69,13 @@ class LlamaConfig:
             ValueError: If a size is not positive or not a plausible one, or the
                 heads do not fit each other.
         """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int:
-                limit = _MAX_LAYERS if "layers" in field.name else _MAX_SIZE
-                if field.name == "max_position_embeddings":
-                    limit = 2**40  # allocates nothing
-                _check(
-                    type(value) is int and 0 < value <= limit,
-                    field.name,
-                    value,
-                    f"an integer from 1 to {limit}",
-                )
-            elif field.type is float:
-                _check(_is_positive(value), field.name, value, "a positive number")
-            elif field.type is bool:
-                _check(type(value) is bool, field.name, value, "true or false")
+        for name, value in vars(self).items():
+            if name in ("rms_norm_eps", "rope_theta"):
+                _number(name, value)
+            elif type(value) is int:
+                limit = _LIMITS.get(name, 2**24)
+                legal = f"an integer from 1 to {limit}"
+                _check(0 < value <= limit, name, value, legal)
         _check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number")
         _check(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -111,26 +101,27 @@ class LlamaConfig:
                 the result and is not implemented here.
         """
         _reject_unsupported(config)
-        model_type = config["model_type"]
-        hidden, heads = _get(config, "hidden_size"), _get(config, "num_attention_heads")
+        is_qwen = config["model_type"] == "qwen2"
+        hidden = _int(config, "hidden_size")
+        heads = _int(config, "num_attention_heads")
         theta, scaling = _rope(config)
-        bias = config.get("attention_bias", False)
+        bias = _bool(config, "attention_bias")
         return cls(
-            vocab_size=_get(config, "vocab_size"),
+            vocab_size=_int(config, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_get(config, "intermediate_size"),
-            num_hidden_layers=_get(config, "num_hidden_layers"),
+            intermediate_size=_int(config, "intermediate_size"),
+            num_hidden_layers=_int(config, "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=_or(config.get("num_key_value_heads"), heads),
-            head_dim=_or(config.get("head_dim"), _head_dim(hidden, heads)),
-            rms_norm_eps=_number("rms_norm_eps", _get(config, "rms_norm_eps")),
+            num_key_value_heads=_int(config, "num_key_value_heads", heads),
+            head_dim=_int(config, "head_dim", hidden // max(heads, 1)),
+            rms_norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps")),
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-            qkv_bias=True if model_type == "qwen2" else bias,
-            o_bias=False if model_type == "qwen2" else bias,
-            mlp_bias=config.get("mlp_bias", False),
-            max_position_embeddings=_get(config, "max_position_embeddings"),
+            tie_word_embeddings=_bool(config, "tie_word_embeddings"),
+            qkv_bias=is_qwen or bias,
+            o_bias=bias and not is_qwen,
+            mlp_bias=_bool(config, "mlp_bias"),
+            max_position_embeddings=_int(config, "max_position_embeddings"),
         )
 
 
@@ -139,32 +130,26 @@ def _check(holds: bool, field: str, value: object, legal: str) -> None:
         raise ValueError(f"config field {field} is {value!r:.80}, expected {legal}")
 
 
-def _is_positive(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value < math.inf
-
-
 def _number(field: str, value: Any) -> float:
-    _check(_is_positive(value), field, value, "a positive number")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    _check(number and 0 < value < 1e30, field, value, "a positive number")
     return float(value)
+
+
+def _int(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    value = _or(config.get(field), default)
+    _check(type(value) is int, field, value, "an integer")
+    return value
+
+
+def _bool(config: Mapping[str, Any], field: str) -> bool:
+    value = config.get(field, False)
+    _check(type(value) is bool, field, value, "true or false")
+    return value
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _get(config: Mapping[str, Any], field: str) -> Any:
-    if config.get(field) is None:
-        raise ValueError(f"config field {field} is missing")
-    return config[field]
-
-
-def _head_dim(hidden: object, heads: object) -> int:
-    # Left to __post_init__ to complain when these are not sizes at all.
-    if type(hidden) is int and type(heads) is int and heads > 0:
-        return hidden // heads
-    return 0
 
 
 def _reject_unsupported(config: Mapping[str, Any]) -> None:

@@ -31,15 +31,12 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
         config = LlamaConfig.from_hf(_json(folder / "config.json"))
     except ValueError as error:
         raise ValueError(f"config.json: {error}") from error
-    where: dict[str, tuple[Path, Any]] = {}
-    for file in weight_files(folder):
-        handle = _open(file)
-        where |= dict.fromkeys(handle.keys(), (file, handle))
-    _check_index(folder, {name: file.name for name, (file, _) in where.items()})
-    shapes = {name: _shape(name, *place) for name, place in where.items()}
+    handles = {file.name: _open(file) for file in weight_files(folder)}
+    where = _locations(folder, {file: set(h.keys()) for file, h in handles.items()})
+    shapes = {name: _shape(name, file, handles[file]) for name, file in where.items()}
 
     def read(name: str) -> np.ndarray:
-        return where[name][1].get_tensor(name)
+        return handles[where[name]].get_tensor(name)
 
     return config, Tensors(shapes, read)
 
@@ -92,13 +89,15 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _check_index(folder: Path, found: Mapping[str, str]) -> None:
-    """A shard that was swapped for another holds other tensors than listed."""
-    if (folder / WEIGHTS).is_file():
-        return
-    for name, file in _weight_map(folder).items():
-        if found.get(name) != file:
+def _locations(folder: Path, names: Mapping[str, set[str]]) -> Mapping[str, str]:
+    """The file of every tensor, given the tensors of every file."""
+    if WEIGHTS in names:
+        return dict.fromkeys(names[WEIGHTS], WEIGHTS)
+    where = _weight_map(folder)
+    for name, file in where.items():
+        if name not in names[file]:
             raise ValueError(f"{file}: tensor {name!a:.80} of {INDEX} is not in it")
+    return where
 
 
 def _open(file: Path) -> Any:
@@ -110,11 +109,11 @@ def _open(file: Path) -> Any:
         raise ValueError(f"{file.name}: {error!s:.160}") from error
 
 
-def _shape(name: str, file: Path, handle: Any) -> tuple[int, ...]:
+def _shape(name: str, file: str, handle: Any) -> tuple[int, ...]:
     part = handle.get_slice(name)
     if part.get_dtype() not in _DTYPES:
         legal = ", ".join(_DTYPES)
         raise ValueError(
-            f"{file.name}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
+            f"{file}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
         )
     return tuple(part.get_shape())

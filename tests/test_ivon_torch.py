@@ -15,6 +15,7 @@ from ivon_jax.noise import by_path, standard_normal
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("ivon")
+torch.set_num_threads(1)
 
 STEPS = 50
 TOLERANCE = 1e-10

@@ -79,7 +79,7 @@ def hf_configs(draw):
     config = {
         "model_type": draw(st.sampled_from(["llama", "qwen2"])),
         "vocab_size": draw(st.integers(11, 40)),
-        "hidden_size": draw(st.sampled_from([16, 24])),
+        "hidden_size": draw(st.sampled_from([24, 48])),
         "intermediate_size": draw(st.integers(5, 40)),
         "num_hidden_layers": draw(st.integers(1, 3)),
         "num_attention_heads": kv_heads * draw(st.integers(1, 4)),

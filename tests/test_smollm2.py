@@ -44,7 +44,6 @@ def test_the_capital_of_france(pretrained):
     assert text.startswith(PROMPT + " Paris")
 
 
-@pytest.mark.slow
 def test_logits_equal_those_of_transformers(path, pretrained):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

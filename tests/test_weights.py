@@ -174,7 +174,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="expected smollm2-135m-instruct, a .gguf"):
+    with pytest.raises(ValueError, match="expected smollm2-135m-instruct, a"):
         load("no-such-model")
 
 
@@ -203,7 +203,7 @@ def test_the_hub_out_of_reach_is_one_line():
         ({"head_dim": 7}, "head_dim is 7, expected an even number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or"),
-        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"intermediate_size": None}, "intermediate_size is None, expected an integer"),
     ],
 )
 def test_configs_that_are_not_implemented(changes, text):
@@ -240,7 +240,7 @@ def test_gguf_holds_the_dequantised_weights(tmp_path):
         for i in (0, 1)
         for p, n in {"q": 32, "k": 16, "v": 16, "o": 32}.items()
     }
-    kinds = {name: Kind.F32 for name in weights}
+    kinds = dict.fromkeys(weights, Kind.F32)
     choice = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1]
     matrices = [name for name, tensor in weights.items() if tensor.ndim == 2]
     kinds |= {name: choice[i % len(choice)] for i, name in enumerate(matrices)}

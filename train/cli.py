@@ -2,34 +2,41 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train.config import CompareConfig, DataConfig, Flat, TrainConfig, resolve
+from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolve
 
+Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
 
 
-def train(config: Flat[TrainConfig], out: Out) -> None:
+def train(config: Annotated[TrainConfig, Whole], out: Out) -> None:
     """Fine-tunes adapters and writes their posterior.
 
     Ctrl-C stops after the current step and keeps what was learned; a second one
     stops at once.
     """
     from ivon_jax.train import loop, run
-    from ivon_jax.train.prepare import prepare
+    from ivon_jax.train.prepare import find_task, prepare
 
     # Twice: names and values are checked before the model is loaded.
-    resolve(config, _family(config.data), num_examples=1)
+    resolve(config, find_task(config.data).family, num_examples=1)
+    run.check_new(out)
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
     run.create(out)
     run.write_config(out, config, **problem.facts)
-    loop.train(
-        problem.model, problem.params, problem.answers, problem.train, config, out
-    )
+    try:
+        loop.train(
+            problem.model, problem.params, problem.answers, problem.train, config, out
+        )
+    except loop.Interrupted as interrupt:
+        print(interrupt, file=sys.stderr)
     print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
 
 
@@ -43,8 +50,8 @@ def evaluate(
     """Evaluates a run at its mean and averaged over posterior samples.
 
     Args:
-        directory: a folder written by ``ivon-jax train``.
-        samples: posterior samples to average.
+        directory: a folder written by "ivon-jax train".
+        samples: posterior samples to average; a run with Adam has only its mean.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         chunk_size: posterior samples computed at a time.
@@ -55,6 +62,9 @@ def evaluate(
     from ivon_jax.train.prepare import prepare
     from ivon_jax.train.step import Streams
 
+    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} is not >= 1")
     hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
     config, facts = run.read_config(directory)
     posterior = Posterior.load(directory / run.POSTERIOR)
@@ -65,12 +75,18 @@ def evaluate(
                 f"{directory}: {name} is now {value}, was {facts.get(name)}"
             )
     key = Streams.from_seed(config.seed).ensemble
-    rows = []
+    labels = problem.eval.labels
     # A method without a posterior has only its mean.
-    for how in hows if posterior.precision else hows[:1]:
-        log_probs = predict(problem, posterior, how, key, chunk_size=chunk_size)
-        rows.append(score(config.method, how, log_probs, problem.eval.labels))
-        run.write_predictions(directory, how.samples, log_probs, problem.eval.labels)
+    predictions = {
+        how: predict(problem, posterior, how, key, chunk_size=chunk_size)
+        for how in (hows if posterior.precision else hows[:1])
+    }
+    rows = [
+        score(config.method, how, log_probs, labels)
+        for how, log_probs in predictions.items()
+    ]
+    for how, log_probs in predictions.items():
+        run.write_predictions(directory, how.samples, log_probs, labels)
     run.write_json(directory / "evaluation.json", {**problem.facts, "rows": rows})
     print(report.table(rows))
 
@@ -116,39 +132,52 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """Prints mean and standard error over comparisons that differ by seed.
 
     Args:
-        directories: folders written by ``ivon-jax compare``.
+        directories: folders written by "ivon-jax compare".
     """
     from ivon_jax.train import report
 
-    runs = []
+    if not directories:
+        raise ValueError("directories: name at least one comparison")
+    runs: list[list[report.Row]] = []
+    seeds: list[int] = []
     for directory in directories:
         path = directory / "results.json"
         try:
-            runs.append(json.loads(path.read_text())["rows"])
-        except (OSError, ValueError, KeyError):
+            results = json.loads(path.read_text())
+            report.table(results["rows"])
+            alike = {name: results[name] for name in ALIKE}
+            seeds.append(results["seed"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: not the results of a comparison") from None
-    if not runs:
-        raise ValueError("directories: name at least one comparison")
+        if not runs:
+            first = alike
+        for name, value in alike.items():
+            if value != first[name]:
+                raise ValueError(f"{path}: {name} is {value}, not {first[name]}")
+        if results["seed"] in seeds[:-1]:
+            raise ValueError(f"{path}: seed {results['seed']} occurs twice")
+        runs.append(results["rows"])
     print(report.seeds_table(runs))
 
 
-def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")], out: Out) -> None:
-    """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration."""
+# What comparisons in one table must share.
+ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
+
+
+def compare(config: Annotated[CompareConfig, Whole], out: Out) -> None:
+    """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
+
+    Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
+    """
     from ivon_jax.train import report
     from ivon_jax.train.compare import compare
 
     print(report.table(compare(config, out)["rows"]))
 
 
-def _family(data: DataConfig) -> str:
-    from ivon_jax.train.prepare import find_task
-
-    return find_task(data).family
-
-
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,
         "compare": compare,
@@ -158,9 +187,12 @@ def main() -> None:
     }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="ivon-jax")
-    except ValueError as error:
-        print(f"ivon-jax: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print("ivon-jax:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("ivon-jax: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ivon_jax.ensemble import average
@@ -13,8 +14,11 @@ from ivon_jax.train import report, run
 from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.prepare import Problem, find_task, prepare
 from ivon_jax.train.step import Streams
+
+# The columns of ``results.json``.
+ROW = ("method", "predict", "samples", "tau", "prune", *report.COLUMNS)
 
 
 def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
@@ -29,14 +33,20 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         The contents of ``results.json``.
 
     Raises:
-        ValueError: bad input of any kind, before anything is trained.
+        ValueError: bad input of any kind, before anything is trained or written.
+        Interrupted: SIGINT came while training.
     """
-    sweep = _sweep(config)
+    main, sweep = _main(config), _sweep(config)
     runs = {name: _train_config(config, name) for name in ("adam", "ivon-lora")}
+    family = find_task(config.data).family
+    for train_config in runs.values():
+        resolve(train_config, family, num_examples=1)  # before the model is loaded
+    run.check_new(out)
     problem = prepare(runs["adam"])
     n = len(problem.train)
-    runs = {k: resolve(v, problem.task.family, n) for k, v in runs.items()}
+    runs = {k: resolve(v, family, n) for k, v in runs.items()}
     run.create(out)
+    run.write_config(out, config, **problem.facts)
     posteriors, seconds = {}, {}
     for name, train_config in runs.items():
         start = time.monotonic()
@@ -45,19 +55,16 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     key = Streams.from_seed(config.seed).ensemble
     labels = problem.eval.labels
     rows, kept = [], {}
-    for name, how in [
-        ("adam", Prediction(samples=0)),
-        ("ivon-lora", Prediction(samples=0)),
-        ("ivon-lora", Prediction(samples=config.samples)),
-        *(("ivon-lora", how) for how in sweep),
-    ]:
+    for name, how in main + sweep:
         log_probs = predict(problem, posteriors[name], how, key)
-        rows.append(score(name, how, log_probs, labels))
-        if how not in sweep:
-            kept[report.label(rows[-1])] = np.asarray(average(log_probs))
+        row = score(name, how, log_probs, labels)
+        rows.append({column: row[column] for column in ROW})
+        if (name, how) in main:
+            kept[report.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
             run.write_predictions(out / name, how.samples, log_probs, labels)
+    facts = ("task", "model", "train_examples", "eval_examples")
     results = {
-        **problem.facts,
+        **{name: problem.facts[name] for name in facts},
         "seed": config.seed,
         "steps": runs["adam"].hyper.steps,
         "rows": rows,
@@ -76,7 +83,15 @@ def _train_config(config: CompareConfig, method: Any) -> TrainConfig:
     )
 
 
-def _sweep(config: CompareConfig) -> list[Prediction]:
+def _main(config: CompareConfig) -> list[tuple[str, Prediction]]:
+    return [
+        ("adam", Prediction(0)),
+        ("ivon-lora", Prediction(0)),
+        ("ivon-lora", Prediction(config.samples)),
+    ]
+
+
+def _sweep(config: CompareConfig) -> list[tuple[str, Prediction]]:
     """Every temperature unpruned and every pruning ratio at tau 1, each once.
 
     All points share the key, so their samples share the noise and differ only by
@@ -84,7 +99,8 @@ def _sweep(config: CompareConfig) -> list[Prediction]:
     """
     points = [Prediction(config.sweep_samples, tau=tau) for tau in config.taus]
     points += [Prediction(config.sweep_samples, prune=prune) for prune in config.prunes]
-    return list(dict.fromkeys(points))
+    named = dict.fromkeys(("ivon-lora", how) for how in points)
+    return [point for point in named if point not in _main(config)]
 
 
 def _train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
@@ -99,8 +115,9 @@ def _write_report(
     out: Path, results: dict[str, Any], kept: dict[str, Any], labels: Any
 ) -> None:
     logs = {
-        name: [json.loads(line) for line in (out / name / run.METRICS).open()]
+        name: [json.loads(line) for line in path.read_text().splitlines()]
         for name in results["seconds"]
+        if (path := out / name / run.METRICS)
     }
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax import lora_ess
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.methods import METHODS, Method
 
-Flat = tyro.conf.OmitArgPrefixes  # on the command line
 MethodName = Literal["adam", "ivon-lora"]
 
 # The paper's settings (App. D.2.1 and D.4.1) by task family.
@@ -256,7 +256,7 @@ def make_method(config: TrainConfig) -> Method:
     return method(**{name: getattr(config.hyper, name) for name in names})
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
+def to_json(config: TrainConfig | CompareConfig) -> dict[str, Any]:
     """Returns the configuration as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
@@ -285,8 +285,9 @@ def _build(kind: Any, values: Any, where: str) -> Any:
         return tuple(_build(kind.__args__[0], value, where) for value in values)
     if typing.get_origin(kind) is Literal and values in kind.__args__:
         return values
-    json_kinds = {Path: str, float: int | float, int: int, str: str, bool: bool}
-    is_number = isinstance(values, bool) and kind is not bool
-    if kind in json_kinds and isinstance(values, json_kinds[kind]) and not is_number:
-        return Path(values) if kind is Path else values
+    if kind is Path and isinstance(values, str):
+        return Path(values)
+    # By exact type: in Python true and false are integers too.
+    if type(values) is kind or (kind is float and type(values) is int):
+        return values
     raise ValueError(f"{where}: {values!r:.80} is not a legal value")

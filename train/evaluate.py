@@ -36,8 +36,9 @@ class Prediction:
         """Checks each field."""
         if self.samples < 0:
             raise ValueError(f"samples: {self.samples} is not >= 0")
-        if not self.tau > 0:
-            raise ValueError(f"tau: {self.tau} is not > 0")
+        # Infinity is no JSON; samples=0 is the same.
+        if not 0 < self.tau < math.inf:
+            raise ValueError(f"tau: {self.tau} is not a number > 0")
         if not 0 <= self.prune < 1:
             raise ValueError(f"prune: {self.prune} is not in [0, 1)")
 
@@ -69,7 +70,19 @@ def predict(
 
     Returns:
         Log-probabilities of each sample, in the examples' order.
+
+    Raises:
+        ValueError: the posterior is one of other adapters, or has no precision to
+            prune by.
     """
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, tree)
+        for tree in (posterior.mean, problem.adapters)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError("posterior: its adapters are not those of the model")
+    if how.prune and not posterior.precision:
+        raise ValueError("prune: the method has no posterior to choose entries by")
     posterior, samples = how.of(posterior)
     length = common_prefix_length(problem.eval)
     prefix = jnp.asarray(problem.eval.tokens[0][:length])
@@ -117,7 +130,6 @@ def score(
         "method": method,
         "predict": "samples" if how.samples else "mean",
         "samples": how.samples,
-        # JSON has no infinity; at the mean the temperature does not matter.
         "tau": how.tau,
         "prune": how.prune,
         **{name: float(value) for name, value in summary.items()},

@@ -1,6 +1,7 @@
 """The training loop: batches in, a posterior out."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -35,9 +36,6 @@ def train(
 ) -> Posterior:
     """Trains adapters and writes their posterior.
 
-    An interrupt (SIGINT) ends the run after the current step; what was learned so
-    far is written all the same.
-
     Args:
         model: the adapted model.
         params: the frozen base.
@@ -52,43 +50,57 @@ def train(
 
     Raises:
         ValueError: the loss or gradient was not finite many steps in a row.
+        Interrupted: SIGINT came; what was learned up to then is written all the same.
     """
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     streams = Streams.from_seed(config.seed)
-    batches = train_batches(encoded, hyper.batch_size, config.seed)
-    adapters = init_adapters(model, streams.adapters, jnp.zeros((1, 1), jnp.int32))
-    state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
-    bad_steps, start = 0, time.monotonic()
+    skipped, skipped_in_row, start = 0, 0, time.monotonic()
     with (
-        (out / METRICS).open("w") as metrics,
         interruptible() as interrupted,
+        (out / METRICS).open("w") as metrics,
         progress(f"train {method.name}", hyper.steps, every=25) as report,
     ):
+        batches = train_batches(encoded, hyper.batch_size, config.seed)
+        adapters = init_adapters(model, streams.adapters, jnp.zeros((1, 1), jnp.int32))
+        state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
         for step in range(1, hyper.steps + 1):
             batch = jax.device_put(next(batches))
             state, logs = train_step(
                 model, method, state, params, answers, batch, streams
             )
             values = {name: float(value) for name, value in logs.items()}
-            bad_steps = 0 if values.pop("finite") else bad_steps + 1
+            bad = not values.pop("finite")
+            skipped, skipped_in_row = skipped + bad, bad * (skipped_in_row + 1)
             seconds = time.monotonic() - start
             line = {"step": step, **values, "seconds": round(seconds, 3)}
-            metrics.write(json.dumps(line) + "\n")
+            metrics.write(json.dumps(_finite_or_none(line)) + "\n")
             metrics.flush()
             speed = step * hyper.batch_size / seconds
             report(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
-            if bad_steps == MAX_BAD_STEPS:
+            if skipped_in_row == MAX_BAD_STEPS:
                 raise ValueError(
-                    f"loss: not finite in {bad_steps} steps up to step {step};"
+                    f"loss: not finite in {skipped_in_row} steps up to step {step};"
                     " lower learning_rate"
                 )
             if interrupted():
-                print(f"interrupted: stopped after step {step}", file=sys.stderr)
                 break
-    posterior = method.posterior(state.adapters, state.method)
-    posterior.save(out / POSTERIOR)
+        posterior = method.posterior(state.adapters, state.method)
+        posterior.save(out / POSTERIOR)
+    if skipped:
+        print(f"skipped {skipped} steps: loss or gradient not finite", file=sys.stderr)
+    if interrupted():
+        raise Interrupted(f"interrupted after step {step} of {hyper.steps}")
     return posterior
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted, and has written what it learned."""
+
+
+def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity and no NaN."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """From a configuration to everything a run needs in memory."""
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ivon_jax.lora import Lora
+from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.models import load
 from ivon_jax.train.batches import Encoded, answer_tokens, encode
 from ivon_jax.train.config import DataConfig, TrainConfig
@@ -32,6 +35,7 @@ class Problem:
         task: what is asked.
         model: the adapted model.
         params: the frozen base.
+        adapters: shapes of the model's adapters.
         answers: token of each label word.
         train: encoded training examples.
         eval: encoded evaluation examples.
@@ -41,6 +45,7 @@ class Problem:
     task: Task
     model: Lora
     params: Any
+    adapters: Any
     answers: Int[Array, " c"]
     train: Encoded
     eval: Encoded
@@ -56,11 +61,11 @@ def find_task(data: DataConfig) -> Task:
     if data.task != "custom":
         for name in ("train_file", "eval_file", "prompt", "labels"):
             if getattr(data, name):
-                raise ValueError(f"{name}: only with --data.task custom")
+                raise ValueError(f"{name}: only with --task custom")
         return get_task(data.task, data.prompt_style)
     for name in ("train_file", "eval_file", "prompt", "labels"):
         if not getattr(data, name):
-            raise ValueError(f"{name}: needed with --data.task custom")
+            raise ValueError(f"{name}: needed with --task custom")
     assert data.prompt is not None
     return custom_task(data.prompt, data.labels)
 
@@ -78,18 +83,29 @@ def find_examples(
         "train_file": data.train_file,
         "eval_file": data.eval_file,
     }
+    balanced = task.balanced
     train = load_examples(task, "train", **sources)
-    if data.train_examples is not None:
-        train = subsample(train, data.train_examples, seed, balanced=task.balanced)
-    if data.validation_examples is not None:
-        train, evaluation = validation_split(train, data.validation_examples, seed)
+    if (n := data.train_examples) is not None:
+        with _naming("train_examples"):
+            train = subsample(train, n, seed, balanced=balanced)
+    if (n := data.validation_examples) is not None:
+        with _naming("validation_examples"):
+            train, evaluation = validation_split(train, n, seed)
     else:
         evaluation = load_examples(task, "eval", **sources)
-    if data.eval_examples is not None:
-        evaluation = subsample(
-            evaluation, data.eval_examples, EVAL_SEED, balanced=task.balanced
-        )
+    if (n := data.eval_examples) is not None:
+        with _naming("eval_examples"):
+            evaluation = subsample(evaluation, n, EVAL_SEED, balanced=balanced)
     return train, evaluation
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Puts the option in front of what was wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
 
 
 def prepare(config: TrainConfig) -> Problem:
@@ -107,6 +123,8 @@ def prepare(config: TrainConfig) -> Problem:
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed)
     pretrained = load(config.model)
+    model = Lora(pretrained.model, config.lora)
+    adapters = _adapter_shapes(model)
     answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
     limit = pretrained.model.config.max_position_embeddings
     facts = {
@@ -120,10 +138,22 @@ def prepare(config: TrainConfig) -> Problem:
     }
     return Problem(
         task,
-        Lora(pretrained.model, config.lora),
+        model,
         jax.device_put(pretrained.params),
+        adapters,
         jnp.asarray(answers),
         encode(pretrained.tokenizer, train, limit),
         encode(pretrained.tokenizer, evaluation, limit),
         facts,
     )
+
+
+def _adapter_shapes(model: Lora) -> Any:
+    """Finds the layers to adapt, so that a wrong target shows before training."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    try:
+        return jax.eval_shape(
+            lambda key: init_adapters(model, key, tokens), jax.random.key(0)
+        )
+    except re.error as error:
+        raise ValueError(f"targets: not a regular expression ({error})") from None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -80,7 +81,8 @@ def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
     axes = figure.subplots()
     for method, lines in logs.items():
         steps = [line["step"] for line in lines]
-        loss = np.array([line["loss"] for line in lines])
+        # None, the loss of a skipped step, becomes NaN: a gap.
+        loss = np.array([line["loss"] for line in lines], float)
         window = max(len(loss) // 20, 1)
         smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
         axes.plot(steps, loss, color=COLORS[method], alpha=0.15, linewidth=0.8)
@@ -102,8 +104,9 @@ def reliability(
     panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
     edges = np.linspace(0, 1, bins + 1)
     for axes, (name, log_probs) in zip(panels, predictions.items(), strict=True):
-        found = metrics.reliability(log_probs, labels, bins)
-        ece = float(metrics.ece(log_probs, labels, bins))
+        predicted, right = jnp.asarray(log_probs), jnp.asarray(labels)
+        found = metrics.reliability(predicted, right, bins)
+        ece = float(metrics.ece(predicted, right, bins))
         count = np.asarray(found.count)
         style = {"width": 1 / bins, "align": "edge"}
         axes.bar(edges[:-1], found.accuracy, color="tab:blue", alpha=0.7, **style)
@@ -121,6 +124,8 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
     figure = _figure(6.5, 5)
     axes = figure.subplots()
     sampled = [row for row in rows if row["predict"] == "samples"]
+    # A curve is of one ensemble size: that of the sweep, which comes last.
+    sampled = [row for row in sampled if row["samples"] == sampled[-1]["samples"]]
     mean = [row for row in rows if row["predict"] == "mean"]
     # The mean is the end of the temperature curve.
     at_mean = [row for row in mean if row["method"] != "adam" and not row["prune"]]
@@ -147,7 +152,7 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows that no other beats in both ECE and accuracy, by ECE."""
+    """Returns the rows that no other equals or beats in both ECE and accuracy."""
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (row["ece"], -row["accuracy"])):
         if not front or row["accuracy"] > front[-1]["accuracy"]:

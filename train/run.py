@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 import ivon_jax
 from ivon_jax.files import write_bytes
-from ivon_jax.train.config import TrainConfig, from_json, to_json
+from ivon_jax.train.config import CompareConfig, TrainConfig, from_json, to_json
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
 PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
@@ -33,26 +33,37 @@ def write_json(path: Path, values: Any) -> None:
     write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
+def check_new(out: Path) -> None:
+    """Checks that a folder can become that of a new run, without making it.
+
+    Raises:
+        ValueError: it exists and is not an empty folder.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: holds another run; choose a new folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; choose a new folder")
+
+
 def create(out: Path) -> None:
     """Makes the folder of a new run.
 
     Raises:
         ValueError: it exists and is not empty, or cannot be made.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: holds another run; choose a new folder")
+    check_new(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out}: cannot be made ({error.strerror})") from None
 
 
-def write_config(out: Path, config: TrainConfig, **facts: Any) -> None:
+def write_config(out: Path, config: TrainConfig | CompareConfig, **facts: Any) -> None:
     """Records what the run is, before it starts.
 
     Args:
         out: the run's folder.
-        config: resolved.
+        config: of a training run, resolved; or of a comparison.
         **facts: fingerprints and counts that the configuration alone does not fix.
     """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -69,11 +80,13 @@ def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
     path = out / CONFIG
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict) or "config" not in values:
+            raise ValueError("it has no key 'config'")
         return from_json(values.pop("config")), values
     except OSError:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not the configuration of a run ({error})") from None
 
 
 def write_predictions(

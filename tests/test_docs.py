@@ -1,0 +1,76 @@
+"""What README and docs show is run, and what they link to exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_readme_python_runs():
+    code = "\n".join(blocks(ROOT / "README.md", "python"))
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["losses"].shape == (10,)
+    # Ten steps of a quadratic's posterior mean go downhill from 1.
+    assert float(names["loss_fn"](names["params"], 0.0)) < 1.0
+
+
+def options() -> dict[str, set[str]]:
+    """Every option of every command, from the dataclasses and signatures."""
+    import dataclasses
+    import inspect
+
+    from ivon_jax.lora import LoraConfig
+    from ivon_jax.train import cli
+    from ivon_jax.train.config import (
+        CompareConfig,
+        DataConfig,
+        MethodConfig,
+        TrainConfig,
+    )
+
+    def fields(*kinds, prefix=""):
+        names = (field.name for kind in kinds for field in dataclasses.fields(kind))
+        return {prefix + name.replace("_", "-") for name in names}
+
+    hyper = fields(MethodConfig)
+    evaluate = inspect.signature(cli.evaluate).parameters
+    return {
+        "train": fields(TrainConfig, DataConfig, LoraConfig) | hyper | {"out"},
+        "compare": fields(CompareConfig, DataConfig, LoraConfig)
+        | fields(MethodConfig, prefix="adam.")
+        | fields(MethodConfig, prefix="ivon-lora.")
+        | {"out"},
+        "evaluate": {name.replace("_", "-") for name in evaluate},
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_options_exist(page):
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    legal = options()
+    for line in text.splitlines():
+        if command := re.match(r"ivon-jax (train|compare|evaluate) ", line):
+            shown = set(re.findall(r"--([\w.-]+)", line))
+            assert shown <= legal[command[1]], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_exist(page):
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert missing == []
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"make ([a-z-]+)", page.read_text()):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
