@@ -7,7 +7,7 @@ OUT ?= runs
 # Settings of `demo` and `seeds`, chosen by `make tune`; README says how.
 CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
-	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 150
+	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75
 
 .PHONY: help demo test test-slow seeds tune bench lint format package clean
 help:  ## list the targets

@@ -152,7 +152,7 @@ def main(
     times = interleave(
         {name: make(adapters, grads) for name, make in contestants.items()}, rounds
     )
-    methods = {
+    methods: dict[str, Method] = {
         "adam": Adam(1e-4, 0.9, 0.999, 1e-8, 1000, 10),
         "ivon-lora": IvonLora(1e-2, ESS, 0.05, 0.9, 0.9995, 5e-3, 1, 1000, 10),
     }

@@ -26,6 +26,7 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,8 +39,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ivon_jax.noise import by_path, standard_normal
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
-# A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess stays
-# inside these bounds: whatever the gradient, all products remain finite float32.
+# A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta
+# stay inside these bounds: whatever the gradient, all products remain finite float32.
 MAX_GROWTH = 1e6
 MIN_HESS, MAX_HESS = 1e-24, 1e24
 
@@ -49,7 +50,7 @@ HessApprox = Literal["price", "gradsq"]
 class ScaleByIvonState(NamedTuple):
     """State of `scale_by_ivon`: arrays only, of a structure that never changes."""
 
-    count: Int[Array, ""]  # int32
+    count: Int[Array, ""]  # type: ignore[assignment]  # int32; hides tuple.count
     ess: Float[Array, ""]  # lambda, what the next noise is drawn with
     mu: PyTree[Float[Array, "..."]]  # momentum g, at least float32
     hess: PyTree[Float[Array, "..."]]  # h, at least float32
@@ -125,15 +126,15 @@ def scale_by_ivon(
         ValueError: an argument is out of range; or, from `update`, neither `key`
             nor `moments` is given, or no `params`.
     """
-    _check("ess", ess, ess > 0, "> 0")
-    _check("hess_init", hess_init, hess_init > 0, "> 0")
-    _check("beta1", beta1, (beta1 >= 0) & (beta1 < 1), "in [0, 1)")
-    _check("beta2", beta2, (beta2 >= 0) & (beta2 < 1), "in [0, 1)")
+    _check("ess", ess, _POSITIVE)
+    _check("hess_init", hess_init, _POSITIVE)
+    _check("beta1", beta1, _DECAY)
+    _check("beta2", beta2, _DECAY)
     if hess_approx not in ("price", "gradsq"):
         raise ValueError(f"hess_approx: {hess_approx!r} is not 'price' or 'gradsq'")
 
     def init_fn(params: PyTree) -> ScaleByIvonState:
-        mean = jax.tree.map(_at_least_float32, params)
+        mean = jax.tree.map(at_least_float32, params)
         return ScaleByIvonState(
             count=jnp.zeros([], jnp.int32),
             ess=jnp.asarray(ess, float),
@@ -169,19 +170,20 @@ def scale_by_ivon(
             dtype = hess.dtype
             grad, mean = grad.astype(dtype), mean.astype(dtype)
             lam = state.ess.astype(dtype)
-            mu = beta1 * mu + (1 - beta1) * grad
+            mu = jnp.asarray(beta1 * mu + (1 - beta1) * grad)
             if hess_approx == "price":
                 estimate = lam * (hess + delta) * noise_grad[name]
             else:
                 estimate = lam * squared_grad[name]
             variance = 1 / (lam * (hess + delta))
-            delta = prior.update(delta, mean, variance, lam)
+            delta = jnp.minimum(prior.update(delta, mean, variance, lam), MAX_HESS)
             hess = _update_hess(hess, estimate, prior.hess_bound(delta), 1 - beta2)
             momentum = mu / (1 - beta1 ** count.astype(dtype)) if debias else mu
             direction = (momentum + prior.decay(delta) * mean) / (hess + delta)
             return _Leaf(direction, mu, hess, delta)
 
-        names, treedef = list(by_path(updates)), jax.tree.structure(updates)
+        names = list(by_path(updates))
+        treedef: Any = jax.tree.structure(updates)
         trees = (updates, params, state.mu, state.hess, state.delta)
         leaves = [
             update_leaf(name, *columns)
@@ -236,8 +238,8 @@ def ivon(
     Example:
         >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
     """
-    _check("clip_radius", clip_radius, clip_radius > 0, "> 0")
-    _check("weight_decay", weight_decay, weight_decay >= 0, ">= 0")
+    _check("clip_radius", clip_radius, _POSITIVE)
+    _check("weight_decay", weight_decay, _NOT_NEGATIVE)
     return optax.chain(
         scale_by_ivon(
             ess,
@@ -285,7 +287,7 @@ def ivon_lora(
     Example:
         >>> tx = ivon_lora(learning_rate=1e-2, ess=lora_ess(640))
     """
-    _check("clip_radius", clip_radius, clip_radius > 0, "> 0")
+    _check("clip_radius", clip_radius, _POSITIVE)
     return optax.chain(
         scale_by_ivon(ess, prior, hess_init, beta1, beta2),
         optax.clip(clip_radius),
@@ -402,19 +404,26 @@ def _update_hess(
     rate: ArrayLike,
 ) -> Float[Array, "..."]:
     """Moves hess towards the estimate, by a factor of at least 1/2 above the bound."""
-    distance = hess - bound
+    distance = jnp.maximum(hess - bound, MIN_HESS)  # a falling delta may undercut it
     x = jnp.clip(rate * (estimate - hess) / distance, -MAX_GROWTH, MAX_GROWTH)
     # Cancellation must not round the distance to a negative bound down to zero.
     floor = bound * (1 - 4 * jnp.finfo(hess.dtype).eps) + MIN_HESS
     return jnp.clip(hess + distance * (x + jnp.square(x) / 2), floor, MAX_HESS)
 
 
-def _at_least_float32(leaf: Array) -> Array:
+def at_least_float32(leaf: Array) -> Array:
     """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
     return leaf.astype(np.promote_types(leaf.dtype, np.float32))
 
 
-def _check(name: str, value: ArrayLike, legal: bool | Array, wanted: str) -> None:
+_Rule = tuple[str, Callable[[float], bool]]
+_POSITIVE: _Rule = ("> 0", lambda value: value > 0)
+_NOT_NEGATIVE: _Rule = (">= 0", lambda value: value >= 0)
+_DECAY: _Rule = ("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def _check(name: str, value: ArrayLike, rule: _Rule) -> None:
     """Checks a Python number; a traced or injected one cannot be looked at."""
-    if isinstance(value, int | float) and not legal:
+    wanted, legal = rule
+    if isinstance(value, int | float) and not legal(value):
         raise ValueError(f"{name}: {value} is not {wanted}")

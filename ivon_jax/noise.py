@@ -24,9 +24,24 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree keyed by path name, in flattening order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): leaf for path, leaf in leaves}
+    """Returns the leaves of a tree keyed by path name, in flattening order.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        The leaves.
+
+    Raises:
+        ValueError: two leaves have the same name, as in {"a": {"b": x}, "a/b": y}.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name in leaves:
+            raise ValueError(f"params: two leaves are named {name!r}")
+        leaves[name] = leaf
+    return leaves
 
 
 def standard_normal(

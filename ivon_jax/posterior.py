@@ -203,7 +203,8 @@ class Posterior:
         from safetensors.numpy import save
 
         mean = by_path(self.mean)
-        if jax.tree.structure(_nest(mean)) != jax.tree.structure(self.mean):
+        nested: Any = jax.tree.structure(_nest(mean))
+        if nested != jax.tree.structure(self.mean):
             raise ValueError("mean: only trees of nested dicts can be saved")
         groups = (mean, self.precision, self.prior_precision)
         tensors = {

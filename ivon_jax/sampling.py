@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.ivon import Moments, noise_moments, posterior_noise
-from ivon_jax.noise import path_name
+from ivon_jax.ivon import Moments, at_least_float32, noise_moments, posterior_noise
+from ivon_jax.noise import by_path, path_name
 
 
 def sample(
@@ -30,7 +30,7 @@ def sample(
         A tree like `params`. Leaves that IVON does not cover are unchanged.
 
     Raises:
-        ValueError: `opt_state` holds no IVON state.
+        ValueError: `opt_state` holds no IVON state, or one of other parameters.
 
     Example:
         >>> from ivon_jax import ivon
@@ -42,6 +42,10 @@ def sample(
 
 
 def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
+    missing = noise.keys() - by_path(params).keys()
+    if missing:
+        raise ValueError(f"params: lacks the leaf {min(missing)!r} of IVON's state")
+
     def leaf(path: Any, mean: Array) -> Array:
         eps = noise.get(path_name(path))
         return mean if eps is None else mean + eps.astype(mean.dtype)
@@ -108,7 +112,7 @@ class MultiStepsState(NamedTuple):
 
     mini_step: Int[Array, ""]  # int32
     inner_state: PyTree
-    grads: PyTree
+    grads: PyTree  # at least float32
     moments: Moments
 
 
@@ -140,7 +144,7 @@ def multi_steps(
 
     def init_fn(params: PyTree) -> MultiStepsState:
         inner_state = inner.init(params)
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
         noise = posterior_noise(jax.random.key(0), inner_state)
         moments = noise_moments(jax.tree.map(jnp.zeros_like, noise), zeros)
         return MultiStepsState(jnp.zeros([], jnp.int32), inner_state, zeros, moments)
@@ -159,6 +163,8 @@ def multi_steps(
                 raise ValueError("key: IVON's update needs the key given to sample")
             noise = posterior_noise(key, state.inner_state)
             moments = noise_moments(noise, updates)
+        covered = state.moments.noise_grad  # less than all where partitioned
+        moments = Moments(*({name: m[name] for name in covered} for m in moments))
         grads, moments = jax.tree.map(
             lambda total, x: total + x.astype(total.dtype) / every,
             (state.grads, state.moments),
@@ -166,8 +172,9 @@ def multi_steps(
         )
 
         def emit() -> tuple[PyTree, MultiStepsState]:
+            mean = jax.tree.map(lambda g, u: g.astype(u.dtype), grads, updates)
             out, inner_state = inner.update(
-                grads, state.inner_state, params, key=key, moments=moments, **extra_args
+                mean, state.inner_state, params, key=key, moments=moments, **extra_args
             )
             zeros = jax.tree.map(jnp.zeros_like, (grads, moments))
             step = jnp.zeros_like(state.mini_step)
@@ -175,7 +182,7 @@ def multi_steps(
 
         def hold() -> tuple[PyTree, MultiStepsState]:
             step = state.mini_step + 1
-            zeros = jax.tree.map(jnp.zeros_like, grads)
+            zeros = jax.tree.map(jnp.zeros_like, updates)
             return zeros, MultiStepsState(step, state.inner_state, grads, moments)
 
         return jax.lax.cond(state.mini_step == every - 1, emit, hold)

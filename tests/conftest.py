@@ -1,7 +1,6 @@
 """Strict settings for every test: they turn silent numerical slips into errors."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(

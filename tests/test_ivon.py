@@ -23,7 +23,7 @@ from ivon_jax import (
 from ivon_jax.ivon import find_states, posterior_noise, posterior_precision
 from ivon_jax.noise import by_path, standard_normal
 
-# --- IVON-LoRA is the published Alg. 1, with the correction divided by h ------------
+# --- IVON-LoRA is the published Alg. 1, with the correction divided by h --------------
 
 
 def numpy_ivon_lora(mean, noise, grad_fn, lr, ess, h0, beta1, beta2, xi, eta, scaled):
@@ -60,8 +60,8 @@ def test_ivon_lora_equals_numpy(eta, scaled, xi):
         "scalar": rng.normal(size=()),
         "vector": rng.normal(size=7),
     }
-    hyper = dict(ess=200.0, beta1=0.8, beta2=0.98)
-    steps = 150
+    hyper = {"ess": 200.0, "beta1": 0.8, "beta2": 0.98}
+    steps = 60
     grad_fn = lambda xp, theta: 0.7 * theta - xp.sin(3 * theta) + 0.1  # noqa: E731
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, start)
@@ -114,6 +114,7 @@ PRIORS = {
     "any": lambda delta: AnyPrior(value=delta),
 }
 SHAPE = (2, 3)
+ATTACKS = 24
 magnitudes = st.one_of(st.floats(-38, 38), st.sampled_from([-45.0, 0.0, 38.4]))
 attack = st.tuples(
     st.integers(0, 3),  # which gradient, see `attacker`
@@ -137,45 +138,51 @@ def attacker(kind, size, noise, state, rho, bound):
     )[kind]
 
 
-def attack_step(make_prior, ess, beta2, hess_approx, state, key, inputs):
-    kind, size, mean, delta = inputs
-    prior = make_prior(delta)
-    tx = scale_by_ivon(ess, prior, 1e-2, beta2=beta2, hess_approx=hess_approx)
-    noise = posterior_noise(key, state)["w"]
-    bound = prior.hess_bound(state.delta["w"])
-    grad = attacker(kind, size, noise, state, 1 - beta2, bound)
-    grad = jnp.clip(grad, -3e38, 3e38)  # finite, like any that training lets through
-    params = {"w": jnp.full(SHAPE, mean)}
-    _, state = tx.update({"w": grad}, state, params, key=key)
-    return state, prior.hess_bound(state.delta["w"])
+def attacked(make_prior, hess_approx, seed, ess, beta2, attacks):
+    """Runs all attacks; returns each step's state, legality and precision."""
+
+    def step(state, inputs):
+        key, kind, size, mean, delta = inputs
+        prior = make_prior(delta)
+        tx = scale_by_ivon(ess, prior, 1e-2, beta2=beta2, hess_approx=hess_approx)
+        noise = posterior_noise(key, state)["w"]
+        bound = prior.hess_bound(state.delta["w"])
+        grad = attacker(kind, size, noise, state, 1 - beta2, bound)
+        grad = jnp.clip(grad, -3e38, 3e38)  # finite, as training sees to
+        params = {"w": jnp.full(SHAPE, mean)}
+        _, state = tx.update({"w": grad}, state, params, key=key)
+        above = state.hess["w"] > prior.hess_bound(state.delta["w"])
+        return state, (state, above, posterior_precision(state)["w"])
+
+    keys = jax.random.split(jax.random.key(seed), ATTACKS)
+    params = {"w": jnp.zeros(SHAPE)}
+    start = scale_by_ivon(ess, make_prior(attacks[-1][0]), 1e-2).init(params)
+    return jax.lax.scan(step, start, (keys, *attacks))[1]
 
 
-STEP = jax.jit(attack_step, static_argnums=(0, 1, 2, 3))
+ATTACKED = jax.jit(attacked, static_argnums=(0, 1))
 
 
 @pytest.mark.parametrize("hess_approx", ["price", "gradsq"])
-@pytest.mark.parametrize("ess", [1.0, 1e7])
-@pytest.mark.parametrize("beta2", [0.5, 0.99999])
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS.keys())
-@settings(max_examples=25, deadline=None)
-@given(attacks=st.lists(attack, min_size=1, max_size=25), seed=st.integers(0, 2**31))
+@settings(max_examples=300, deadline=None)
+@given(
+    attacks=st.lists(attack, min_size=ATTACKS, max_size=ATTACKS),
+    seed=st.integers(0, 2**31 - 1),
+    ess=st.sampled_from([1e-3, 1.0, 1e5, 1e10]),
+    beta2=st.sampled_from([0.0, 0.5, 0.9995, 0.99999]),
+)
 def test_precision_stays_positive_and_finite(
-    prior, beta2, ess, hess_approx, attacks, seed
+    prior, hess_approx, attacks, seed, ess, beta2
 ):
-    delta = 10.0 ** attacks[0][-1]
-    state = scale_by_ivon(ess, prior(delta), 1e-2).init({"w": jnp.zeros(SHAPE)})
-    for index, (kind, size, mean, delta) in enumerate(attacks):
-        numbers = np.float32(
-            [np.minimum(10.0**size, 3e38), 10.0**mean, 10.0**delta]
-        )
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        state, bound = STEP(
-            prior, ess, beta2, hess_approx, state, key, (kind, *numbers)
-        )
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-        assert (np.asarray(state.hess["w"]) > np.asarray(bound)).all()
-        precision = np.asarray(posterior_precision(state)["w"])
-        assert (precision > 0).all() and np.isfinite(precision).all()
+    kinds, *logarithms = zip(*attacks, strict=True)
+    numbers = [np.minimum(10.0 ** np.array(x), 3e38) for x in logarithms]
+    columns = [np.int32(kinds), *map(np.float32, numbers)]
+    args = np.float32(ess), np.float32(beta2), columns
+    state, above, precision = ATTACKED(prior, hess_approx, seed, *args)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert above.all()
+    assert (np.asarray(precision) > 0).all() and np.isfinite(precision).all()
 
 
 def test_unmoved_matrix_under_the_printed_prior_stays_finite():
@@ -188,7 +195,7 @@ def test_unmoved_matrix_under_the_printed_prior_stays_finite():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-# --- What it converges to ----------------------------------------------------------------
+# --- What it converges to -------------------------------------------------------------
 
 
 def run(tx, loss_fn, params, steps, seed=0, mc_samples=1):
@@ -263,8 +270,8 @@ def test_posterior_of_linear_regression():
 
     error = np.mean(means, 0) - ridge
     assert (np.abs(error) < 4 * np.std(means, 0) / math.sqrt(replicas)).all()
-    # algorithms.tex-book estimate: f's variance is lambda (h+delta) E[g^2], and a^2
-    # more because eps and the gradient at m + eps are correlated.
+    # Var[f] = lambda (h+delta) E[g^2] for a gradient independent of eps, and a^2 more
+    # because the gradient at m + eps is not.
     a = np.diag(hessian)
     bias = rho / 2 * (ess * np.mean(squares["w"], 0) + a**2 / (a + delta))
     tolerance = 4 * np.std(hess, 0) / math.sqrt(replicas) + rho * a
@@ -285,9 +292,7 @@ def test_printed_prior_freezes_b_and_the_scaled_one_does_not():
 
     def loss_fn(params):
         logits = 2.0 * (x @ params["a"] @ params["b"])
-        return jnp.mean(
-            optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        )
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     end = {}
     for scaled in (True, False):
@@ -297,8 +302,8 @@ def test_printed_prior_freezes_b_and_the_scaled_one_does_not():
         end[scaled] = params, find_states(opt_state)[0].delta["b"], loss_fn(params)
     start_loss = math.log(3)
     params, delta, loss = end[False]
-    assert float(jnp.max(jnp.abs(params["b"]))) < 1e-6
-    assert float(delta.min()) > 1e9
+    assert float(jnp.max(jnp.abs(params["b"]))) < 1e-4
+    assert float(delta.min()) > 1e8
     assert float(loss) == pytest.approx(start_loss, abs=1e-4)
     params, delta, loss = end[True]
     assert float(jnp.max(jnp.abs(params["b"]))) > 0.1
@@ -323,6 +328,6 @@ def test_growing_a_stack_changes_no_layer():
         np.testing.assert_allclose(alone, [[expected]], rtol=1e-5)
 
 
-def test_path_names_are_told_apart():
+def test_path_names():
     tree = {"a": {"b": jnp.zeros(1)}, "c": [jnp.ones(1), jnp.ones(2)]}
     assert list(by_path(tree)) == ["a/b", "c/0", "c/1"]

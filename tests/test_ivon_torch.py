@@ -20,29 +20,38 @@ torch.set_num_threads(1)
 STEPS = 50
 TOLERANCE = 1e-10
 # torch rounds hess_init to float32, so it is one that float32 has exactly.
-SETTINGS = dict(ess=50.0, hess_init=0.25, beta1=0.8, beta2=0.97, weight_decay=0.02)
+SETTINGS = {
+    "ess": 50.0,
+    "hess_init": 0.25,
+    "beta1": 0.8,
+    "beta2": 0.97,
+    "weight_decay": 0.02,
+}
 CASES = {
-    "authors' defaults": dict(
-        hess_init=1.0, beta1=0.9, beta2=0.99999, weight_decay=1e-4
-    ),
+    "authors' defaults": {
+        "hess_init": 1.0,
+        "beta1": 0.9,
+        "beta2": 0.99999,
+        "weight_decay": 1e-4,
+    },
     "price": {},
-    "gradsq": dict(hess_approx="gradsq"),
-    "price, K=3": dict(mc_samples=3),
-    "gradsq, K=3": dict(hess_approx="gradsq", mc_samples=3),
-    "clip": dict(clip_radius=0.2),
-    "no decay": dict(weight_decay=0.0),
-    "no rescale": dict(rescale_lr=False),
-    "no debias": dict(debias=False),
-    "schedule": dict(schedule=True),
-    "all": dict(
-        clip_radius=0.3,
-        weight_decay=0.1,
-        rescale_lr=False,
-        debias=False,
-        mc_samples=3,
-        hess_approx="gradsq",
-        schedule=True,
-    ),
+    "gradsq": {"hess_approx": "gradsq"},
+    "price, K=3": {"mc_samples": 3},
+    "gradsq, K=3": {"hess_approx": "gradsq", "mc_samples": 3},
+    "clip": {"clip_radius": 0.2},
+    "no decay": {"weight_decay": 0.0},
+    "no rescale": {"rescale_lr": False},
+    "no debias": {"debias": False},
+    "schedule": {"schedule": True},
+    "all": {
+        "clip_radius": 0.3,
+        "weight_decay": 0.1,
+        "rescale_lr": False,
+        "debias": False,
+        "mc_samples": 3,
+        "hess_approx": "gradsq",
+        "schedule": True,
+    },
 }
 
 

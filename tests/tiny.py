@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
+import pytest
 import tiny_models
+
+from ivon_jax.train.methods import Adam
 
 GOOD, BAD = ("red", "green", "blue"), ("one", "two", "three")
 FILLER = ("big", "small", "old", "new")
@@ -72,3 +77,23 @@ def write_data(
     write_rows(folder / "train.jsonl", rows(train, 1, longest))
     write_rows(folder / "eval.jsonl", rows(evaluation, 2, longest))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optax_promotes():
+    """Let optax's Adam, and nothing else, mix integers and floats.
+
+    It raises a Python float to an integer array, which strict promotion forbids.
+    """
+    strict = Adam._tx.fget
+
+    def relaxed(self):
+        def update(*args, **kwargs):
+            with jax.numpy_dtype_promotion("standard"):
+                return strict(self).update(*args, **kwargs)
+
+        return optax.GradientTransformation(strict(self).init, update)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adam, "_tx", property(relaxed))
+        yield

@@ -1,6 +1,10 @@
 """The command line: ``ivon-jax train | evaluate | compare | table | data | models``."""
 
+import contextlib
+import functools
+import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,13 +62,11 @@ def evaluate(
     """
     from ivon_jax.posterior import Posterior
     from ivon_jax.train import report, run
-    from ivon_jax.train.evaluate import Prediction, predict, score
+    from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
     from ivon_jax.train.prepare import prepare
     from ivon_jax.train.step import Streams
 
-    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name}: {value} is not >= 1")
+    check_counts(samples=samples, chunk_size=chunk_size)
     hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
     config, facts = run.read_config(directory)
     posterior = Posterior.load(directory / run.POSTERIOR)
@@ -175,6 +177,39 @@ def compare(config: Annotated[CompareConfig, Whole], out: Out) -> None:
     print(report.table(compare(config, out)["rows"]))
 
 
+def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:
+    """Reads the command line without running the command.
+
+    Returns:
+        The command with its arguments.
+
+    Raises:
+        ValueError: what the parser says in a box, on one line.
+    """
+
+    def later(command: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.wraps(command)(
+            lambda *args, **kwargs: functools.partial(command, *args, **kwargs)
+        )
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: later(command) for name, command in commands.items()},
+                prog="ivon-jax",
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+    # Between the title and the first rule is what is wrong; then comes advice.
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
+    rules = (i for i, line in enumerate(lines) if line[:1] in ("─", "╰"))
+    message = " ".join(" ".join(lines[: next(rules, None)]).split())
+    # What a dataclass checks is named by its field already.
+    raise ValueError(re.sub(r"^Error parsing [^-]\S*: ", "", message))
+
+
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
     commands: dict[str, Callable[..., Any]] = {
@@ -186,7 +221,7 @@ def main() -> None:
         "models": models,
     }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="ivon-jax")
+        _parse(commands)()
     except (ValueError, OSError) as error:
         print("ivon-jax:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)

@@ -12,7 +12,7 @@ from ivon_jax.ensemble import average
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import report, run
 from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
-from ivon_jax.train.evaluate import Prediction, predict, score
+from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, find_task, prepare
 from ivon_jax.train.step import Streams
@@ -36,6 +36,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         ValueError: bad input of any kind, before anything is trained or written.
         Interrupted: SIGINT came while training.
     """
+    check_counts(samples=config.samples, sweep_samples=config.sweep_samples)
     main, sweep = _main(config), _sweep(config)
     runs = {name: _train_config(config, name) for name in ("adam", "ivon-lora")}
     family = find_task(config.data).family

@@ -48,6 +48,17 @@ class Prediction:
         return posterior.prune(self.prune).temper(tau), max(self.samples, 1)
 
 
+def check_counts(**counts: int) -> None:
+    """Checks numbers of samples that the user chose.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}: {count} is not >= 1")
+
+
 def predict(
     problem: Problem,
     posterior: Posterior,

@@ -76,8 +76,11 @@ def find_examples(
     """Loads and draws the training and evaluation examples.
 
     Raises:
-        ValueError: missing or malformed data, or fewer examples than asked for.
+        ValueError: missing or malformed data, fewer examples than asked for, or a
+            seed out of range.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: {seed} is not in [0, 2^32)")
     sources = {
         "data_dir": data_folder(data.data_dir),
         "train_file": data.train_file,

@@ -2,16 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
-
-class Report(Protocol):
-    """Called after each step with the units done and what to show."""
-
-    def __call__(self, advance: int, text: str) -> None:
-        """Shows progress."""
+# Called after each step with the units done and what to show.
+Report = Callable[[int, str], None]
 
 
 @contextmanager

@@ -68,9 +68,10 @@ def answer_logits(
     past = None
     if prefix is not None and len(prefix):
         _, past = model.apply(variables, prefix[None], return_cache=True)
-    hidden = model.apply(variables, batch.tokens, past=past, **apply_args)
+    hidden: Any = model.apply(variables, batch.tokens, past=past, **apply_args)
     last = hidden[jnp.arange(len(hidden)), batch.lengths - 1]
-    return model.base.apply({"params": params}, last, answers, method="unembed")
+    logits: Any = model.base.apply({"params": params}, last, answers, method="unembed")
+    return logits
 
 
 @functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnums=2)

@@ -1,0 +1,479 @@
+"""The command line: what each command writes, and how it refuses bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import cli, run
+from ivon_jax.train.tasks import TASKS
+
+optax_promotes = tiny.optax_promotes
+
+TASK = ["--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS]
+SHORT = ["--steps", "6", "--batch-size", "8"]
+COLUMNS = {"accuracy", "ece", "ece15", "nll", "brier"}
+
+
+def command(*args):
+    """Run the command in this process; return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ivon-jax", *map(str, args)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code or 0
+    return 0
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half of the time would go into optimizing programs that run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a model and data."""
+    home = tmp_path_factory.mktemp("home")
+    tiny.write_model(home / "model", layers=1)
+    tiny.write_data(home / "data")
+    return home
+
+
+@pytest.fixture(scope="module")
+def problem(home):
+    """Options that name the model and data; the last of a repeated one counts."""
+    data = home / "data"
+    files = ["--train-file", data / "train.jsonl", "--eval-file", data / "eval.jsonl"]
+    return ["--model", home / "model", *TASK, *files]
+
+
+@pytest.fixture(scope="module")
+def trained(home, problem):
+    """A run of each method."""
+    runs = {name: home / name for name in ("adam", "ivon-lora")}
+    for name, out in runs.items():
+        assert command("train", *problem, *SHORT, "--method", name, "--out", out) == 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def compared(home, problem):
+    """A comparison with a sweep."""
+    steps = [option for name in ("adam", "ivon-lora") for option in (
+        f"--{name}.steps", "6", f"--{name}.batch-size", "8")]  # fmt: skip
+    sweep = ["--taus", "0.5", "1", "4", "--prunes", "0", "0.5"]
+    counts = ["--samples", "3", "--sweep-samples", "2", "--seed", "0"]
+    out = home / "compared"
+    assert command("compare", *problem, *steps, *sweep, *counts, "--out", out) == 0
+    return out
+
+
+@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+def test_train_writes_a_run(trained, method):
+    out = trained[method]
+    written = json.loads((out / "config.json").read_text())
+    assert written["config"]["method"] == method
+    assert written["config"]["seed"] == 0
+    assert written["config"]["hyper"]["steps"] == 6
+    assert set(written["versions"]) == {"ivon-jax", "python", *run.PACKAGES}
+    assert (written["train_examples"], written["eval_examples"]) == (64, 40)
+    for name in ("model", "train", "eval"):
+        assert len(written[f"{name}_fingerprint"]) == 64
+    steps = lines(out / "metrics.jsonl")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in steps)
+    assert all(("posterior_std" in line) == (method == "ivon-lora") for line in steps)
+    posterior = Posterior.load(out / "posterior.safetensors")
+    assert bool(posterior.precision) == (method == "ivon-lora")
+
+
+def test_evaluate(trained, capsys):
+    out = trained["ivon-lora"]
+    assert command("evaluate", out, "--samples", 3, "--tau", 2, "--prune", 0.25) == 0
+    assert "ivon-lora, 3 samples, tau 2, prune 0.25" in capsys.readouterr().out
+    written = json.loads((out / "evaluation.json").read_text())
+    mean, samples = written["rows"]
+    assert (mean["predict"], mean["samples"]) == ("mean", 0)
+    assert (samples["predict"], samples["samples"]) == ("samples", 3)
+    assert (samples["tau"], samples["prune"]) == (2.0, 0.25)
+    stored = load_file(out / "predictions-3.safetensors")
+    assert stored["log_probs"].shape == (3, 40, 2)
+    probabilities = np.exp(stored["log_probs"]).mean(0)
+    right = probabilities.argmax(-1) == stored["labels"]
+    assert samples["accuracy"] == pytest.approx(right.mean())
+
+
+def test_evaluate_adam_has_its_mean_only(trained):
+    assert command("evaluate", trained["adam"]) == 0
+    written = json.loads((trained["adam"] / "evaluation.json").read_text())
+    assert [row["predict"] for row in written["rows"]] == ["mean"]
+
+
+def test_results(compared):
+    results = json.loads((compared / "results.json").read_text())
+    kinds = {
+        "task": str,
+        "model": str,
+        "seed": int,
+        "train_examples": int,
+        "eval_examples": int,
+        "steps": int,
+        "rows": list,
+        "seconds": dict,
+        "versions": dict,
+    }
+    assert {name: type(value) for name, value in results.items()} == kinds
+    assert results["steps"] == 6
+    assert results["eval_examples"] == 40
+    assert set(results["seconds"]) == {"adam", "ivon-lora"}
+    assert all(seconds >= 0 for seconds in results["seconds"].values())
+    head = ("method", "predict", "samples", "tau", "prune")
+    for row in results["rows"]:
+        assert set(row) == {*head, *COLUMNS}
+        assert all(0 <= row[name] <= 1 for name in ("accuracy", "ece", "ece15"))
+        assert row["nll"] > 0
+        assert 0 <= row["brier"] <= 2
+    assert [tuple(row[name] for name in head) for row in results["rows"]] == [
+        ("adam", "mean", 0, 1, 0),
+        ("ivon-lora", "mean", 0, 1, 0),
+        ("ivon-lora", "samples", 3, 1, 0),
+        ("ivon-lora", "samples", 2, 0.5, 0),
+        ("ivon-lora", "samples", 2, 1, 0),
+        ("ivon-lora", "samples", 2, 4, 0),
+        ("ivon-lora", "samples", 2, 1, 0.5),
+    ]
+
+
+def test_compare_writes_logs_report_and_figures(compared):
+    from matplotlib.image import imread
+
+    logs = lines(compared / "metrics.jsonl")
+    assert [(line["method"], line["step"]) for line in logs] == [
+        (method, step) for method in ("adam", "ivon-lora") for step in range(1, 7)
+    ]
+    report = (compared / "report.md").read_text()
+    rows = json.loads((compared / "results.json").read_text())["rows"]
+    assert sum(line.startswith("| ") for line in report.splitlines()) == 1 + len(rows)
+    for name in ("training", "reliability", "trade_off"):
+        assert f"({name}.png)" in report
+        assert imread(compared / f"{name}.png")[..., :3].std() > 0.01
+    for method in ("adam", "ivon-lora"):
+        assert run.read_config(compared / method)[0].method == method
+
+
+def test_a_run_of_a_comparison_can_be_evaluated(compared):
+    assert command("evaluate", compared / "ivon-lora", "--samples", 3) == 0
+    results = json.loads((compared / "results.json").read_text())["rows"]
+    rows = json.loads((compared / "ivon-lora" / "evaluation.json").read_text())["rows"]
+    for row, same in zip(rows, results[1:3], strict=True):
+        assert {name: row[name] for name in COLUMNS} == pytest.approx(
+            {name: same[name] for name in COLUMNS}
+        )
+
+
+def test_table(compared, tmp_path, capsys):
+    results = json.loads((compared / "results.json").read_text())
+    rows = [{**row, "nll": row["nll"] + 2} for row in results["rows"]]
+    other = {**results, "seed": 1, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    assert command("table", compared, tmp_path) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 + len(rows)
+    # The standard error of x and x + 2 is 1.
+    assert f"{results['rows'][0]['nll'] + 1:.3f} ± 1.000" in shown[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"steps": 7}, "steps is 7, not 6"), ({}, "seed 0 occurs twice")],
+)
+def test_table_compares_like_with_like(compared, tmp_path, capsys, change, message):
+    results = json.loads((compared / "results.json").read_text()) | change
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert command("table", compared, tmp_path) == 2
+    assert message in one_line(capsys)
+
+
+def test_data(problem, capsys):
+    assert command("data", *problem[2:]) == 0
+    shown = capsys.readouterr().out
+    assert all(task in shown for task in TASKS)
+    assert "custom: 64 training examples, 40 evaluation examples" in shown
+    first = tiny.rows(64, 1)[0]
+    assert f"Text: {first['text']} Answer:[ {first['label']}]" in shown
+
+
+def test_models(capsys):
+    assert command("models") == 0
+    assert "smollm2-135m-instruct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "compare", "table", "data", "models"]
+)
+def test_help(name, capsys):
+    assert command(name, "--help") == 0
+    assert f"usage: ivon-jax {name}" in capsys.readouterr().out
+
+
+# Bad input.
+
+
+def one_line(capsys):
+    """What stderr holds, which must be a single message."""
+    message = capsys.readouterr().err
+    assert message.startswith("ivon-jax: ")
+    assert message.count("\n") == 1
+    assert message.endswith("\n")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no-such-model"], "'no-such-model' not found"),
+        (["--model", "missing.gguf"], "missing.gguf"),
+        (["--task", "boolq"], "train_file: only with --task custom"),
+        (["--method", "sgd"], "'sgd'"),
+        (["--frobnicate", "3"], "--frobnicate"),
+        (["--steps", "few"], "'few'"),
+        (["--train-file", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--prompt", "{body}"], "no field 'body'"),
+        (["--targets", "w_proj"], "'w_proj' matches no linear layer"),
+        (["--targets", "("], "targets: not a regular expression"),
+        (["--rank", "0"], "ivon-jax: rank: 0 is not >= 1"),
+        (["--dropout", "1"], "dropout: 1.0 is not in [0, 1)"),
+        (["--learning-rate", "-1"], "learning_rate: -1.0 is not"),
+        (["--learning-rate", "nan"], "learning_rate: nan is not"),
+        (["--steps", "0"], "steps: 0 is not"),
+        (["--seed", "-1"], "seed: -1 is not"),
+        (["--eps", "1e-8"], "eps: method ivon-lora has"),
+        (["--method", "adam", "--gamma", "5"], "gamma: method adam has"),
+        (["--gamma", "5", "--ess", "5"], "gamma: excludes ess"),
+        (["--steps", "3", "--warmup", "4"], "warmup: 4 is not <= steps"),
+        (["--train-examples", "65"], "train_examples: "),
+    ],
+)
+def test_bad_options_of_train(problem, tmp_path, capsys, options, message):
+    assert command("train", *problem, *options, "--out", tmp_path / "out") == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_task(home, tmp_path, capsys):
+    options = ["--model", home / "model", "--task", "no-such-task"]
+    assert command("train", *options, "--out", tmp_path / "out") == 2
+    assert "'no-such-task'" in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_answer_word_of_several_tokens(problem, tmp_path, capsys):
+    path = tmp_path / "numbered.jsonl"
+    tiny.write_rows(path, [{**row, "label": "1"} for row in tiny.rows(8, 1)])
+    options = ["--train-file", path, "--eval-file", path, "--labels", "no", "yes big"]
+    assert command("train", *problem, *options, "--out", tmp_path / "out") == 2
+    assert "answer word ' yes big' is 2 tokens, not one" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "samples: 0 is not >= 1"),
+        (["--sweep-samples", "-1"], "sweep_samples: -1 is not >= 1"),
+        (["--taus", "1", "0"], "tau: 0.0 is not"),
+        (["--prunes", "1"], "prune: 1.0 is not in [0, 1)"),
+        (["--adam.gamma", "3"], "gamma: method adam has"),
+        (["--targets", "w_proj"], "'w_proj' matches no linear layer"),
+    ],
+)
+def test_bad_options_of_compare(problem, tmp_path, capsys, options, message):
+    assert command("compare", *problem, *options, "--out", tmp_path / "out") == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "samples: 0 is not >= 1"),
+        (["--samples", "-1"], "samples: -1 is not >= 1"),
+        (["--chunk-size", "0"], "chunk_size: 0 is not >= 1"),
+        (["--tau", "0"], "tau: 0.0 is not"),
+        (["--tau", "-2"], "tau: -2.0 is not"),
+        (["--tau", "nan"], "tau: nan is not"),
+        (["--prune", "1"], "prune: 1.0 is not in [0, 1)"),
+        (["--prune", "-0.1"], "prune: -0.1 is not in [0, 1)"),
+    ],
+)
+def test_bad_options_of_evaluate(trained, capsys, options, message):
+    before = sorted(trained["ivon-lora"].iterdir())
+    assert command("evaluate", trained["ivon-lora"], *options) == 2
+    assert message in one_line(capsys)
+    assert sorted(trained["ivon-lora"].iterdir()) == before
+
+
+def test_adam_cannot_be_pruned(trained, capsys):
+    assert command("evaluate", trained["adam"], "--prune", "0.5") == 2
+    assert "prune: the method has no posterior" in one_line(capsys)
+
+
+def test_evaluate_on_no_run(tmp_path, compared, capsys):
+    assert command("evaluate", tmp_path) == 2
+    assert "not a run (config.json is missing)" in one_line(capsys)
+    assert command("evaluate", compared) == 2
+    assert "not the configuration of a run" in one_line(capsys)
+
+
+def test_malformed_data_names_the_line(problem, home, tmp_path, capsys):
+    whole = (home / "data" / "train.jsonl").read_text().splitlines()
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([*whole[:2], whole[2][:-3], *whole[3:]]))
+    out = tmp_path / "out"
+    assert command("train", *problem, "--train-file", path, "--out", out) == 2
+    assert f"{path}:3: not valid JSON" in one_line(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan"])
+def test_damaged_weights(problem, home, tmp_path, capsys, damage):
+    model = shutil.copytree(home / "model", tmp_path / "model")
+    path = model / "model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        tensors = {name: np.array(value) for name, value in load_file(path).items()}
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = np.nan
+        save_file(tensors, path)
+    out = tmp_path / "out"
+    assert command("train", *problem, "--model", model, "--out", out) == 2
+    assert str(model) in one_line(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "of another model"])
+def test_damaged_posterior(trained, tmp_path, capsys, damage):
+    out = shutil.copytree(trained["ivon-lora"], tmp_path / "run")
+    path = out / "posterior.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-10])
+    elif damage == "altered":
+        content[-10] ^= 1
+        path.write_bytes(content)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        Posterior.point({"a": np.zeros((2, 2), np.float32)}).save(path)
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    assert command("evaluate", out) == 2
+    assert "posterior" in one_line(capsys)
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {"sed": 1}}', "[" * 9999])
+def test_damaged_config(trained, tmp_path, capsys, text):
+    out = shutil.copytree(trained["ivon-lora"], tmp_path / "run")
+    (out / "config.json").write_text(text)
+    assert command("evaluate", out) == 2
+    assert "config.json: not the configuration" in one_line(capsys)
+
+
+def test_changed_data_is_noticed(home, problem, tmp_path, capsys):
+    data = shutil.copy(home / "data" / "eval.jsonl", tmp_path / "eval.jsonl")
+    out = tmp_path / "run"
+    options = [*problem, *SHORT, "--eval-file", data, "--out", out]
+    assert command("train", *options) == 0
+    tiny.write_rows(tmp_path / "eval.jsonl", tiny.rows(40, 3))
+    capsys.readouterr()
+    assert command("evaluate", out) == 2
+    assert "eval_fingerprint is now" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["train", "compare"])
+def test_a_folder_in_use_is_left_alone(problem, tmp_path, capsys, name):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert command(name, *problem, "--out", tmp_path) == 2
+    assert "holds another run" in one_line(capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert command(name, *problem, "--out", tmp_path / "notes.txt") == 2
+    assert "is a file" in one_line(capsys)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"rows": [1], "seed": 0}'])
+def test_table_of_no_comparison(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    assert command("table", tmp_path) == 2
+    assert "not the results of a comparison" in one_line(capsys)
+
+
+@pytest.mark.parametrize("args", [[], ["frobnicate"], ["train"], ["table"]])
+def test_incomplete_commands(capsys, args):
+    assert command(*args) == 2
+    one_line(capsys)
+
+
+# Real processes.
+
+
+def process(*args):
+    # Not the flags of the tests: a user's process has one device.
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    return subprocess.Popen(
+        [sys.executable, "-m", "ivon_jax.train.cli", *map(str, args)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_interrupt_keeps_what_was_learned(problem, tmp_path):
+    out = tmp_path / "run"
+    steps = ["--steps", 1_000_000, "--batch-size", 2]
+    child = process("train", *problem, *steps, "--out", out)
+    try:
+        log = out / "metrics.jsonl"
+        while child.poll() is None and not (log.exists() and log.stat().st_size):
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 0, stderr
+    done = len(lines(log))
+    assert stderr.splitlines()[-1] == f"interrupted after step {done} of 1000000"
+    assert "ivon-jax evaluate" in stdout
+    assert command("evaluate", out, "--samples", 2) == 0
+    rows = json.loads((out / "evaluation.json").read_text())["rows"]
+    assert [row["predict"] for row in rows] == ["mean", "samples"]
+
+
+def test_a_process_refuses_in_one_line(problem, tmp_path):
+    child = process("train", *problem, "--targets", "w_proj", "--out", tmp_path / "out")
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert stderr.startswith("ivon-jax: targets: ")
+    assert stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,244 @@
+"""Presets, their overriding, and configurations as JSON."""
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.train.config import (
+    DataConfig,
+    MethodConfig,
+    TrainConfig,
+    from_json,
+    make_method,
+    resolve,
+    to_json,
+)
+from ivon_jax.train.methods import Adam, IvonLora
+
+
+def resolved(method: str, family: str = "commonsense", n: int = 640, **hyper):
+    config = TrainConfig(method=method, hyper=MethodConfig(**hyper))
+    return resolve(config, family, n).hyper
+
+
+# The paper's settings, from its appendix.
+
+COMMONSENSE = {"steps": 5000, "warmup": 150, "batch_size": 8}
+GLUE = {"steps": 5000, "warmup": 300, "batch_size": 16}  # 6 % of the steps
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+IVON = {"beta1": 0.9, "mc_samples": 1, "learning_rate": 1e-2}
+PAPER = {
+    ("adam", "commonsense"): COMMONSENSE | ADAM | {"learning_rate": 2e-4},
+    ("adam", "glue"): GLUE | ADAM | {"learning_rate": 5e-4},
+    ("ivon-lora", "commonsense"): COMMONSENSE
+    | IVON
+    | {"beta2": 0.9995, "clip_radius": 5e-3, "hess_init": 5e-2, "gamma": 5000.0}
+    | {"ess": 5000 * math.sqrt(640)},
+    ("ivon-lora", "glue"): GLUE
+    | IVON
+    | {"beta2": 0.9998, "clip_radius": 2e-2, "hess_init": 5e-3, "ess": 5e6},
+}
+
+
+@pytest.mark.parametrize(("method", "family"), PAPER)
+def test_presets_are_the_papers(method, family):
+    found = {k: v for k, v in vars(resolved(method, family)).items() if v is not None}
+    assert found == PAPER[method, family]
+
+
+@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+def test_own_data_get_the_commonsense_presets(method):
+    assert resolved(method, "custom") == resolved(method, "commonsense")
+
+
+@pytest.mark.parametrize(("n", "ess"), [(640, 1.26e5), (1117, 1.67e5), (9427, 4.86e5)])
+def test_lambda_follows_the_number_of_examples(n, ess):
+    assert resolved("ivon-lora", n=n).ess == pytest.approx(ess, rel=5e-3)
+    assert resolved("ivon-lora", n=n, gamma=10.0).ess == pytest.approx(
+        ess / 500, rel=5e-3
+    )
+
+
+def test_what_is_given_wins_and_nothing_else_changes():
+    default = resolved("ivon-lora")
+    found = resolved("ivon-lora", learning_rate=0.5, beta2=0.5, mc_samples=3)
+    changes = {"learning_rate": 0.5, "beta2": 0.5, "mc_samples": 3}
+    assert found == dataclasses.replace(default, **changes)
+
+
+def test_ess_replaces_gamma():
+    found = resolved("ivon-lora", ess=123.0)
+    assert (found.ess, found.gamma) == (123.0, None)
+    found = resolved("ivon-lora", "glue", n=100, gamma=2.0)
+    assert (found.ess, found.gamma) == (20.0, 2.0)
+
+
+def test_gamma_excludes_ess():
+    with pytest.raises(ValueError, match="^gamma: excludes ess"):
+        resolved("ivon-lora", gamma=1.0, ess=1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("adam", name, 1.0) for name in ("gamma", "ess", "hess_init", "clip_radius")]
+    + [("adam", "mc_samples", 2), ("ivon-lora", "eps", 1e-8)],
+)
+def test_options_of_the_other_method_are_refused(method, name, value):
+    with pytest.raises(ValueError, match=f"^{name}: method {method} has .*beta2"):
+        resolved(method, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "warmup"),
+    [("commonsense", 1000, 30), ("glue", 1000, 60), ("custom", 10, 0), ("glue", 1, 0)],
+)
+def test_the_warm_up_keeps_its_share(family, steps, warmup):
+    assert resolved("adam", family, steps=steps).warmup == warmup
+    assert resolved("adam", family, steps=steps, warmup=1).warmup == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("adam", "steps", 0),
+        ("adam", "steps", -1),
+        ("adam", "warmup", -1),
+        ("adam", "warmup", 5001),
+        ("adam", "batch_size", 0),
+        ("adam", "learning_rate", 0.0),
+        ("adam", "learning_rate", math.nan),
+        ("adam", "learning_rate", math.inf),
+        ("adam", "beta1", 1.0),
+        ("adam", "beta2", -0.1),
+        ("adam", "beta2", math.nan),
+        ("adam", "eps", -1e-8),
+        ("ivon-lora", "gamma", 0.0),
+        ("ivon-lora", "ess", -1.0),
+        ("ivon-lora", "hess_init", 0.0),
+        ("ivon-lora", "clip_radius", 0.0),
+        ("ivon-lora", "mc_samples", 0),
+        ("ivon-lora", "beta1", 1.5),
+        ("ivon-lora", "beta2", 1.0),
+    ],
+)
+def test_values_out_of_range_are_refused(method, name, value):
+    with pytest.raises(ValueError, match=f"^{name}: {value} is not") as caught:
+        resolved(method, **{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [("adam", "warmup", 5000), ("adam", "beta1", 0.0), ("adam", "eps", 0.0)],
+)
+def test_the_ends_of_ranges_are_legal(method, name, value):
+    assert getattr(resolved(method, **{name: value}), name) == value
+
+
+def test_the_rest_of_the_configuration_is_kept():
+    config = TrainConfig("m", "adam", 7, DataConfig("rte"), LoraConfig(rank=3))
+    found = resolve(config, "glue", 10)
+    assert dataclasses.replace(found, hyper=config.hyper) == config
+
+
+def test_methods_get_what_was_resolved():
+    adam = make_method(resolve(TrainConfig(method="adam"), "glue", 9))
+    assert adam == Adam(5e-4, 0.9, 0.999, 1e-8, 5000, 300)
+    ivon = make_method(resolve(TrainConfig(method="ivon-lora"), "commonsense", 4))
+    assert ivon == IvonLora(1e-2, 1e4, 5e-2, 0.9, 0.9995, 5e-3, 1, 5000, 150)
+
+
+# JSON.
+
+floats = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
+paths = st.none() | texts.map(Path)
+counts = st.none() | st.integers(-9, 10**6)
+data_configs = st.builds(
+    DataConfig,
+    texts,
+    paths,
+    counts,
+    counts,
+    counts,
+    st.sampled_from(["paper_code", "paper_table"]),
+    paths,
+    paths,
+    st.none() | texts,
+    st.lists(texts, max_size=3).map(tuple),
+)
+lora_configs = st.builds(
+    LoraConfig,
+    st.integers(1, 99),
+    st.floats(0.1, 99),
+    st.floats(0, 0.99),
+    st.lists(texts, min_size=1, max_size=3).map(tuple),
+    st.booleans(),
+)
+hypers = st.builds(
+    MethodConfig,
+    *[counts] * 3,
+    *[st.none() | floats] * 8,
+    counts,
+)
+configs = st.builds(
+    TrainConfig,
+    texts,
+    st.sampled_from(["adam", "ivon-lora"]),
+    st.integers(0, 2**32),
+    data_configs,
+    lora_configs,
+    hypers,
+)
+
+
+@given(configs)
+def test_json_and_back(config):
+    values = json.loads(json.dumps(to_json(config)))
+    before = copy.deepcopy(values)
+    assert from_json(values) == config
+    assert values == before
+
+
+def test_what_is_absent_is_the_default():
+    assert from_json({"seed": 3}) == TrainConfig(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("colour",), 1, "config: unknown key 'colour'"),
+        (("data", "colour"), 1, "config.data: unknown key 'colour'"),
+        (("lora", "r"), 1, "config.lora: unknown key 'r'"),
+        (("seed",), "0", "config.seed: '0' "),
+        (("seed",), True, "config.seed: True "),
+        (("seed",), None, "config.seed: None "),
+        (("method",), "sgd", "config.method: 'sgd' "),
+        (("data",), 5, "config.data: 5 "),
+        (("hyper",), None, "config.hyper: None "),
+        (("hyper", "steps"), 1.5, "config.hyper.steps: 1.5 "),
+        (("hyper", "beta1"), "x", "config.hyper.beta1: 'x' "),
+        (("lora", "targets"), "q_proj", "config.lora.targets: 'q_proj' "),
+        (("lora", "targets"), [1], "config.lora.targets: 1 "),
+        (("lora", "rslora"), 1, "config.lora.rslora: 1 "),
+        (("lora", "rank"), 0, "rank: 0 is not >= 1"),
+        (("data", "train_file"), 1, "config.data.train_file: 1 "),
+    ],
+)
+def test_damaged_json_is_refused(where, value, message):
+    values = to_json(TrainConfig())
+    *parents, last = where
+    node = values
+    for name in parents:
+        node = node[name]
+    node[last] = value
+    with pytest.raises(ValueError) as caught:
+        from_json(values)
+    assert str(caught.value).startswith(message)

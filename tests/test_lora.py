@@ -1,0 +1,278 @@
+"""Adapters: exactness, coverage, lifted transformations, merging and dropout."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ivon_jax.lora import Lora, LoraConfig, _dropout, init_adapters, merge, unmerge
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (5, 6))
+ALL = LoraConfig(rank=2, alpha=3.0, dropout=0.0, targets=("all-linear",))
+
+
+class Mlp(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Dense(8, name="up")(x))
+        x = x + jnp.tanh(nn.remat(nn.Dense)(8, name="remat")(x))
+        return nn.Dense(3, name="lm_head")(x)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return x + jnp.tanh(nn.Dense(6, name="up")(x)), None
+
+
+class Stack(nn.Module):
+    scanned: bool
+
+    @nn.compact
+    def __call__(self, x):
+        if self.scanned:
+            layers = nn.scan(
+                nn.remat(Layer, prevent_cse=False),
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True, "lora": True},
+                length=3,
+            )
+            return layers(name="layers")(x)[0]
+        for index in range(3):
+            x, _ = Layer(name=f"layer_{index}")(x)
+        return x
+
+
+def setup(base, config, *inputs):
+    """The model, its parameters, and adapters whose B is not zero."""
+    model = Lora(base, config)
+    params = base.init(KEY, *inputs)["params"]
+    fresh = init_adapters(model, jax.random.key(2), *inputs)
+    leaves, treedef = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    noise = [
+        leaf + jax.random.normal(key, leaf.shape) / 3
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return model, params, fresh, jax.tree.unflatten(treedef, noise)
+
+
+def test_base_tree_and_output_are_the_models_own_at_init():
+    model, params, fresh, adapters = setup(Mlp(), ALL, X)
+    variables = model.init({"params": KEY, "lora": KEY}, X)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], params)
+    plain = Mlp().apply({"params": params}, X)
+    adapted = model.apply({"params": params, "lora": fresh}, X)
+    np.testing.assert_array_equal(adapted, plain)
+    trained = model.apply({"params": params, "lora": adapters}, X)
+    assert float(jnp.max(jnp.abs(trained - plain))) > 0.1
+
+
+def test_one_layer_by_hand_and_gradients_for_adapters():
+    base = nn.Dense(4, name="out")
+    model, params, _, adapters = setup(base, ALL, X)
+
+    def out(adapters):
+        return model.apply({"params": params, "lora": adapters}, X)
+
+    x, a, b = (np.asarray(v, float) for v in (X, adapters["a"], adapters["b"]))
+    y = x @ params["kernel"] + np.asarray(params["bias"])[None] + 3 / 2 * x @ a @ b
+    np.testing.assert_allclose(out(adapters), y, rtol=1e-4, atol=1e-5)
+    grads = jax.grad(lambda adapters: jnp.sum(out(adapters)))(adapters)
+    np.testing.assert_allclose(grads["b"], 1.5 * a.T @ x.T @ np.ones((5, 4)), 1e-4)
+    np.testing.assert_allclose(grads["a"], 1.5 * x.T @ np.ones((5, 4)) @ b.T, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (("all-linear",), {"up", "remat"}),
+        (("up",), {"up"}),
+        (("(up|lm_head)",), {"up", "lm_head"}),
+        (("up", "remat"), {"up", "remat"}),
+    ],
+)
+def test_patterns(targets, layers):
+    config = LoraConfig(rank=2, targets=targets)
+    adapters = init_adapters(Lora(Mlp(), config), KEY, X)
+    assert set(adapters) == layers
+    assert all(set(pair) == {"a", "b"} for pair in adapters.values())  # once each
+
+
+def test_unmatched_pattern_lists_the_layers():
+    model = Lora(Mlp(), LoraConfig(targets=("up", "q_proj")))
+    message = "targets: 'q_proj' matches no linear layer; there are: lm_head, .*up"
+    with pytest.raises(ValueError, match=message):
+        init_adapters(model, KEY, X)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": ()}]
+)
+def test_wrong_config(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: "):
+        LoraConfig(**wrong)
+
+
+def test_scale():
+    assert LoraConfig(rank=4, alpha=6.0).scale == 1.5
+    assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale == 3.0
+
+
+def test_init_of_a_and_b():
+    model = Lora(nn.Dense(7), LoraConfig(rank=64, targets=("all-linear",)))
+    adapters = init_adapters(model, KEY, jnp.ones((1, 400)))
+    a, bound = np.asarray(adapters["a"], float), 1 / math.sqrt(400)
+    assert a.dtype == float and adapters["a"].dtype == jnp.float32
+    assert np.abs(a).max() <= bound and np.abs(a).max() > 0.99 * bound
+    # Var[u^2] = 4/45 bound^4 for u uniform on (-bound, bound).
+    error = bound**2 * math.sqrt(4 / 45 / a.size)
+    assert abs(np.mean(a**2) - bound**2 / 3) < 4 * error
+    assert not adapters["b"].any()
+
+
+BASES = {
+    "mlp": (Mlp(), (X,)),
+    "scanned": (Stack(scanned=True), (X,)),
+    "attention": (
+        nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8),
+        (jax.random.normal(KEY, (2, 4, 6)),),
+    ),
+}
+
+
+@pytest.mark.parametrize(("base", "inputs"), BASES.values(), ids=BASES)
+def test_merged_plain_model_equals_adapted(base, inputs):
+    model, params, fresh, adapters = setup(base, ALL, *inputs)
+    adapted = model.apply({"params": params, "lora": adapters}, *inputs)
+    merged = merge(params, adapters, ALL)
+    plain = base.apply({"params": params}, *inputs)
+    assert float(jnp.max(jnp.abs(adapted - plain))) > 0.01
+    np.testing.assert_allclose(
+        base.apply({"params": merged}, *inputs), adapted, rtol=1e-4, atol=1e-5
+    )
+    back = unmerge(merged, adapters, ALL)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), back, params)
+    jax.tree.map(np.testing.assert_array_equal, merge(params, fresh, ALL), params)
+
+
+def test_merge_of_a_stranger_is_an_error():
+    _, params, _, adapters = setup(Mlp(), ALL, X)
+    with pytest.raises(ValueError, match="adapters: no kernel of 48 entries at other"):
+        merge(params, {"other": adapters["up"]}, ALL)
+
+
+def test_scanned_stack_equals_unscanned():
+    model, params, _, adapters = setup(Stack(scanned=True), ALL, X)
+    a = adapters["layers"]["up"]["a"]
+    assert a.shape == (3, 6, 2)
+    assert len({bytes(np.asarray(layer).data) for layer in a}) == 3
+    unstack = lambda tree: {  # noqa: E731
+        f"layer_{i}": jax.tree.map(lambda x: x[i], tree["layers"])  # noqa: B023
+        for i in range(3)
+    }
+    loop = Lora(Stack(scanned=False), ALL)
+    np.testing.assert_allclose(
+        model.apply({"params": params, "lora": adapters}, X),
+        loop.apply({"params": unstack(params), "lora": unstack(adapters)}, X),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_dropout_acts_only_with_a_key():
+    config = LoraConfig(rank=2, alpha=3.0, dropout=0.5, targets=("all-linear",))
+    _, params, _, adapters = setup(Mlp(), ALL, X)
+    variables = {"params": params, "lora": adapters}
+    model = Lora(Mlp(), config)
+    without = Lora(Mlp(), ALL).apply(variables, X)
+    np.testing.assert_array_equal(model.apply(variables, X), without)
+    one, same, two = (
+        model.apply(variables, X, rngs={"dropout": jax.random.key(i)})
+        for i in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert (one != two).any() and (one != without).any()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("width", [1, 2, 333])
+def test_dropout_keeps_the_right_share_and_the_mean(rate, width):
+    x = jnp.ones((300_000 // width, width))
+    out = np.asarray(_dropout(KEY, x, rate))
+    assert out.shape == x.shape
+    error = 4 * math.sqrt(rate * (1 - rate) / out.size)
+    assert abs(np.mean(out == 0) - rate) < error + 2**-17
+    np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=2**-13)
+    if width == 2:  # the two halves of a word are independent
+        dropped = out == 0
+        both = np.mean(dropped[:, 0] & dropped[:, 1])
+        assert abs(both - rate**2) < 4 * math.sqrt(rate**2 / len(out))
+
+
+def test_dropout_at_the_ends():
+    np.testing.assert_array_equal(_dropout(KEY, X, 0.0), X)
+    assert not _dropout(KEY, X, 1 - 2**-20).any()  # and nothing infinite
+
+
+def test_vmap_over_adapters_keeps_the_base_product_unbatched():
+    model, params, _, adapters = setup(nn.Dense(4), ALL, X)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf, -leaf]), adapters)
+
+    def out(adapters):
+        return model.apply({"params": params, "lora": adapters}, X)
+
+    jaxpr = jax.make_jaxpr(jax.vmap(out))(many).jaxpr
+
+    def dots(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield [var.aval.shape for var in eqn.invars]
+            for inner in jax.core.jaxprs_in_params(eqn.params):
+                yield from dots(inner)
+
+    shapes = list(dots(jaxpr))
+    assert [(5, 6), (6, 4)] in shapes  # without the axis of 3
+    assert len(shapes) == 3
+    np.testing.assert_allclose(
+        jax.vmap(out)(many)[1], out(jax.tree.map(lambda x: 2 * x, adapters)), 1e-5
+    )
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_equals_peft(rslora):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    config = LoraConfig(rank=4, alpha=6.0, dropout=0.0, targets=("l",), rslora=rslora)
+
+    class One(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="l")(x)
+
+    model, params, _, adapters = setup(One(), config, X)
+    base = torch.nn.Sequential()
+    base.add_module("l", torch.nn.Linear(6, 3))
+    wrapped = peft.get_peft_model(
+        base,
+        peft.LoraConfig(
+            r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["l"],
+            use_rslora=rslora,
+        ),
+    )  # fmt: skip
+    layer = wrapped.base_model.model.l
+    pairs = [
+        (layer.base_layer.weight, params["l"]["kernel"].T),
+        (layer.base_layer.bias, params["l"]["bias"]),
+        (layer.lora_A["default"].weight, adapters["l"]["a"].T),
+        (layer.lora_B["default"].weight, adapters["l"]["b"].T),
+    ]
+    with torch.no_grad():
+        for tensor, value in pairs:
+            tensor.copy_(torch.tensor(np.array(value)))
+        theirs = wrapped(torch.tensor(np.array(X))).numpy()
+    ours = model.apply({"params": params, "lora": adapters}, X)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

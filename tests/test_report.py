@@ -1,0 +1,209 @@
+"""Tables, the Pareto front, and figures."""
+
+import math
+import statistics
+
+import matplotlib.image
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ivon_jax.train import report
+
+# Few values, so that ties are common.
+scores = st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 0.4])] * 2)
+
+
+def make_row(method="ivon-lora", samples=0, tau=1.0, prune=0.0, **values):
+    numbers = {"accuracy": 0.5, "ece": 0.1, "ece15": 0.2, "nll": 1.0, "brier": 0.4}
+    predict = "samples" if samples else "mean"
+    row = {"method": method, "predict": predict, "samples": samples}
+    return row | {"tau": tau, "prune": prune} | numbers | values
+
+
+@given(st.lists(scores, max_size=12))
+def test_pareto_front_is_what_nothing_dominates(points):
+    rows = [{"ece": ece, "accuracy": accuracy} for ece, accuracy in points]
+    front = report.pareto_front(rows)
+    found = [(row["ece"], row["accuracy"]) for row in front]
+    wanted = {
+        (ece, accuracy)
+        for ece, accuracy in points
+        if not any(
+            e <= ece and a >= accuracy and (e, a) != (ece, accuracy) for e, a in points
+        )
+    }
+    assert found == sorted(wanted)
+    assert all(any(row is given for given in rows) for row in front)
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = table.splitlines()
+    assert set(lines[1]) == {"|", "-"}
+    assert len({len(line) for line in lines}) == 1
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in [lines[0], *lines[2:]]
+    ]
+
+
+def test_table_shows_the_rows():
+    rows = [
+        make_row("adam", accuracy=0.656, ece=0.257, ece15=0.2644, nll=1.75, brier=0.5),
+        make_row(accuracy=1.0, ece=0.0, ece15=1e-4, nll=0.98765, brier=2.0),
+        make_row(samples=10, tau=0.25, prune=0.3),
+    ]
+    head, *body = cells(report.table(rows))
+    assert head[1:] == ["accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]
+    assert body == [
+        ["adam", "65.6", "25.7", "26.4", "1.750", "0.500"],
+        ["ivon-lora@mean", "100.0", "0.0", "0.0", "0.988", "2.000"],
+        [
+            "ivon-lora, 10 samples, tau 0.25, prune 0.3",
+            "50.0",
+            "10.0",
+            "20.0",
+            "1.000",
+            "0.400",
+        ],
+    ]
+
+
+def test_labels_tell_rows_apart():
+    rows = [
+        make_row("adam"),
+        make_row(),
+        make_row(prune=0.5),
+        make_row(samples=4),
+        make_row(samples=10),
+        make_row(samples=4, tau=2.0),
+        make_row(samples=4, prune=0.5),
+    ]
+    assert len({report.label(row) for row in rows}) == len(rows)
+
+
+def test_seeds_table_is_mean_and_standard_error():
+    rng = np.random.default_rng(0)
+    runs = [
+        [
+            make_row("adam", accuracy=rng.random(), nll=3 * rng.random()),
+            make_row(samples=10, ece=rng.random(), brier=rng.random()),
+        ]
+        for _ in range(3)
+    ]
+    _, *body = cells(report.seeds_table(runs))
+    for i, line in enumerate(body):
+        assert line[0] == report.label(runs[0][i])
+        for name, cell in zip(report.COLUMNS, line[1:], strict=True):
+            values = [float(run[i][name]) for run in runs]
+            scale, digits = (1, 3) if name in ("nll", "brier") else (100, 1)
+            mean, error = (float(x) for x in cell.split(" ± "))
+            half = 0.5 * 10**-digits + 1e-9
+            assert mean == pytest.approx(scale * statistics.mean(values), abs=half)
+            wanted = scale * statistics.stdev(values) / math.sqrt(3)
+            assert error == pytest.approx(wanted, abs=half)
+
+
+def test_one_seed_has_no_error():
+    _, line = cells(report.seeds_table([[make_row(accuracy=0.25)]]))
+    assert line[1] == "25.0 ± 0.0"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [make_row("adam"), make_row(tau=2.0, samples=3)],
+        [make_row("adam")],
+        [make_row(samples=3), make_row("adam")],
+    ],
+)
+def test_seeds_table_compares_like_with_like(other):
+    with pytest.raises(ValueError, match="like with like"):
+        report.seeds_table([[make_row("adam"), make_row(samples=3)], other])
+
+
+# Figures.
+
+
+def picture(path) -> np.ndarray:
+    image = matplotlib.image.imread(path)[..., :3]
+    height, width, _ = image.shape
+    assert min(height, width) >= 500
+    return image
+
+
+def share(image: np.ndarray, red: float, green: float, blue: float) -> float:
+    """Share of the pixels that have nearly this colour."""
+    return float((np.abs(image - np.array([red, green, blue])).max(-1) < 0.15).mean())
+
+
+ORANGE, BLUE, RED = (1.0, 0.5, 0.05), (0.12, 0.47, 0.71), (1.0, 0.0, 0.0)
+
+
+def log(values) -> list[dict]:
+    return [{"step": i, "loss": loss} for i, loss in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_training_curves(count, tmp_path):
+    falling = [1 / i for i in range(1, count + 1)]
+    logs = {"adam": log(falling), "ivon-lora": log([2 * x for x in falling])}
+    report.training_curves(tmp_path / "both.png", logs)
+    both = picture(tmp_path / "both.png")
+    report.training_curves(tmp_path / "one.png", {"adam": logs["adam"]})
+    one = picture(tmp_path / "one.png")
+    assert share(both, *ORANGE) > 0 and share(both, *BLUE) > 0
+    assert share(one, *ORANGE) > 0 and share(one, *BLUE) == 0
+
+
+def test_training_curves_have_gaps_at_skipped_steps(tmp_path):
+    values: list = [1.0] * 10 + [None] * 5 + [1.0] * 10
+    report.training_curves(tmp_path / "gap.png", {"adam": log(values)})
+    assert share(picture(tmp_path / "gap.png"), *ORANGE) > 0
+
+
+def test_reliability_draws_a_panel_each(tmp_path):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.5, 1, 200)
+    log_probs = np.log(np.stack([p, 1 - p], 1)).astype(np.float32)
+    labels = (rng.random(200) > p).astype(np.int32)
+    sizes = []
+    for names in (["adam"], ["adam", "ivon-lora@mean", "ivon-lora, 10 samples"]):
+        path = tmp_path / f"{len(names)}.png"
+        report.reliability(path, dict.fromkeys(names, log_probs), labels)
+        image = picture(path)
+        # Calibrated: the blue bars fill the panel's upper confidences.
+        assert 0.05 < 1 - share(image, 1, 1, 1) < 0.8
+        sizes.append(image.shape[1])
+    assert sizes[1] == 3 * sizes[0]
+
+
+SWEEP = [
+    make_row(samples=4, tau=0.5, accuracy=0.4, ece=0.05),
+    make_row(samples=4, tau=1.0, accuracy=0.5, ece=0.1),
+    make_row(samples=4, prune=0.5, accuracy=0.45, ece=0.08),
+]
+MAIN = [
+    make_row("adam", accuracy=0.5, ece=0.3),
+    make_row(accuracy=0.6, ece=0.2),
+    make_row(samples=10, accuracy=0.55, ece=0.1),
+]
+
+
+@pytest.mark.parametrize("rows", [MAIN, MAIN + SWEEP, MAIN + SWEEP[:1]])
+def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
+    report.trade_off(tmp_path / "trade_off.png", rows)
+    image = picture(tmp_path / "trade_off.png")
+    for colour in (ORANGE, BLUE, RED):
+        assert share(image, *colour) > 0
+    assert share(image, 1, 1, 1) > 0.7
+
+
+def test_trade_off_curves_have_one_ensemble_size(tmp_path, monkeypatch):
+    drawn = []
+    real = report.pareto_front
+    monkeypatch.setattr(report, "pareto_front", lambda r: drawn.extend(r) or real(r))
+    report.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
+    assert {row["samples"] for row in drawn} == {0, 4}
+    assert "adam" not in {row["method"] for row in drawn}

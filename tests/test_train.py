@@ -1,0 +1,583 @@
+"""Training and prediction end to end, on a tiny model that can learn its task."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import loop, step
+from ivon_jax.train.batches import collate
+from ivon_jax.train.config import (
+    DataConfig,
+    MethodConfig,
+    TrainConfig,
+    make_method,
+    resolve,
+)
+from ivon_jax.train.evaluate import Prediction, predict, score
+from ivon_jax.train.methods import linear_schedule
+from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.run import METRICS, POSTERIOR
+
+optax_promotes = tiny.optax_promotes
+
+HYPER = {
+    "adam": MethodConfig(steps=80, batch_size=8, learning_rate=1e-2),
+    "ivon-lora": MethodConfig(
+        steps=80, batch_size=8, learning_rate=0.3, gamma=2000.0, clip_radius=0.02
+    ),
+}
+METHODS = tuple(HYPER)
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half of the time would go into optimizing programs that run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny.write_model(folder / "model", layers=1)
+    files = tiny.write_data(folder / "data")
+    data = DataConfig(
+        task="custom",
+        train_file=files / "train.jsonl",
+        eval_file=files / "eval.jsonl",
+        prompt=tiny.PROMPT,
+        labels=tiny.LABELS,
+    )
+    return TrainConfig(str(model), data=data, lora=LoraConfig(rank=4, dropout=0.1))
+
+
+@pytest.fixture(scope="module")
+def problem(base) -> Problem:
+    return prepare(base)
+
+
+def config_of(base: TrainConfig, method: Any, **changes: Any) -> TrainConfig:
+    config = dataclasses.replace(base, method=method, hyper=HYPER[method], **changes)
+    return resolve(config, "custom", 64)
+
+
+def run(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
+    out.mkdir()
+    return loop.train(
+        problem.model, problem.params, problem.answers, problem.train, config, out
+    )
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out / METRICS).read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(base, problem, tmp_path_factory) -> dict[str, tuple[Posterior, Path]]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        method: (
+            run(problem, config_of(base, method), folder / method),
+            folder / method,
+        )
+        for method in METHODS
+    }
+
+
+def contents(path: Path) -> tuple[dict, dict[str, bytes]]:
+    """Header and tensors: the order of the header's fields is the writer's own."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+        return file.metadata(), tensors
+
+
+def same(first: Any, second: Any) -> bool:
+    equal = jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), first, second
+    )
+    return all(jax.tree.leaves(equal))
+
+
+def start(problem: Problem, config: TrainConfig):
+    """A fresh state, and what a step needs besides."""
+    streams = step.Streams.from_seed(config.seed)
+    method = make_method(config)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    adapters = loop.init_adapters(problem.model, streams.adapters, tokens)
+    state = step.TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
+    return method, state, streams
+
+
+def batch_of(problem: Problem, indices: list[int], multiple: int = 8):
+    return jax.device_put(collate(problem.train, indices, multiple=multiple))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_learns(method, runs, problem):
+    posterior, out = runs[method]
+    loss = losses(out)
+    assert len(loss) == 80
+    assert np.mean(loss[-20:]) < 0.5 * np.mean(loss[:5])
+    labels = problem.eval.labels
+    majority = np.bincount(labels).max() / len(labels)
+    log_probs = predict(problem, posterior, Prediction(0), KEY)
+    row = score(method, Prediction(0), log_probs, labels)
+    assert row["accuracy"] > majority + 0.2
+    assert row["accuracy"] == pytest.approx(
+        np.mean(log_probs[0].argmax(1) == labels), abs=1e-6
+    )
+
+
+def test_metrics_name_every_step_in_order(runs):
+    for method, extra in (("adam", set()), ("ivon-lora", {"posterior_std"})):
+        text = (runs[method][1] / METRICS).read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 81))
+        for line in lines:
+            assert line.keys() == {"step", "loss", "grad_norm", "seconds"} | extra
+            assert line["grad_norm"] > 0
+        seconds = [line["seconds"] for line in lines]
+        assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seed_fixes_the_run(method, runs, base, problem, tmp_path):
+    first = contents(runs[method][1] / POSTERIOR)
+    run(problem, config_of(base, method), tmp_path / "again")
+    run(problem, config_of(base, method, seed=1), tmp_path / "other")
+    assert contents(tmp_path / "again" / POSTERIOR) == first
+    assert contents(tmp_path / "other" / POSTERIOR) != first
+    assert losses(tmp_path / "again") == losses(runs[method][1])
+    assert losses(tmp_path / "other") != losses(runs[method][1])
+
+
+def test_posteriors_are_what_each_method_believes(runs):
+    adam, ivon = (runs[method][0] for method in METHODS)
+    assert not adam.precision
+    assert len(ivon.precision) == len(jax.tree.leaves(ivon.mean)) == 4
+    for method in METHODS:
+        posterior, out = runs[method]
+        loaded = Posterior.load(out / POSTERIOR)
+        assert same(loaded.mean, posterior.mean)
+        assert same(loaded.precision, posterior.precision)
+
+
+def test_both_methods_see_the_same(base, problem, tmp_path, monkeypatch):
+    """Same adapters at the start, same keys, same batches in the same order."""
+    seen: dict[str, list] = {}
+
+    def record(model, method, state, params, answers, batch, streams):
+        seen.setdefault(method.name, []).append((state.adapters, batch, streams))
+        return state, {"loss": jnp.ones([]), "finite": jnp.ones([])}
+
+    monkeypatch.setattr(loop, "train_step", record)
+    for method in METHODS:
+        run(problem, config_of(base, method), tmp_path / method)
+    adam, ivon = (seen[method] for method in METHODS)
+    assert len(adam) == len(ivon) == 80
+    assert same(adam[0][0], ivon[0][0])
+    flat = jax.tree.leaves(adam[0][0])
+    assert any(np.any(leaf) for leaf in flat)
+    assert all(
+        same(a[1], b[1]) and a[2] == b[2] for a, b in zip(adam, ivon, strict=True)
+    )
+    rows = {row.tobytes() for _, batch, _ in adam[:8] for row in batch.tokens}
+    assert len(rows) == len({ids.tobytes() for ids in problem.train.tokens})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_leaves_the_base_alone(method, base, problem):
+    config = config_of(base, method)
+    name, state, streams = start(problem, config)
+    before = jax.tree.map(np.array, problem.params)
+    adapters = jax.tree.map(np.array, state.adapters)
+    for _ in range(2):  # the learning rate of the first step is 0
+        state, _ = step.train_step(
+            problem.model,
+            name,
+            state,
+            problem.params,
+            problem.answers,
+            batch_of(problem, list(range(8))),
+            streams,
+        )
+    assert same(problem.params, before)
+    assert not same(state.adapters, adapters)
+    assert int(state.step) == 2
+
+
+# Steps without a finite loss.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_non_finite_step_changes_nothing(method, base, problem):
+    name, state, streams = start(problem, config_of(base, method))
+    before = jax.tree.map(np.array, state)
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), problem.params)
+    batch = batch_of(problem, list(range(8)))
+    args = (problem.answers, batch, streams)
+    state, logs = step.train_step(problem.model, name, state, broken, *args)
+    assert not np.isfinite(logs["loss"]) and logs["finite"] == 0
+    assert same(state.adapters, before.adapters)
+    assert same(state.method, before.method)
+    assert int(state.step) == 1
+    state, logs = step.train_step(problem.model, name, state, problem.params, *args)
+    assert np.isfinite(logs["loss"]) and logs["finite"] == 1
+    assert not same(state.method, before.method)
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteGradient:
+    """A method whose loss is fine while its gradient is not."""
+
+    name = "adam"
+
+    def init(self, adapters):
+        return jnp.zeros([])
+
+    def step(self, loss_fn, key, adapters, state):
+        moved = jax.tree.map(lambda leaf: leaf + 1, adapters)
+        logs = {"grad_norm": jnp.asarray(jnp.inf)}
+        return loss_fn(adapters), moved, state + 1, logs
+
+    def posterior(self, adapters, state):
+        return Posterior.point(adapters)
+
+
+def test_a_non_finite_gradient_is_a_bad_step_too(base, problem):
+    _, state, streams = start(problem, config_of(base, "adam"))
+    state = state._replace(method=jnp.zeros([]))
+    before = jax.tree.map(np.array, state)
+    state, logs = step.train_step(
+        problem.model,
+        InfiniteGradient(),
+        state,
+        problem.params,
+        problem.answers,
+        batch_of(problem, list(range(8))),
+        streams,
+    )
+    assert np.isfinite(logs["loss"]) and logs["finite"] == 0
+    assert same(state[1:], before[1:])
+
+
+def scripted(finite) -> Any:
+    """A step that only says whether it was finite, by its number from 1."""
+
+    def train_step(model, method, state, params, answers, batch, streams):
+        good = finite(int(state.step) + 1)
+        logs = {"loss": 1.0 if good else np.nan, "finite": float(good)}
+        return state._replace(step=state.step + 1), logs
+
+    return train_step
+
+
+def strict(line: str) -> dict:
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_many_bad_steps_in_a_row_end_the_run(base, problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train_step", scripted(lambda step: step <= 5))
+    with pytest.raises(ValueError, match=r"^loss: .* step 15; .*learning_rate$"):
+        run(problem, config_of(base, "adam"), tmp_path / "run")
+    text = (tmp_path / "run" / METRICS).read_text().splitlines()
+    assert [strict(line)["loss"] for line in text] == [1.0] * 5 + [None] * 10
+    assert not (tmp_path / "run" / POSTERIOR).exists()
+
+
+def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "train_step", scripted(lambda step: step % 10 == 0))
+    run(problem, config_of(base, "adam"), tmp_path / "run")
+    assert "skipped 72 steps" in capsys.readouterr().err
+    assert (tmp_path / "run" / POSTERIOR).exists()
+
+
+def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatch):
+    real, states = loop.train_step, []
+
+    def interrupted(model, method, state, *args):
+        if int(state.step) == 2:
+            signal.raise_signal(signal.SIGINT)
+        state, logs = real(model, method, state, *args)
+        states.append(jax.tree.map(np.array, state.adapters))
+        return state, logs
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(loop.Interrupted, match="after step 3 of 80"):
+        run(problem, config_of(base, "ivon-lora"), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(losses(tmp_path / "run")) == len(states) == 3
+    assert same(Posterior.load(tmp_path / "run" / POSTERIOR).mean, states[-1])
+
+
+# The learning rate.
+
+SCHEDULES = [(10, 0), (10, 3), (7, 6), (5, 5), (1, 0)]
+
+
+@pytest.mark.parametrize(("steps", "warmup"), SCHEDULES)
+def test_schedule_closed_form(steps, warmup):
+    schedule = linear_schedule(0.3, steps, warmup)
+    for t in range(steps):
+        up = t / warmup if warmup else 1.0
+        down = (steps - t) / max(steps - warmup, 1)
+        assert float(schedule(t)) == pytest.approx(0.3 * min(up, down, 1), abs=1e-7)
+    assert float(schedule(steps)) == (0 if steps > warmup else pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), SCHEDULES)
+def test_schedule_is_that_of_transformers(steps, warmup):
+    torch = pytest.importorskip("torch")
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    peer = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    ours = linear_schedule(0.3, steps, warmup)
+    for t in range(steps):
+        assert float(ours(t)) == pytest.approx(peer.get_last_lr()[0], abs=1e-7)
+        optimizer.step()
+        peer.step()
+
+
+# Logits and predictions.
+
+
+@pytest.fixture(scope="module")
+def adapters(runs) -> Any:
+    return runs["adam"][0].mean
+
+
+def test_answers_are_the_label_words(problem):
+    vocabulary = tiny.tokenizer().get_vocab()
+    assert problem.answers.tolist() == [vocabulary["▁no"], vocabulary["▁yes"]]
+
+
+def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
+    batch = batch_of(problem, [3, 1, 4, 15])
+    found = step.answer_logits(
+        problem.model, problem.params, adapters, problem.answers, batch
+    )
+    variables = {"params": problem.params, "lora": adapters}
+    base = problem.model.base
+    for row, (tokens, length) in enumerate(
+        zip(batch.tokens, batch.lengths, strict=True)
+    ):
+        # Each prompt alone and without padding.
+        hidden = problem.model.apply(variables, tokens[None, :length])
+        logits = base.apply({"params": problem.params}, hidden, method="unembed")
+        assert logits.shape[-1] == 50
+        wanted = jax.nn.softmax(logits[0, -1][problem.answers])
+        np.testing.assert_allclose(
+            jax.nn.softmax(found[row]), wanted, rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
+    batch = batch_of(problem, [3, 1, 4, 15])
+    cut = min(cut, int(batch.lengths.min()) - 1)
+    tokens = np.array(batch.tokens)
+    tokens[:, :cut] = tokens[0, :cut]
+    tokens = jnp.asarray(tokens)
+    whole = batch._replace(tokens=tokens)
+    rest = batch._replace(tokens=tokens[:, cut:], lengths=batch.lengths - cut)
+    args = (problem.model, problem.params, adapters, problem.answers)
+    np.testing.assert_allclose(
+        step.answer_logits(*args, rest, tokens[0, :cut]),
+        step.answer_logits(*args, whole),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+@pytest.fixture(scope="module")
+def posterior(runs) -> Posterior:
+    # Wide, so that samples differ visibly.
+    return runs["ivon-lora"][0].temper(0.02)
+
+
+@pytest.fixture(scope="module")
+def three(problem, posterior) -> np.ndarray:
+    return predict(problem, posterior, Prediction(3), KEY)
+
+
+def close(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(np.exp(found), np.exp(wanted), rtol=0, atol=2e-5)
+
+
+def test_samples_differ_and_are_distributions(three, problem):
+    assert three.shape == (3, len(problem.eval), 2)
+    np.testing.assert_allclose(np.exp(three).sum(-1), 1, rtol=0, atol=1e-5)
+    assert np.abs(np.exp(three[0]) - np.exp(three[1])).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "chunk_size"), [(32, None), (32, 2), (7, 1), (64, 3)]
+)
+def test_predictions_do_not_depend_on_batching(
+    batch_size, chunk_size, three, problem, posterior
+):
+    how = Prediction(3)
+    close(predict(problem, posterior, how, KEY, batch_size, chunk_size), three)
+
+
+def test_a_sample_does_not_depend_on_their_number(three, problem, posterior):
+    close(predict(problem, posterior, Prediction(2), KEY), three[:2])
+
+
+def test_another_key_draws_other_samples(three, problem, posterior):
+    other = predict(problem, posterior, Prediction(3), jax.random.key(6))
+    assert np.abs(np.exp(other) - np.exp(three)).max() > 1e-2
+
+
+def forward(problem: Problem, adapters: Any) -> np.ndarray:
+    """All examples in one batch, in their own order, with the prefix left in."""
+    batch = jax.device_put(collate(problem.eval, list(range(len(problem.eval)))))
+    logits = step.answer_logits(
+        problem.model, problem.params, adapters, problem.answers, batch
+    )
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+def test_samples_are_the_forward_at_drawn_adapters(three, problem, posterior):
+    for i in range(3):
+        close(three[i], forward(problem, posterior.draw(KEY, i)))
+
+
+def test_no_samples_is_the_forward_at_the_mean(problem, posterior, three):
+    found = predict(problem, posterior, Prediction(0), KEY)
+    mean = forward(problem, posterior.mean)
+    assert found.shape == (1, *mean.shape)
+    close(found[0], mean)
+    assert np.abs(np.exp(mean) - np.exp(three[0])).max() > 1e-2
+
+
+def test_infinite_tau_is_the_mean(problem, posterior):
+    cold = predict(problem, posterior.temper(np.inf), Prediction(3), KEY)
+    mean = predict(problem, posterior, Prediction(0), KEY)
+    close(cold, np.broadcast_to(mean, cold.shape))
+
+
+def test_tau_and_prune_do_what_the_posterior_does(problem, posterior):
+    how = Prediction(3, tau=4.0, prune=0.5)
+    by_hand = posterior.prune(0.5).temper(4.0)
+    for i, log_probs in enumerate(predict(problem, posterior, how, KEY)):
+        close(log_probs, forward(problem, by_hand.draw(KEY, i)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": -1}, "samples: -1 is not >= 0"),
+        ({"tau": 0.0}, "tau: 0.0 "),
+        ({"tau": -1.0}, "tau: -1.0 "),
+        ({"tau": float("nan")}, "tau: nan "),
+        ({"tau": float("inf")}, "tau: inf "),
+        ({"prune": 1.0}, "prune: 1.0 "),
+        ({"prune": -0.1}, "prune: -0.1 "),
+        ({"prune": float("nan")}, "prune: nan "),
+    ],
+)
+def test_illegal_predictions(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Prediction(**fields)
+
+
+def test_other_adapters_are_refused(problem, posterior):
+    grown = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), posterior.mean)
+    for mean in (grown, {"layers": {}}):
+        with pytest.raises(ValueError, match="posterior: its adapters"):
+            predict(problem, Posterior.point(mean), Prediction(0), KEY)
+
+
+# What is compiled.
+
+
+def shapes_in(jaxpr: Any) -> set[tuple[int, ...]]:
+    """Shapes of all values of a program, inner programs included."""
+    shapes = set()
+    for equation in jaxpr.eqns:
+        shapes |= {v.aval.shape for v in (*equation.invars, *equation.outvars)}
+        for value in jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr),
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                shapes |= shapes_in(inner)
+    return shapes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
+    import jax.extend.core
+
+    name, state, streams = start(problem, config_of(base, method))
+    batch = batch_of(problem, list(range(8)))
+
+    def one_step(state):
+        return step.train_step(
+            problem.model,
+            name,
+            state,
+            problem.params,
+            problem.answers,
+            batch,
+            streams,
+        )
+
+    def full(hidden):
+        return problem.model.base.apply(
+            {"params": problem.params}, hidden, method="unembed"
+        )
+
+    assert (8, 50) in shapes_in(jax.make_jaxpr(full)(jnp.zeros((8, 32))).jaxpr)
+    shapes = shapes_in(jax.make_jaxpr(one_step)(state).jaxpr)
+    assert (8, 8, 32) in shapes  # it looks inside the jitted step
+    assert {shape for shape in shapes if 50 in shape} == {(50, 32)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_compiles_once_per_padded_length(method, base, problem):
+    name, state, streams = start(problem, config_of(base, method))
+    before = step.train_step._cache_size()
+    sizes = []
+    for indices, multiple in (
+        (range(3), 8),
+        (range(3, 6), 8),
+        (range(3), 16),
+        (range(6, 9), 16),
+        (range(9, 12), 8),
+    ):
+        batch = batch_of(problem, list(indices), multiple)
+        assert batch.tokens.shape == (3, multiple)
+        state, _ = step.train_step(
+            problem.model,
+            name,
+            state,
+            problem.params,
+            problem.answers,
+            batch,
+            streams,
+        )
+        sizes.append(step.train_step._cache_size() - before)
+    assert sizes == [1, 1, 2, 2, 2]
