@@ -1,5 +1,6 @@
 """The command line: what each command writes, and how it refuses bad input."""
 
+import io
 import json
 import os
 import shutil
@@ -431,6 +432,25 @@ def test_table_of_no_comparison(tmp_path, capsys, content):
 def test_incomplete_commands(capsys, args):
     assert command(*args) == 2
     one_line(capsys)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank", "0"], "rank: 0 is not >= 1"),
+        (["--method", "sgd"], "invalid choice 'sgd' for argument '--method'"),
+        (["--frobnicate"], "Unrecognized options: --frobnicate"),
+    ],
+)
+def test_the_parsers_box_becomes_one_line(
+    tmp_path, capsys, monkeypatch, encoding, options, message
+):
+    # The parser draws the box in what the terminal can show.
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert command("train", *options, "--out", tmp_path / "out") == 2
+    assert one_line(capsys).startswith(f"ivon-jax: {message}")
 
 
 # Real processes.

@@ -4,6 +4,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ def test_vmap_over_adapters_keeps_the_base_product_unbatched():
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "dot_general":
                 yield [var.aval.shape for var in eqn.invars]
-            for inner in jax.core.jaxprs_in_params(eqn.params):
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
                 yield from dots(inner)
 
     shapes = list(dots(jaxpr))

@@ -177,7 +177,7 @@ def test_multi_steps_averages_gradient_and_noise_times_gradient():
             grads.append(GRAD(DRAW(key, params, opt_state), target)[1])
             noise, leaves = posterior_noise(key, opt_state), by_path(grads[-1])
             products.append({name: noise[name] * leaves[name] for name in noise})
-        moments = Moments(mean(products), {name: None for name in noise})
+        moments = Moments(mean(products), dict.fromkeys(noise))
         updates, opt_state = tx.update(mean(grads), opt_state, params, moments=moments)
         params = optax.apply_updates(params, updates)
     assert_close(actual, (params, find_states(opt_state)))

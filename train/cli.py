@@ -202,10 +202,10 @@ def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-    # Between the title and the first rule is what is wrong; then comes advice.
-    lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:]]
-    rules = (i for i, line in enumerate(lines) if line[:1] in ("─", "╰"))
-    message = " ".join(" ".join(lines[: next(rules, None)]).split())
+    # Under the title, between rules: first what is wrong, then advice.
+    body = "\n".join(line.strip("│ ") for line in box.getvalue().splitlines()[1:])
+    parts = (" ".join(part.split()) for part in re.split(r"(?m)^[─╰╯-]+$", body))
+    message = next(filter(None, parts), "illegal arguments")
     # What a dataclass checks is named by its field already.
     raise ValueError(re.sub(r"^Error parsing [^-]\S*: ", "", message))
 
