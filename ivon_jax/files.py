@@ -1,7 +1,7 @@
 """Files that are either whole or absent."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -17,13 +17,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             if any, is untouched.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

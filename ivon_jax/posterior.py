@@ -226,23 +226,13 @@ class Posterior:
             The posterior.
 
         Raises:
-            ValueError: the file is missing, no such file, of another version,
-                truncated or altered.
+            ValueError: the file is missing, not one of `save`'s, of another version,
+                truncated or altered, or holds no Gaussian.
         """
-        tensors = _read_tensors(Path(path))
-        groups: dict[str, Leaves] = {group: {} for group in GROUPS}
-        for full_name, tensor in tensors.items():
-            group, _, name = full_name.partition(":")
-            if group not in groups:
-                raise ValueError(f"{path}: unknown tensor {full_name!r}")
-            groups[group][name] = jnp.asarray(tensor)
-        mean, precision, prior = (groups[group] for group in GROUPS)
-        for name, leaf in precision.items():
-            if name not in mean or mean[name].shape != leaf.shape:
-                raise ValueError(f"{path}: precision of {name!r} fits no mean")
-            if not bool(jnp.all(leaf > 0) & jnp.all(jnp.isfinite(mean[name]))):
-                raise ValueError(f"{path}: {name!r} is not a Gaussian (NaN or v <= 0)")
-        return cls(_nest(mean), precision, prior)
+        try:
+            return cls(*_parse(_read_tensors(Path(path))))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def _map_mean(self, fn: Any, leaves: dict[str, Array]) -> PyTree:
         """Applies fn(mean, other) where there is an other leaf of the same path."""
@@ -281,8 +271,8 @@ def _count(ratio: float, size: int) -> int:
 
 def _lowest(score: Float[Array, " d"], ratio: float) -> Array:
     order = jnp.argsort(score, stable=True)
-    count = _count(ratio, score.size)
-    return jnp.zeros(score.shape, bool).at[order[:count]].set(True)
+    rank = jnp.zeros(score.shape, int).at[order].set(jnp.arange(score.size))
+    return rank < _count(ratio, score.size)
 
 
 def _lowest_global(score: Leaves, ratio: float) -> dict[str, Array]:
@@ -314,6 +304,10 @@ def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name!r} lies inside another tensor")
+        if last in node:
+            raise ValueError(f"other tensors lie inside {name!r}")
         node[last] = leaf
     return tree
 
@@ -334,13 +328,46 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ValueError(f"not a readable safetensors file ({error})") from None
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path}: not an {FORMAT} file")
+        raise ValueError(f"not an {FORMAT} file")
     if header.get("version") != VERSION:
         raise ValueError(
-            f"{path}: version {header.get('version')!r}, this release reads {VERSION!r}"
+            f"version {header.get('version')!r}, this release reads {VERSION!r}"
         )
     if header.get("sha256") != _digest(tensors):
-        raise ValueError(f"{path}: checksum differs, the file was altered")
+        raise ValueError("checksum differs, the file was altered")
     return tensors
+
+
+def _parse(tensors: dict[str, np.ndarray]) -> tuple[PyTree, Leaves, Leaves]:
+    """Returns a posterior's fields, of fitting shapes and with legal values."""
+    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition(":")
+        if group not in groups:
+            raise ValueError(f"unknown tensor {full_name!r}")
+        groups[group][name] = tensor
+    mean, precision, prior = (groups[group] for group in GROUPS)
+    for name, leaf in mean.items():
+        if not np.all(np.isfinite(leaf)):
+            raise ValueError(f"mean of {name!r} is not finite")
+    for name, leaf in precision.items():
+        if name not in mean or leaf.shape != mean[name].shape:
+            raise ValueError(f"precision of {name!r} fits no mean")
+        if not np.all(leaf > 0):
+            raise ValueError(f"precision of {name!r} is not positive")
+    for name, leaf in prior.items():
+        if name not in mean or not _broadcasts(leaf.shape, mean[name].shape):
+            raise ValueError(f"prior_precision of {name!r} fits no mean")
+        if not np.all(leaf >= 0):
+            raise ValueError(f"prior_precision of {name!r} is negative or NaN")
+    mean, precision, prior = jax.tree.map(jnp.asarray, (_nest(mean), precision, prior))
+    return mean, precision, prior
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, wanted) == wanted
+    except ValueError:
+        return False

@@ -14,6 +14,7 @@ from ivon_jax.noise import by_path
 
 KEY = jax.random.key(5)
 EVERY = 4
+KEYS = jax.random.split(jax.random.key(3), EVERY)
 
 
 def draw_params(dtype=jnp.float32):
@@ -87,9 +88,6 @@ def test_moments_equal_redrawing(hess_approx):
     assert_close(with_both, given, 1e-7)
 
 
-KEYS = jax.random.split(jax.random.key(3), EVERY)
-
-
 def test_sample_is_the_mean_plus_noise():
     opt_state = make().init(PARAMS)
     noise = posterior_noise(KEY, opt_state, 1)
@@ -99,9 +97,10 @@ def test_sample_is_the_mean_plus_noise():
 
 def test_samples_of_16_bit_parameters_are_of_their_type():
     params = draw_params(jnp.bfloat16)
-    theta = sample(KEY, params, make().init(params))
+    opt_state = make().init(params)
+    theta, noise = sample(KEY, params, opt_state), posterior_noise(KEY, opt_state)
     assert {leaf.dtype for leaf in jax.tree.leaves(theta)} == {jnp.dtype("bfloat16")}
-    assert all(n.dtype == jnp.float32 for n in posterior_noise(KEY, make().init(params)).values())  # fmt: skip  # noqa: E501
+    assert {leaf.dtype for leaf in noise.values()} == {jnp.dtype("float32")}
 
 
 def test_posterior_noise_has_mean_zero_and_the_posteriors_variance():

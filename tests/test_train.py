@@ -391,7 +391,7 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
         )
 
 
-@pytest.mark.parametrize("cut", [0, 1, 3])
+@pytest.mark.parametrize("cut", [0, 3])
 def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
     batch = batch_of(problem, [3, 1, 4, 15])
     cut = min(cut, int(batch.lengths.min()) - 1)
@@ -430,9 +430,7 @@ def test_samples_differ_and_are_distributions(three, problem):
     assert np.abs(np.exp(three[0]) - np.exp(three[1])).max() > 1e-2
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "chunk_size"), [(32, None), (32, 2), (7, 1), (64, 3)]
-)
+@pytest.mark.parametrize(("batch_size", "chunk_size"), [(32, None), (32, 2), (7, 1)])
 def test_predictions_do_not_depend_on_batching(
     batch_size, chunk_size, three, problem, posterior
 ):

@@ -103,9 +103,9 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
     from ivon_jax.train.prepare import find_examples, find_task
     from ivon_jax.train.tasks import TASKS
 
-    print(f"tasks: {', '.join(TASKS)}, custom\n")
     task = find_task(config)
     train_examples, eval_examples = find_examples(task, config, seed)
+    print(f"tasks: {', '.join(TASKS)}, custom\n")
     print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
     print(
         f"{len(eval_examples)} evaluation examples; answers {', '.join(task.words)}\n"

@@ -59,10 +59,11 @@ def find_task(data: DataConfig) -> Task:
         ValueError: unknown task, or options that do not go together.
     """
     if data.task != "custom":
+        task = get_task(data.task, data.prompt_style)
         for name in ("train_file", "eval_file", "prompt", "labels"):
             if getattr(data, name):
                 raise ValueError(f"{name}: only with --task custom")
-        return get_task(data.task, data.prompt_style)
+        return task
     for name in ("train_file", "eval_file", "prompt", "labels"):
         if not getattr(data, name):
             raise ValueError(f"{name}: needed with --task custom")

@@ -1,0 +1,130 @@
+"""What importing brings along, and which way imports run."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ivon_jax
+
+PACKAGE = Path(ivon_jax.__file__).parent
+ROOT = PACKAGE.parent
+CORE = (
+    "ivon",
+    "prior",
+    "noise",
+    "metrics",
+    "sampling",
+    "posterior",
+    "ensemble",
+    "files",
+)
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source_files():
+    """Every module, found through the links that place models/ and train/."""
+    folders = [PACKAGE, *(f for f in PACKAGE.rglob("*") if f.is_dir())]
+    folders += [PACKAGE / name for name in ("models", "train")]
+    return sorted({path for folder in folders for path in folder.glob("*.py")})
+
+
+SOURCES = {module_name(path): path for path in source_files()}
+
+
+def imports(name, module_level=False):
+    """The absolute names that a module imports."""
+    tree = ast.parse(SOURCES[name].read_text())
+    nodes = tree.body if module_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(name):
+    """Where a module stands: imports may only point to the same or a lower layer."""
+    part = name.split(".")[1] if "." in name else ""
+    return {"lora": 1, "models": 2, "train": 3}.get(part, 0)
+
+
+def run(code):
+    """Runs code in a fresh interpreter and returns the JSON that it prints."""
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def test_all_layers_are_seen():
+    assert {f"ivon_jax.{name}" for name in CORE} < SOURCES.keys()
+    assert {layer(name) for name in SOURCES} == {0, 1, 2, 3}
+
+
+def test_import_of_the_method_brings_jax_and_optax_only():
+    code = """if True:
+        import json, sys
+        import jax, jaxtyping, numpy, optax
+        import wadler_lindig  # which jaxtyping loads when first used
+        before = {name.partition(".")[0] for name in sys.modules}
+        import ivon_jax
+        after = {name.partition(".")[0] for name in sys.modules}
+        print(json.dumps(sorted(after - before - set(sys.stdlib_module_names))))
+    """
+    assert run(code) == ["ivon_jax"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_point_down(name):
+    for imported in imports(name):
+        top = imported.partition(".")[0]
+        assert top not in ("models", "train"), f"{name} imports a bare {imported}"
+        if top == "ivon_jax":
+            assert layer(imported) <= layer(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_needs_jax_optax_and_numpy_at_most(name):
+    legal = {"jax", "jaxtyping", "numpy", "optax", "ivon_jax", *sys.stdlib_module_names}
+    tops = {i.partition(".")[0] for i in imports(f"ivon_jax.{name}", True)}
+    assert tops <= legal
+    everywhere = {i.partition(".")[0] for i in imports(f"ivon_jax.{name}")}
+    assert everywhere <= legal | {"safetensors"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_unpickles(name):
+    tops = {imported.partition(".")[0] for imported in imports(name)}
+    assert not tops & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "torch"}
+    calls = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        for node in ast.walk(ast.parse(SOURCES[name].read_text()))
+        if isinstance(node, ast.Call)
+    }
+    assert "read_pickle" not in calls
+
+
+def test_importing_everything_starts_no_backend():
+    """So that a program can still call jax.distributed.initialize afterwards."""
+    names = [name for name in SOURCES if not name.endswith("__main__")]
+    code = f"""if True:
+        import importlib, json, socket
+        def refuse(*args, **kwargs):
+            raise AssertionError("network at import")
+        socket.socket.connect = socket.getaddrinfo = refuse
+        for name in {names!r}:
+            importlib.import_module(name)
+        from jax._src import xla_bridge
+        print(json.dumps(xla_bridge.backends_are_initialized()))
+    """
+    assert run(code) is False

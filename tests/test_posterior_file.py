@@ -1,0 +1,191 @@
+"""The posterior's file: exact, and refused when anything about it is wrong."""
+
+import hashlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save as save_tensors
+from test_posterior import assert_equal, draw
+
+from ivon_jax import Posterior
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("posterior") / "p.safetensors"
+    posterior = draw(0).prune(0.3)
+    posterior.save(path)
+    return path, posterior, path.read_bytes()
+
+
+def test_round_trip_is_exact(saved, tmp_path):
+    path, posterior, _ = saved
+    assert_equal(Posterior.load(path), posterior)
+    mixed = Posterior(
+        {"w": jnp.ones((2, 3), jnp.bfloat16), "h": jnp.ones(2, jnp.float16)},
+        {"w": jnp.full((2, 3), 7.0), "h": jnp.array([1e-30, 1e30])},
+        {"w": jnp.asarray(3.0)},
+    )
+    for other in (mixed, Posterior.point({"w": jnp.ones(1)}), Posterior.point({})):
+        other.save(tmp_path / "other")
+        assert_equal(Posterior.load(str(tmp_path / "other")), other)
+
+
+def load_error(path):
+    with pytest.raises(ValueError) as error:
+        Posterior.load(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+def test_missing_file(tmp_path):
+    load_error(tmp_path / "absent")
+    load_error(tmp_path)  # a folder
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_flipped_bits_never_change_the_posterior(saved, tmp_path, data):
+    """An error, or the same posterior: the header's padding may be other blanks."""
+    _, posterior, content = saved
+    position = data.draw(st.integers(0, len(content) - 1))
+    flip = data.draw(st.integers(1, 255))
+    damaged = bytearray(content)
+    damaged[position] ^= flip
+    path = tmp_path / "damaged"
+    path.write_bytes(damaged)
+    try:
+        loaded = Posterior.load(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert content[position : position + 1].isspace()
+        assert_equal(loaded, posterior)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_truncated_or_foreign_files_are_refused(saved, tmp_path, data):
+    content = saved[2]
+    path = tmp_path / "damaged"
+    length = data.draw(st.integers(0, len(content) - 1))
+    tail = data.draw(st.binary(max_size=30))
+    if content.startswith(content[:length] + tail):
+        tail = b""
+    path.write_bytes(content[:length] + tail)
+    load_error(path)
+
+
+def digest(tensors):
+    """The checksum as the file format defines it, written down a second time."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        shape = list(tensor.shape)
+        state.update(json.dumps([name, str(tensor.dtype), shape]).encode())
+        state.update(tensor.tobytes())
+    return state.hexdigest()
+
+
+def forge(path, changes=(), header=(), drop=()):
+    """A file whose checksum is right, but whose content is not."""
+    one = np.ones((2, 2), np.float32)
+    tensors = {"mean:w": one, "precision:w": one, "prior_precision:w": one[:1, :1]}
+    tensors = {k: v for k, v in (tensors | dict(changes)).items() if k not in drop}
+    good = {"format": "ivon-jax posterior", "version": "1", "sha256": digest(tensors)}
+    path.write_bytes(save_tensors(tensors, good | dict(header)))
+    return path
+
+
+def test_forged_file_is_otherwise_good(tmp_path):
+    posterior = Posterior.load(forge(tmp_path / "p"))
+    np.testing.assert_array_equal(posterior.mean["w"], np.ones((2, 2)))
+
+
+NAN = np.full((2, 2), np.nan, np.float32)
+ONES = np.ones((2, 2), np.float32)
+FORGED = {
+    "format": ("not an ivon-jax posterior file", {"header": {"format": "pt"}}),
+    "version": ("version '2', this release reads '1'", {"header": {"version": "2"}}),
+    "checksum": ("checksum differs", {"header": {"sha256": "0" * 64}}),
+    "group": ("unknown tensor 'other:w'", {"changes": {"other:w": ONES}}),
+    "no mean": ("precision of 'w' fits no mean", {"drop": ["mean:w"]}),
+    "shape": ("precision of 'w' fits no mean", {"changes": {"mean:w": ONES[:1]}}),
+    "NaN mean": ("mean of 'w' is not finite", {"changes": {"mean:w": NAN}}),
+    "infinite point": (
+        "mean of 'x' is not finite", {"changes": {"mean:x": np.inf * ONES}}
+    ),
+    "NaN": ("precision of 'w' is not positive", {"changes": {"precision:w": NAN}}),
+    "zero": (
+        "precision of 'w' is not positive", {"changes": {"precision:w": 0 * ONES}}
+    ),
+    "negative": (
+        "precision of 'w' is not positive", {"changes": {"precision:w": -ONES}}
+    ),
+    "prior's shape": (
+        "prior_precision of 'w' fits no mean",
+        {"changes": {"prior_precision:w": np.ones((3, 1), np.float32)}},
+    ),
+    "prior of nothing": (
+        "prior_precision of 'x' fits no mean", {"changes": {"prior_precision:x": ONES}}
+    ),
+    "NaN prior": (
+        "prior_precision of 'w' is negative or NaN",
+        {"changes": {"prior_precision:w": NAN[:1, :1]}},
+    ),
+    "leaf in a leaf": (
+        "'w/x' lies inside another tensor", {"changes": {"mean:w/x": ONES}}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "forgery"), FORGED.values(), ids=FORGED)
+def test_forged_files_are_refused(message, forgery, tmp_path):
+    assert message in load_error(forge(tmp_path / "p", **forgery))
+
+
+def test_only_nested_dicts_are_saved(tmp_path):
+    for mean in ([jnp.ones(1)], {0: jnp.ones(1)}, {"a/b": jnp.ones(1)}):
+        with pytest.raises(ValueError, match="^mean: only trees of nested dicts"):
+            Posterior.point(mean).save(tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
+    path = tmp_path / "p"
+    path.write_bytes(saved[2])
+
+    def full_disk(handle):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        draw(1).save(path)
+    assert path.read_bytes() == saved[2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saved_file_is_plain_safetensors_readable_by_all(saved):
+    path, posterior, _ = saved
+    with safe_open(path, framework="numpy") as file:
+        names = set(file.keys())
+        head = file.get_tensor("mean:head")
+    assert {"mean:deep/a", "precision:bias", "prior_precision:head"} <= names
+    np.testing.assert_array_equal(head, posterior.mean["head"])
+    plain = path.with_name("plain")
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # as the umask says
