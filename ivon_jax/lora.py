@@ -151,6 +151,11 @@ def _adapter(
         "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, config.rank)
     ).value
     b = module.variable("lora", "b", jnp.zeros, (config.rank, fan_out)).value
+    if (a.shape, b.shape) != ((fan_in, config.rank), (config.rank, fan_out)):
+        raise ValueError(
+            f"lora: {'/'.join(module.path)} maps {fan_in} to {fan_out} with rank"
+            f" {config.rank}, its adapters are {a.shape} and {b.shape}"
+        )
     if config.dropout and module.has_rng("dropout"):
         x = _dropout(module.make_rng("dropout"), x, config.dropout)
     return (config.scale * ((x @ a) @ b)).reshape(shape)
@@ -233,17 +238,20 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
         Parameters of the plain model that computes the same (without dropout).
 
     Raises:
-        ValueError: an adapter has no kernel at its path, or of another size.
+        ValueError: an adapter is of another rank, or has no kernel at its path, or
+            one of another size.
     """
-    return _add_to_kernels(params, adapters, config.scale)
+    return _add_to_kernels(params, adapters, config, 1)
 
 
 def unmerge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
     """Takes merged adapters out again, exact to rounding; see `merge`."""
-    return _add_to_kernels(params, adapters, -config.scale)
+    return _add_to_kernels(params, adapters, config, -1)
 
 
-def _add_to_kernels(params: PyTree, adapters: PyTree, scale: float) -> PyTree:
+def _add_to_kernels(
+    params: PyTree, adapters: PyTree, config: LoraConfig, sign: int
+) -> PyTree:
     flat = flatten_dict(params)
     adapters = flatten_dict(adapters)
     for *path, name in adapters:
@@ -251,11 +259,16 @@ def _add_to_kernels(params: PyTree, adapters: PyTree, scale: float) -> PyTree:
             continue
         kernel_path = (*path, "kernel")
         kernel = flat.get(kernel_path)
-        product = adapters[(*path, "a")] @ adapters[(*path, "b")]
+        a, b = adapters[(*path, "a")], adapters[(*path, "b")]
+        if a.shape[-1] != config.rank:
+            raise ValueError(
+                f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {config.rank}"
+            )
+        product = a @ b
         if kernel is None or kernel.size != product.size:
             raise ValueError(
                 f"adapters: no kernel of {product.size} entries at {'/'.join(path)}"
             )
-        delta = scale * product.reshape(kernel.shape)
+        delta = sign * config.scale * product.reshape(kernel.shape)
         flat[kernel_path] = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
     return unflatten_dict(flat)

@@ -158,6 +158,19 @@ def test_forged_files_are_refused(message, forgery, tmp_path):
     assert message in load_error(forge(tmp_path / "p", **forgery))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [ONES.reshape(4), ONES.view(np.int32)],
+    ids=["the same bytes of another shape", "the same bytes of another type"],
+)
+def test_checksum_covers_more_than_bytes(other, tmp_path):
+    with safe_open(forge(tmp_path / "good"), framework="numpy") as file:
+        header = file.metadata()
+    changes = {"mean:w": other, "precision:w": other}
+    message = load_error(forge(tmp_path / "p", changes, header))
+    assert "checksum differs" in message
+
+
 def test_only_nested_dicts_are_saved(tmp_path):
     for mean in ([jnp.ones(1)], {0: jnp.ones(1)}, {"a/b": jnp.ones(1)}):
         with pytest.raises(ValueError, match="^mean: only trees of nested dicts"):
