@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,23 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode()
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, keep_array: bool = False) -> Any:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self.skip_array()
+            return self.array() if keep_array else self.skip_array()
         if kind not in _SCALARS:
             raise ValueError(f"the GGUF header has a field of unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
+    def array(self) -> list[Any]:
+        kind, length = self.scalar("I"), self.scalar("Q")
+        if kind == _ARRAY:
+            raise ValueError("the GGUF header has an array of arrays")
+        return [self.value(kind) for _ in range(length)]
+
     def skip_array(self) -> str:
-        # Only tokenizers have arrays, and they are not read here; the text is what
+        # Only tokenizers have arrays, and they are seldom wanted; the text is what
         # an error message shows where a single value was expected.
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
@@ -139,7 +146,29 @@ def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
     return config, Tensors(shapes, read)
 
 
-def _parse(data: mmap.mmap) -> _Header:
+def read_fields(path: Path, arrays: Collection[str]) -> dict[str, Any]:
+    """Read the fields of a GGUF file's header.
+
+    Args:
+        path: The file.
+        arrays: Names of fields to read even if they are arrays, as lists; of other
+            arrays a text says only how long they are.
+
+    Returns:
+        The fields by name.
+
+    Raises:
+        ValueError: If the file is damaged or no GGUF.
+        OSError: If the file cannot be opened.
+    """
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        return _parse(data, arrays).fields
+
+
+def _parse(data: mmap.mmap, arrays: Collection[str] = ()) -> _Header:
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise ValueError("not a GGUF file")
@@ -149,7 +178,7 @@ def _parse(data: mmap.mmap) -> _Header:
     fields: dict[str, Any] = {}
     for _ in range(field_count):
         name = cursor.string()
-        fields[name] = cursor.value(cursor.scalar("I"))
+        fields[name] = cursor.value(cursor.scalar("I"), name in arrays)
     raw = {}
     for _ in range(tensor_count):
         name = cursor.string()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from ivon_jax.models.gguf_io import read_gguf
+from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import KNOWN, fetch, sha256
 from ivon_jax.models.llama import Llama
 from ivon_jax.models.safetensors_io import read_folder, weight_files
@@ -102,10 +103,12 @@ def _from_hub(name: str) -> Path:
 
 
 def _tokenizer(path: Path) -> Any:
+    if path.is_file() and (tokenizer := read_tokenizer(path)) is not None:
+        return tokenizer
     from transformers import AutoTokenizer
 
     try:
-        if path.is_file():
+        if path.is_file():  # needs torch
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever a damaged tokenizer makes transformers do

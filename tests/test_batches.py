@@ -1,15 +1,15 @@
 """Tokens, padding, order."""
 
-import os
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ivon_jax.models.gguf_tokenizer import read_tokenizer
+from ivon_jax.models.known import fetch
 from ivon_jax.train.batches import (
     Encoded,
     answer_tokens,
@@ -86,15 +86,9 @@ def test_answer_words_that_are_not_single_tokens(pieces, words, leading_space, m
 
 @pytest.fixture(scope="module")
 def smollm2():
-    path = Path(os.environ.get("IVON_JAX_SMOLLM2_GGUF", "absent"))
-    if not path.is_file():
-        pytest.skip("IVON_JAX_SMOLLM2_GGUF: no file")
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return read_tokenizer(fetch("smollm2-135m-instruct"))
 
 
-@pytest.mark.filterwarnings("default")  # of transformers' GGUF reader
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_single_tokens_on_smollm2(name, smollm2):
     task = get_task(name)

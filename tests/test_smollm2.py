@@ -1,8 +1,5 @@
 """The real pretrained model, as everyone else's reader computes it."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +13,7 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def path():
-    given = os.environ.get("IVON_JAX_SMOLLM2_GGUF")
-    return Path(given) if given else fetch("smollm2-135m-instruct")
+    return fetch("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="module")
