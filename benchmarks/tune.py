@@ -73,11 +73,7 @@ def run_point(
         return json.loads(result.read_text())
     if (out / run.CONFIG).exists():  # interrupted, so begin again
         shutil.rmtree(out)
-    run.create(out)
-    run.write_config(out, config, **problem.facts)
-    posterior = train(
-        problem.model, problem.params, problem.answers, problem.train, config, out
-    )
+    posterior = train(problem, config, out)
     key = Streams.from_seed(config.seed).ensemble
     rows = []
     for how in [Prediction(0), Prediction(samples)][: 1 + bool(posterior.precision)]:

@@ -36,7 +36,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.noise import by_path, standard_normal
+from ivon_jax.noise import by_path, gaussian
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
 # A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta
@@ -158,9 +158,7 @@ def scale_by_ivon(
         if params is None:
             raise ValueError("params: IVON's update needs the current mean")
         if moments is None:
-            if key is None:
-                raise ValueError("key: IVON's update needs the key given to sample")
-            moments = noise_moments(posterior_noise(key, state), updates)
+            moments = redraw_moments(key, state, updates)
         noise_grad, squared_grad = moments
         count = optax.safe_increment(state.count)
 
@@ -370,10 +368,7 @@ def posterior_noise(
     Returns:
         The noise of each leaf that IVON covers, at least float32.
     """
-    return {
-        name: standard_normal(key, name, precision, index) * jax.lax.rsqrt(precision)
-        for name, precision in posterior_precision(opt_state).items()
-    }
+    return gaussian(key, posterior_precision(opt_state), index)
 
 
 def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Moments:
@@ -395,6 +390,27 @@ def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Momen
         {name: noise[name] * g for name, g in grad.items()},
         {name: jnp.square(g) for name, g in grad.items()},
     )
+
+
+def redraw_moments(
+    key: Key[Array, ""] | None, opt_state: PyTree, grads: PyTree
+) -> Moments:
+    """Draws the noise of the step's first sample again, for its moments.
+
+    Args:
+        key: the key given to `sample`.
+        opt_state: the state given to `sample`.
+        grads: gradient at the sample.
+
+    Returns:
+        The moments of this one sample.
+
+    Raises:
+        ValueError: there is no key.
+    """
+    if key is None:
+        raise ValueError("key: IVON's update needs the key given to sample")
+    return noise_moments(posterior_noise(key, opt_state), grads)
 
 
 def _update_hess(

@@ -65,3 +65,24 @@ def standard_normal(
         jax.random.fold_in(key, index), np.uint32(zlib.crc32(name.encode()))
     )
     return jax.random.normal(leaf_key, like.shape, like.dtype)
+
+
+def gaussian(
+    key: Key[Array, ""],
+    precision: dict[str, Float[Array, "..."]],
+    index: int | Int[Array, ""],
+) -> dict[str, Float[Array, "..."]]:
+    """Draws the noise of a diagonal Gaussian around zero.
+
+    Args:
+        key: the step's (or the ensemble's) key.
+        precision: inverse variances by leaf path; infinite ones give zero.
+        index: which Monte-Carlo sample.
+
+    Returns:
+        Noise of each leaf's shape and dtype.
+    """
+    return {
+        name: standard_normal(key, name, leaf, index) * jax.lax.rsqrt(leaf)
+        for name, leaf in precision.items()
+    }

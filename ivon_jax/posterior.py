@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.ivon import find_states, posterior_precision
-from ivon_jax.noise import by_path, path_name, standard_normal
+from ivon_jax.noise import by_path, gaussian, path_name
 
 FORMAT = "ivon-jax posterior"
 VERSION = "1"
@@ -141,11 +141,7 @@ class Posterior:
         Returns:
             A tree like `mean`.
         """
-        noise = {
-            name: standard_normal(key, name, leaf, index) * jax.lax.rsqrt(leaf)
-            for name, leaf in self.precision.items()
-        }
-        return self._map_mean(_add, noise)
+        return self._map_mean(_add, gaussian(key, self.precision, index))
 
     def sample(self, key: Key[Array, ""], n: int) -> PyTree:
         """Draws n samples.

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.ivon import Moments, at_least_float32, noise_moments, posterior_noise
+from ivon_jax.ivon import (
+    Moments,
+    at_least_float32,
+    noise_moments,
+    posterior_noise,
+    redraw_moments,
+)
 from ivon_jax.noise import by_path, path_name
 
 
@@ -159,10 +165,7 @@ def multi_steps(
         **extra_args: Any,
     ) -> tuple[PyTree, MultiStepsState]:
         if moments is None:
-            if key is None:
-                raise ValueError("key: IVON's update needs the key given to sample")
-            noise = posterior_noise(key, state.inner_state)
-            moments = noise_moments(noise, updates)
+            moments = redraw_moments(key, state.inner_state, updates)
         covered = state.moments.noise_grad  # less than all where partitioned
         moments = Moments(*({name: m[name] for name in covered} for m in moments))
         grads, moments = jax.tree.map(

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -20,6 +19,7 @@ from ivon_jax.train import cli, run
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
 
 TASK = ["--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS]
 SHORT = ["--steps", "6", "--batch-size", "8"]
@@ -39,14 +39,6 @@ def command(*args):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half of the time would go into optimizing programs that run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

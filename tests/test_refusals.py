@@ -16,15 +16,9 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, loop
 
 optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.run import METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
 
 HYPER = {
     "adam": MethodConfig(steps=80, batch_size=8, learning_rate=1e-2),
@@ -38,14 +39,6 @@ HYPER = {
 }
 METHODS = tuple(HYPER)
 KEY = jax.random.key(5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half of the time would go into optimizing programs that run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +67,7 @@ def config_of(base: TrainConfig, method: Any, **changes: Any) -> TrainConfig:
 
 
 def run(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
-    out.mkdir()
-    return loop.train(
-        problem.model, problem.params, problem.answers, problem.train, config, out
-    )
+    return loop.train(problem, config, out)
 
 
 def losses(out: Path) -> list[float]:

@@ -33,12 +33,8 @@ def train(config: Annotated[TrainConfig, Whole], out: Out) -> None:
     run.check_new(out)
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
-    run.create(out)
-    run.write_config(out, config, **problem.facts)
     try:
-        loop.train(
-            problem.model, problem.params, problem.answers, problem.train, config, out
-        )
+        loop.train(problem, config, out)
     except loop.Interrupted as interrupt:
         print(interrupt, file=sys.stderr)
     print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivon_jax.ensemble import average
-from ivon_jax.posterior import Posterior
 from ivon_jax.train import report, run
 from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, find_task, prepare
+from ivon_jax.train.prepare import find_task, prepare
 from ivon_jax.train.step import Streams
 
 # The columns of ``results.json``.
@@ -51,7 +50,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     posteriors, seconds = {}, {}
     for name, train_config in runs.items():
         start = time.monotonic()
-        posteriors[name] = _train(problem, train_config, out / name)
+        posteriors[name] = train(problem, train_config, out / name)
         seconds[name] = round(time.monotonic() - start, 1)
     key = Streams.from_seed(config.seed).ensemble
     labels = problem.eval.labels
@@ -102,14 +101,6 @@ def _sweep(config: CompareConfig) -> list[tuple[str, Prediction]]:
     points += [Prediction(config.sweep_samples, prune=prune) for prune in config.prunes]
     named = dict.fromkeys(("ivon-lora", how) for how in points)
     return [point for point in named if point not in _main(config)]
-
-
-def _train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
-    run.create(out)
-    run.write_config(out, config, **problem.facts)
-    return train(
-        problem.model, problem.params, problem.answers, problem.train, config, out
-    )
 
 
 def _write_report(

@@ -136,7 +136,8 @@ def score(
     Returns:
         The row; accuracy and calibration errors as fractions.
     """
-    summary = metrics.summary(average(jnp.asarray(log_probs)), jnp.asarray(labels))
+    # Compiled whole: one by one its small operations take seconds to compile.
+    summary = jax.jit(metrics.summary)(average(jnp.asarray(log_probs)), labels)
     return {
         "method": method,
         "predict": "samples" if how.samples else "mean",

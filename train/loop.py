@@ -12,62 +12,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
-from ivon_jax.lora import Lora, init_adapters
+from ivon_jax.lora import init_adapters
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import Encoded, train_batches
+from ivon_jax.train import run
+from ivon_jax.train.batches import train_batches
 from ivon_jax.train.config import TrainConfig, make_method
+from ivon_jax.train.prepare import Problem
 from ivon_jax.train.progress import progress
-from ivon_jax.train.run import METRICS, POSTERIOR
 from ivon_jax.train.step import Streams, TrainState, train_step
 
 # So many steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
 
 
-def train(
-    model: Lora,
-    params: Any,
-    answers: Int[Array, " c"],
-    encoded: Encoded,
-    config: TrainConfig,
-    out: Path,
-) -> Posterior:
+def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     """Trains adapters and writes their posterior.
 
     Args:
-        model: the adapted model.
-        params: the frozen base.
-        answers: token of each label word.
-        encoded: the training examples.
+        problem: the model and the examples.
         config: resolved.
-        out: the run's folder; gets a line a step in ``metrics.jsonl``, and
-            ``posterior.safetensors``.
+        out: the run's new folder; gets ``config.json``, a line a step in
+            ``metrics.jsonl``, and ``posterior.safetensors``.
 
     Returns:
         The posterior over the adapters.
 
     Raises:
-        ValueError: the loss or gradient was not finite many steps in a row.
+        ValueError: the folder holds another run, or the loss or gradient was not
+            finite many steps in a row.
         Interrupted: SIGINT came; what was learned up to then is written all the same.
     """
-    method, hyper = make_method(config), config.hyper
+    run.create(out)
+    run.write_config(out, config, **problem.facts)
+    model, method, hyper = problem.model, make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     streams = Streams.from_seed(config.seed)
     skipped, skipped_in_row, start = 0, 0, time.monotonic()
     with (
         interruptible() as interrupted,
-        (out / METRICS).open("w") as metrics,
+        (out / run.METRICS).open("w") as metrics,
         progress(f"train {method.name}", hyper.steps, every=25) as report,
     ):
-        batches = train_batches(encoded, hyper.batch_size, config.seed)
+        batches = train_batches(problem.train, hyper.batch_size, config.seed)
         adapters = init_adapters(model, streams.adapters, jnp.zeros((1, 1), jnp.int32))
         state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
         for step in range(1, hyper.steps + 1):
             batch = jax.device_put(next(batches))
             state, logs = train_step(
-                model, method, state, params, answers, batch, streams
+                model, method, state, problem.params, problem.answers, batch, streams
             )
             values = {name: float(value) for name, value in logs.items()}
             bad = not values.pop("finite")
@@ -86,7 +79,7 @@ def train(
             if interrupted():
                 break
         posterior = method.posterior(state.adapters, state.method)
-        posterior.save(out / POSTERIOR)
+        posterior.save(out / run.POSTERIOR)
     if skipped:
         print(f"skipped {skipped} steps: loss or gradient not finite", file=sys.stderr)
     if interrupted():
