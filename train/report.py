@@ -145,7 +145,7 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
     front = pareto_front(curves["tau"] + curves["prune"])
     axes.plot(*_points(front), color="red", linewidth=1, label="Pareto front")
     adam = [row for row in mean if row["method"] == "adam"]
-    axes.plot(*_points(adam), "*", color="tab:orange", markersize=14, label="Adam")
+    axes.plot(*_points(adam), "*", color="black", markersize=14, label="Adam")
     axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
     axes.legend()
     figure.savefig(path, dpi=150)
