@@ -106,7 +106,9 @@ def brier(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Arra
     """
     log_probs, labels = _checked(log_probs, labels)
     target = jax.nn.one_hot(labels, log_probs.shape[1], dtype=log_probs.dtype)
-    return jnp.square(jnp.exp(log_probs) - target).sum(axis=1).mean()
+    # jax 0.12's CPU compiler can turn exp(NaN) into infinity when it fuses.
+    probs = jnp.where(jnp.isnan(log_probs), jnp.nan, jnp.exp(log_probs))
+    return jnp.square(probs - target).sum(axis=1).mean()
 
 
 def reliability(

@@ -2,8 +2,10 @@
 
 Because a leaf's noise does not depend on its neighbours, it is the same whether
 the optimizer sees the whole tree or a masked part of it, in any tree order, and,
-since JAX's counter-based generators are partitionable, under any sharding. The
-optimizer can therefore redraw it from the key instead of storing it.
+since JAX's counter-based generators are partitionable, under any sharding (but for
+the last bit with jax 0.12 on CPUs, whose normal transform rounds differently in
+vector and scalar code). The optimizer can therefore redraw it from the key instead of
+storing it.
 """
 
 import zlib

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -208,6 +209,8 @@ def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:
 
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
+    # transformers would say on stderr that torch, which is not needed, is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,
