@@ -37,7 +37,7 @@ test-slow: $(VENV)/developing  ## the rest of the suite
 
 seeds: $(VENV)/installed  ## the README's table: three seeds (an hour on two cores)
 	for seed in 0 1 2; do \
-		$(BIN)/ivon-jax compare $(CITIES) $(TUNED) --eval-examples 1000 \
+		$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
 			--seed $$seed --out $(OUT)/seeds/$$seed || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
