@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 
-# Settings of `demo` and `seeds`, chosen by `make tune`; README says how.
+# Settings of `demo` and `seeds`, chosen with benchmarks/tune.py; README says how.
 CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75
 
-.PHONY: help demo test test-slow seeds tune bench lint format package clean
+.PHONY: help demo test test-slow seeds lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -35,7 +35,7 @@ test: $(VENV)/developing  ## the whole suite, but for what takes minutes
 test-slow: $(VENV)/developing  ## the rest of the suite
 	$(BIN)/python -m pytest -m slow
 
-seeds: $(VENV)/installed  ## the README's table: three seeds (an hour on two cores)
+seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on two cores)
 	for seed in 0 1 2; do \
 		$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
 			--seed $$seed --out $(OUT)/seeds/$$seed || exit; \

@@ -106,9 +106,7 @@ def brier(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Arra
     """
     log_probs, labels = _checked(log_probs, labels)
     target = jax.nn.one_hot(labels, log_probs.shape[1], dtype=log_probs.dtype)
-    # jax 0.12's CPU compiler can turn exp(NaN) into infinity when it fuses.
-    probs = jnp.where(jnp.isnan(log_probs), jnp.nan, jnp.exp(log_probs))
-    return jnp.square(probs - target).sum(axis=1).mean()
+    return jnp.square(_exp(log_probs) - target).sum(axis=1).mean()
 
 
 def reliability(
@@ -142,7 +140,7 @@ def reliability(
     # Inner edges only, so that nothing can fall outside the first and last bins.
     edges = np.log(np.arange(1, bins) / bins) + _EDGE_TOLERANCE
     index = jnp.searchsorted(jnp.asarray(edges, log_confidence.dtype), log_confidence)
-    return _binned(jnp.exp(log_confidence), correct, index, bins)
+    return _binned(_exp(log_confidence), correct, index, bins)
 
 
 def ece(
@@ -209,7 +207,7 @@ def adaptive_ece(
     smaller, larger_bins = divmod(len(correct), bins)
     sizes = smaller + (np.arange(bins) < larger_bins)
     index = jnp.asarray(np.repeat(np.arange(bins), sizes), jnp.int32)
-    return _calibration_gap(_binned(jnp.exp(log_confidence), correct, index, bins))
+    return _calibration_gap(_binned(_exp(log_confidence), correct, index, bins))
 
 
 def entropy(log_probs: Float[Array, "*n c"]) -> Float[Array, "*n"]:
@@ -230,7 +228,7 @@ def entropy(log_probs: Float[Array, "*n c"]) -> Float[Array, "*n"]:
         Shannon, "A mathematical theory of communication", 1948.
     """
     log_probs = _upcast(log_probs)
-    probs = jnp.exp(log_probs)
+    probs = _exp(log_probs)
     return jnp.sum(probs * jnp.where(probs > 0, -log_probs, 0.0), axis=-1)
 
 
@@ -353,6 +351,11 @@ def _checked(
     labels, classes = labels.astype(jnp.int32), log_probs.shape[1]
     wrong = (labels < 0) | (labels >= classes) | jnp.isnan(log_probs).any(axis=1)
     return jnp.where(wrong[:, None], jnp.nan, log_probs), labels
+
+
+def _exp(log_probs: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exponential that keeps NaN: fused by jax 0.12 on CPUs, `jnp.exp` may not."""
+    return jnp.where(jnp.isnan(log_probs), jnp.nan, jnp.exp(log_probs))
 
 
 def _top_class(
