@@ -60,7 +60,7 @@ def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
 
 
 def value_and_grad(
-    loss_fn: Callable[..., Float[Array, ""]], mc_samples: int = 1
+    loss_fn: Callable[..., Float[Array, ""]], mc_samples: int = 1, groups: int = 1
 ) -> Callable[..., tuple[Float[Array, ""], PyTree, Moments]]:
     """Makes a function that averages loss and gradient over posterior samples.
 
@@ -70,13 +70,17 @@ def value_and_grad(
     Args:
         loss_fn: ``loss_fn(params, *args)``, a scalar.
         mc_samples: number of samples K, taken one after another.
+        groups: number of groups G. With more than one, every leaf of ``args`` has a
+            leading axis of that size, and each group its own K samples (K times its
+            number and up): G * K samples, each on its share of the data. On a
+            device mesh the axis belongs on ``data``.
 
     Returns:
         ``f(key, params, opt_state, *args) -> (loss, grads, moments)``, the means
         over the samples.
 
     Raises:
-        ValueError: `mc_samples` is below 1.
+        ValueError: `mc_samples` or `groups` is below 1.
 
     Example:
         >>> from ivon_jax import ivon
@@ -92,10 +96,18 @@ def value_and_grad(
     """
     if mc_samples < 1:
         raise ValueError(f"mc_samples: {mc_samples} is not >= 1")
+    if groups < 1:
+        raise ValueError(f"groups: {groups} is not >= 1")
 
-    def value_and_grad_fn(
-        key: Key[Array, ""], params: PyTree, opt_state: PyTree, *args: Any
+    def of_group(
+        key: Key[Array, ""],
+        params: PyTree,
+        opt_state: PyTree,
+        group: int | Int[Array, ""],
+        *args: Any,
     ) -> tuple[Float[Array, ""], PyTree, Moments]:
+        start = group * mc_samples
+
         def one(index: int | Int[Array, ""]) -> tuple[Array, PyTree, Moments]:
             noise = posterior_noise(key, opt_state, index)
             loss, grads = jax.value_and_grad(loss_fn)(_add(params, noise), *args)
@@ -104,11 +116,21 @@ def value_and_grad(
         def add_sample(total: PyTree, index: Int[Array, ""]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, one(index)), None
 
-        first = one(0)
+        first = one(start)
         if mc_samples == 1:
             return first
-        total, _ = jax.lax.scan(add_sample, first, jnp.arange(1, mc_samples))
+        total, _ = jax.lax.scan(add_sample, first, start + jnp.arange(1, mc_samples))
         return jax.tree.map(lambda x: x / mc_samples, total)
+
+    def value_and_grad_fn(
+        key: Key[Array, ""], params: PyTree, opt_state: PyTree, *args: Any
+    ) -> tuple[Float[Array, ""], PyTree, Moments]:
+        if groups == 1:
+            return of_group(key, params, opt_state, 0, *args)
+        each = jax.vmap(lambda *group: of_group(key, params, opt_state, *group))
+        return jax.tree.map(
+            lambda x: jnp.mean(x, axis=0), each(jnp.arange(groups), *args)
+        )
 
     return value_and_grad_fn
 

@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from ivon_jax import lora_ess
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.methods import METHODS, Method
+from ivon_jax.train.sharding import parse_mesh
 
 MethodName = Literal["adam", "ivon-lora"]
 
@@ -147,6 +148,13 @@ class TrainConfig:
         data: which examples.
         lora: what to adapt.
         hyper: how to train; the defaults are the paper's for the task's family.
+        mesh: devices along each axis, as data=2,fsdp=4,tensor=1. The default is one
+            device: how many there are never changes a run unasked.
+        accumulate: micro-batches a batch is computed in, one after another.
+        remat: what the backward pass computes again to save memory: nothing, all of
+            each layer, or all but its matrix products.
+        noise: IVON-LoRA only: one posterior sample for the whole batch, or one for
+            each group along the mesh's data axis.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -155,6 +163,10 @@ class TrainConfig:
     data: Flat[DataConfig] = dataclasses.field(default_factory=DataConfig)
     lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
     hyper: Flat[MethodConfig] = dataclasses.field(default_factory=MethodConfig)
+    mesh: str = "data=1"
+    accumulate: int = 1
+    remat: Literal["none", "full", "dots"] = "none"
+    noise: Literal["shared", "per-shard"] = "shared"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +239,15 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
         _check_range(name, value)
     if values["warmup"] > values["steps"]:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
+    sizes = parse_mesh(config.mesh)
+    groups = sizes["data"] * sizes["fsdp"] * config.accumulate
+    if config.accumulate < 1 or values["batch_size"] % groups:
+        raise ValueError(
+            f"accumulate: batch_size {values['batch_size']} does not divide into"
+            f" {config.accumulate} micro-batches over mesh {config.mesh}"
+        )
+    if config.noise == "per-shard" and config.method != "ivon-lora":
+        raise ValueError(f"noise: method {config.method} has none")
     return dataclasses.replace(config, hyper=MethodConfig(**values))
 
 
@@ -244,8 +265,10 @@ def _check_range(name: str, value: float) -> None:
 def make_method(config: TrainConfig) -> Method:
     """Builds the method of a resolved configuration."""
     method = METHODS[config.method]
+    groups = parse_mesh(config.mesh)["data"] if config.noise == "per-shard" else 1
+    values = vars(config.hyper) | {"groups": groups}
     names = [field.name for field in dataclasses.fields(method)]
-    return method(**{name: getattr(config.hyper, name) for name in names})
+    return method(**{name: values[name] for name in names})
 
 
 def to_json(config: TrainConfig | CompareConfig) -> dict[str, Any]:

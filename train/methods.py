@@ -23,14 +23,20 @@ class Method(Protocol):
     """A way to fit adapters; a frozen dataclass of its hyper-parameters."""
 
     name: ClassVar[str]
+    groups: int
 
     def init(self, adapters: PyTree) -> PyTree:
         """Returns the first state."""
 
     def step(
-        self, loss_fn: LossFn, key: Key[Array, ""], adapters: PyTree, state: PyTree
+        self,
+        loss_fn: LossFn,
+        key: Key[Array, ""],
+        adapters: PyTree,
+        state: PyTree,
+        batch: PyTree,
     ) -> tuple[Float[Array, ""], PyTree, PyTree, dict[str, Float[Array, ""]]]:
-        """Takes one step on ``loss_fn(adapters)``.
+        """Takes one step on ``loss_fn(adapters, batch)``.
 
         Returns:
             The loss, the next adapters, the next state, and scalars worth logging.
@@ -76,6 +82,7 @@ class Adam:
     warmup: int
 
     name: ClassVar[str] = "adam"
+    groups: ClassVar[int] = 1
 
     @property
     def _tx(self) -> optax.GradientTransformation:
@@ -87,10 +94,15 @@ class Adam:
         return self._tx.init(adapters)
 
     def step(
-        self, loss_fn: LossFn, key: Key[Array, ""], adapters: PyTree, state: PyTree
+        self,
+        loss_fn: LossFn,
+        key: Key[Array, ""],
+        adapters: PyTree,
+        state: PyTree,
+        batch: PyTree,
     ) -> tuple[Float[Array, ""], PyTree, PyTree, dict[str, Float[Array, ""]]]:
         """Takes one step; the key is not used."""
-        loss, grads = jax.value_and_grad(loss_fn)(adapters)
+        loss, grads = jax.value_and_grad(loss_fn)(adapters, batch)
         updates, state = self._tx.update(grads, state, adapters)
         logs = {"grad_norm": optax.tree.norm(grads)}
         return loss, optax.apply_updates(adapters, updates), state, logs
@@ -112,6 +124,7 @@ class IvonLora:
         beta2: decay of the Hessian estimate.
         clip_radius: xi.
         mc_samples: posterior samples a step.
+        groups: parts of the batch that have samples of their own.
         steps: length of the schedule.
         warmup: its warm-up steps.
     """
@@ -123,6 +136,7 @@ class IvonLora:
     beta2: float
     clip_radius: float
     mc_samples: int
+    groups: int
     steps: int
     warmup: int
 
@@ -144,11 +158,16 @@ class IvonLora:
         return self._tx.init(adapters)
 
     def step(
-        self, loss_fn: LossFn, key: Key[Array, ""], adapters: PyTree, state: PyTree
+        self,
+        loss_fn: LossFn,
+        key: Key[Array, ""],
+        adapters: PyTree,
+        state: PyTree,
+        batch: PyTree,
     ) -> tuple[Float[Array, ""], PyTree, PyTree, dict[str, Float[Array, ""]]]:
         """Takes one step at samples drawn with the key."""
-        value_and_grad = ivon_jax.value_and_grad(loss_fn, self.mc_samples)
-        loss, grads, moments = value_and_grad(key, adapters, state)
+        value_and_grad = ivon_jax.value_and_grad(loss_fn, self.mc_samples, self.groups)
+        loss, grads, moments = value_and_grad(key, adapters, state, batch)
         updates, state = self._tx.update(grads, state, adapters, moments=moments)
         precision = self.posterior(adapters, state).precision
         logs = {

@@ -1,0 +1,47 @@
+"""What the dimensions of every parameter stand for, by the names of the tree.
+
+The names are those of HF, so one short table covers all architectures. It says
+nothing about devices; `ivon_jax.train.sharding` maps these axes onto a mesh.
+"""
+
+# Input and output axis of each linear layer.
+LAYERS: dict[str, tuple[str, str]] = {
+    "q_proj": ("embed", "heads"),
+    "k_proj": ("embed", "heads"),
+    "v_proj": ("embed", "heads"),
+    "o_proj": ("heads", "embed"),
+    "gate_proj": ("embed", "mlp"),
+    "up_proj": ("embed", "mlp"),
+    "down_proj": ("mlp", "embed"),
+    "lm_head": ("embed", "vocab"),
+}
+
+
+def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
+    """Names the axes of a parameter, an adapter, or a value kept for one of them.
+
+    Args:
+        path: the leaf's path, ``/``-joined; only the layer's name and the leaf's
+            own count, so optimizer states are covered too.
+        ndim: its number of dimensions; those that stack layers come first.
+
+    Returns:
+        A name for each dimension; None for those that are never split.
+
+    Example:
+        >>> logical_axes("layers/self_attn/q_proj/kernel", 3)
+        (None, 'embed', 'heads')
+        >>> logical_axes("method/mu/layers/self_attn/q_proj/b", 3)
+        (None, None, 'heads')
+    """
+    *_, layer, kind = ["", *path.split("/")]
+    fan_in, fan_out = LAYERS.get(layer, (None, None))
+    axes = {
+        "kernel": (fan_in, fan_out),
+        "bias": (fan_out,),
+        "embedding": ("vocab", "embed"),
+        "a": (fan_in, None),
+        "b": (None, fan_out),
+    }.get(kind, ())
+    missing = ndim - len(axes)
+    return (None,) * ndim if missing < 0 else (None,) * missing + axes

@@ -1,0 +1,198 @@
+"""Where every array lives: one mesh of devices, and one table of rules.
+
+All programs are written for whole arrays; XLA splits them by the shardings below.
+The mesh has three axes: the batch is split over ``data`` and ``fsdp``, parameters
+over ``fsdp`` (one axis) and ``tensor`` (the other), so every parameter is whole only
+in files.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, PyTree
+
+from ivon_jax.models.axes import logical_axes
+from ivon_jax.noise import path_name
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+RULES: dict[str, str | tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Reads the sizes of the mesh's axes.
+
+    Args:
+        text: as ``data=2,fsdp=4``; axes left out have size 1.
+
+    Returns:
+        The size of every axis.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> parse_mesh("data=2,tensor=4")
+        {'data': 2, 'fsdp': 1, 'tensor': 4}
+    """
+    parts = [part.partition("=") for part in text.split(",")]
+    sizes = {name: size for name, _, size in parts}
+    legal = all(size.isdecimal() and int(size) > 0 for size in sizes.values())
+    if not legal or len(sizes) < len(parts) or not sizes.keys() <= set(AXES):
+        raise ValueError(f"mesh: {text!r} is not of the form data=2,fsdp=1,tensor=1")
+    return {axis: int(sizes.get(axis, 1)) for axis in AXES}
+
+
+def make_mesh(text: str) -> Mesh:
+    """Arranges devices: the first so many, all of them if there are many processes.
+
+    Args:
+        text: see `parse_mesh`.
+
+    Returns:
+        The mesh; all axes are split automatically, by XLA.
+
+    Raises:
+        ValueError: malformed, or of more devices than there are; or it leaves
+            devices of a run of several processes idle.
+    """
+    sizes = tuple(parse_mesh(text).values())
+    wanted, found = math.prod(sizes), jax.device_count()
+    if wanted > found or (jax.process_count() > 1 and wanted < found):
+        raise ValueError(f"mesh: {text} is {wanted} devices, there are {found}")
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, kinds, devices=jax.devices()[:wanted])
+
+
+def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """Decides how an array is split.
+
+    Args:
+        path: of a parameter, an adapter, or a part of the optimizer's state.
+        shape: its shape.
+        sizes: of the mesh's axes.
+
+    Returns:
+        The mesh axis of each dimension. A dimension that the axis does not divide
+        is not split.
+    """
+    axes = [RULES.get(name or "") for name in logical_axes(path, len(shape))]
+    fits = [
+        isinstance(axis, str) and size % sizes[axis] == 0
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    return PartitionSpec(*(a if ok else None for a, ok in zip(axes, fits, strict=True)))
+
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Decides how parameters, adapters or a training state are split.
+
+    Args:
+        tree: of arrays, or of their shapes as `jax.eval_shape` gives them.
+        mesh: the devices.
+
+    Returns:
+        A sharding for every leaf; see `spec`.
+    """
+
+    def leaf(path: Any, value: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec(path_name(path), value.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def constrain(tree: PyTree) -> PyTree:
+    """Holds a state to its shardings on the mesh in use, inside jit.
+
+    A step whose output is split as its input can reuse its buffers, and is compiled
+    once.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+
+    def leaf(path: Any, value: Any) -> Any:
+        split = spec(path_name(path), value.shape, mesh.shape)
+        return jax.lax.with_sharding_constraint(value, split)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def replicate(tree: PyTree) -> PyTree:
+    """Gives every device the whole of a small result, inside jit."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def put(tree: PyTree, targets: PyTree[NamedSharding]) -> PyTree:
+    """Places host arrays; every process needs the same, and sends only its part."""
+
+    def leaf(value: Any, target: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, target, value.__getitem__)
+
+    return jax.tree.map(leaf, tree, targets)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """Finds which rows of a batch this process's devices hold.
+
+    Args:
+        mesh: the devices.
+        batch_size: rows over all processes.
+
+    Returns:
+        Their indices, ascending.
+
+    Raises:
+        ValueError: the batch cannot be split evenly.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size: {batch_size} is not a multiple of data*fsdp = {shards}"
+        )
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    held = split.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique([np.arange(batch_size)[index] for index in held])
+
+
+def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
+    """Makes global arrays of the rows that each process holds.
+
+    Args:
+        batch: arrays of this process's rows, see `local_rows`.
+        mesh: the devices.
+        batch_size: rows over all processes.
+
+    Returns:
+        Arrays of all rows, split over the mesh's batch axes.
+    """
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    rows = local_rows(mesh, batch_size)
+
+    def leaf(part: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(batch_size)[index[0]]
+            return part[np.searchsorted(rows, wanted)]
+
+        shape = (batch_size, *part.shape[1:])
+        return jax.make_array_from_callback(shape, split, shard)
+
+    return jax.tree.map(leaf, batch)
+
+
+def logical_rules() -> Any:
+    """Enters the table for the constraints that a model sets on its activations."""
+    return nn.logical_axis_rules(list(RULES.items()))
