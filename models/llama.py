@@ -80,7 +80,8 @@ class Llama(nn.Module):
         config: Sizes and switches.
         scan_layers: Compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
-        remat: Recompute each layer's inside in the backward pass, to save memory.
+        remat: Recompute each layer's inside in the backward pass, to save memory;
+            `"dots"` for all but its matrix products.
         dtype: What the layers compute in; norms, softmax and logits use float32.
         param_dtype: What `init` makes the parameters in.
 
@@ -101,7 +102,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     scan_layers: bool = True
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -185,7 +186,9 @@ class Llama(nn.Module):
         kind = Block
         if self.remat:
             # Inside a scan the compiler cannot undo the recomputation anyway.
-            kind = nn.remat(Block, prevent_cse=not self.scan_layers)
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if self.remat == "dots" else None
+            kind = nn.remat(Block, prevent_cse=not self.scan_layers, policy=policy)
         if not self.scan_layers:
             return _loop([kind(*settings, name=f"layers_{i}") for i in range(count)])
         stack = nn.scan(

@@ -234,7 +234,7 @@ def test_slices_of_processes_make_up_the_batch():
     data = encoded([3, 20, 5, 9, 30, 1, 2])
     whole = train_batches(data, 4, 0)
     parts = [
-        train_batches(data, 4, 0, process_index=i, process_count=2) for i in range(2)
+        train_batches(data, 4, 0, rows=np.arange(2 * i, 2 * i + 2)) for i in range(2)
     ]
     for _ in range(5):
         joined = [np.concatenate(p) for p in zip(*map(next, parts), strict=True)]

@@ -171,7 +171,7 @@ def test_both_methods_see_the_same(base, problem, tmp_path, monkeypatch):
     """Same adapters at the start, same keys, same batches in the same order."""
     seen: dict[str, list] = {}
 
-    def record(model, method, state, params, answers, batch, streams):
+    def record(model, method, state, params, answers, batch, streams, **_):
         seen.setdefault(method.name, []).append((state.adapters, batch, streams))
         return state, {"loss": jnp.ones([]), "finite": jnp.ones([])}
 
@@ -236,14 +236,15 @@ class InfiniteGradient:
     """A method whose loss is fine while its gradient is not."""
 
     name = "adam"
+    groups = 1
 
     def init(self, adapters):
         return jnp.zeros([])
 
-    def step(self, loss_fn, key, adapters, state):
+    def step(self, loss_fn, key, adapters, state, batch):
         moved = jax.tree.map(lambda leaf: leaf + 1, adapters)
         logs = {"grad_norm": jnp.asarray(jnp.inf)}
-        return loss_fn(adapters), moved, state + 1, logs
+        return loss_fn(adapters, batch), moved, state + 1, logs
 
     def posterior(self, adapters, state):
         return Posterior.point(adapters)
@@ -269,7 +270,7 @@ def test_a_non_finite_gradient_is_a_bad_step_too(base, problem):
 def scripted(finite) -> Any:
     """A step that only says whether it was finite, by its number from 1."""
 
-    def train_step(model, method, state, params, answers, batch, streams):
+    def train_step(model, method, state, params, answers, batch, streams, **_):
         good = finite(int(state.step) + 1)
         logs = {"loss": 1.0 if good else np.nan, "finite": float(good)}
         return state._replace(step=state.step + 1), logs
@@ -303,10 +304,10 @@ def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsy
 def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatch):
     real, states = loop.train_step, []
 
-    def interrupted(model, method, state, *args):
+    def interrupted(model, method, state, *args, **kwargs):
         if int(state.step) == 2:
             signal.raise_signal(signal.SIGINT)
-        state, logs = real(model, method, state, *args)
+        state, logs = real(model, method, state, *args, **kwargs)
         states.append(jax.tree.map(np.array, state.adapters))
         return state, logs
 

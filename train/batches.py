@@ -183,8 +183,7 @@ def train_batches(
     seed: int,
     *,
     multiple: int = 8,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " r"] | None = None,
 ) -> BatchStream:
     """An endless stream of training batches.
 
@@ -197,22 +196,17 @@ def train_batches(
         batch_size: examples in a batch, over all processes.
         seed: any non-negative integer.
         multiple: padded lengths are multiples of this.
-        process_index: which of the equal slices of each batch to return. The padded
-            length is that of the whole batch, the same on every process.
-        process_count: number of slices.
+        rows: which of each batch's rows to return, None for all. The padded length is
+            that of the whole batch, the same on every process.
 
     Raises:
-        ValueError: the batch size is not a positive multiple of the process count.
+        ValueError: the batch size is not positive.
     """
     import grain
 
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch size {batch_size} is not a positive multiple of "
-            f"{process_count} processes"
-        )
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size} is not positive")
+    mine = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
         whole = collate(encoded, indices, multiple=multiple)

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
 from ivon_jax.lora import init_adapters
 from ivon_jax.posterior import Posterior
@@ -20,6 +22,7 @@ from ivon_jax.train.batches import train_batches
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.progress import progress
+from ivon_jax.train.sharding import local_rows, make_mesh, put_batch, shardings
 from ivon_jax.train.step import Streams, TrainState, train_step
 
 # So many steps in a row without a finite gradient end the run.
@@ -47,21 +50,39 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     run.write_config(out, config, **problem.facts)
     model, method, hyper = problem.model, make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
-    streams = Streams.from_seed(config.seed)
+    mesh = make_mesh(config.mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)(
+        config.seed
+    )
     skipped, skipped_in_row, start = 0, 0, time.monotonic()
     with (
         interruptible() as interrupted,
         (out / run.METRICS).open("w") as metrics,
         progress(f"train {method.name}", hyper.steps, every=25) as report,
     ):
-        batches = train_batches(problem.train, hyper.batch_size, config.seed)
-        adapters = init_adapters(model, streams.adapters, jnp.zeros((1, 1), jnp.int32))
-        state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
+        rows = local_rows(mesh, hyper.batch_size)
+        batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
+
+        def init(key: Key[Array, ""]) -> TrainState:
+            adapters = init_adapters(model, key, jnp.zeros((1, 1), jnp.int32))
+            return TrainState(jnp.int32(0), adapters, method.init(adapters))
+
+        shapes = jax.eval_shape(init, streams.adapters)
+        state = jax.jit(init, out_shardings=shardings(shapes, mesh))(streams.adapters)
         for step in range(1, hyper.steps + 1):
-            batch = jax.device_put(next(batches))
-            state, logs = train_step(
-                model, method, state, problem.params, problem.answers, batch, streams
-            )
+            batch = put_batch(next(batches), mesh, hyper.batch_size)
+            with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+                state, logs = train_step(
+                    model,
+                    method,
+                    state,
+                    problem.params,
+                    problem.answers,
+                    batch,
+                    streams,
+                    accumulate=config.accumulate,
+                )
             values = {name: float(value) for name, value in logs.items()}
             bad = not values.pop("finite")
             skipped, skipped_in_row = skipped + bad, bad * (skipped_in_row + 1)
@@ -78,7 +99,8 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
                 )
             if interrupted():
                 break
-        posterior = method.posterior(state.adapters, state.method)
+        make_posterior = jax.jit(method.posterior, out_shardings=whole)
+        posterior = make_posterior(state.adapters, state.method)
         posterior.save(out / run.POSTERIOR)
     if skipped:
         print(f"skipped {skipped} steps: loss or gradient not finite", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
@@ -21,6 +22,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
+from ivon_jax.train.sharding import make_mesh, put, shardings
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
@@ -126,8 +128,10 @@ def prepare(config: TrainConfig) -> Problem:
     """
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed)
+    mesh = make_mesh(config.mesh)
     pretrained = load(config.model)
-    model = Lora(pretrained.model, config.lora)
+    remat = {"none": False, "full": True, "dots": "dots"}[config.remat]
+    model = Lora(pretrained.model.clone(remat=remat), config.lora)
     adapters = _adapter_shapes(model)
     answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
     limit = pretrained.model.config.max_position_embeddings
@@ -143,9 +147,9 @@ def prepare(config: TrainConfig) -> Problem:
     return Problem(
         task,
         model,
-        jax.device_put(pretrained.params),
+        put(pretrained.params, shardings(pretrained.params, mesh)),
         adapters,
-        jnp.asarray(answers),
+        put(answers, NamedSharding(mesh, PartitionSpec())),
         encode(pretrained.tokenizer, train, limit),
         encode(pretrained.tokenizer, evaluation, limit),
         facts,

@@ -12,7 +12,8 @@ from ivon_jax.ensemble import ensemble_log_probs
 from ivon_jax.lora import Lora
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.batches import Batch
-from ivon_jax.train.methods import Method
+from ivon_jax.train.methods import LossFn, Method
+from ivon_jax.train.sharding import constrain, replicate
 
 
 class TrainState(NamedTuple):
@@ -74,7 +75,9 @@ def answer_logits(
     return logits
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"), donate_argnums=2)
+@functools.partial(
+    jax.jit, static_argnames=("model", "method", "accumulate"), donate_argnums=2
+)
 def train_step(
     model: Lora,
     method: Method,
@@ -83,6 +86,7 @@ def train_step(
     answers: Int[Array, " c"],
     batch: Batch,
     streams: Streams,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes one step; a step with a non-finite loss or gradient changes nothing.
 
@@ -94,13 +98,15 @@ def train_step(
         answers: token of each label word.
         batch: the examples.
         streams: the run's keys; the step number is folded in.
+        accumulate: micro-batches to compute the gradient in; all of a group's share
+            its posterior sample.
 
     Returns:
         The next state and this step's scalars, among them ``finite``.
     """
     dropout = jax.random.fold_in(streams.dropout, state.step)
 
-    def loss_fn(adapters: PyTree) -> Float[Array, ""]:
+    def loss_fn(adapters: PyTree, batch: Batch) -> Float[Array, ""]:
         logits = answer_logits(
             model, params, adapters, answers, batch, rngs={"dropout": dropout}
         )
@@ -108,15 +114,53 @@ def train_step(
         return jnp.mean(losses)
 
     key = jax.random.fold_in(streams.noise, state.step)
+    if accumulate > 1:
+        loss_fn = _accumulated(loss_fn, accumulate)
+    if method.groups > 1:
+        batch = jax.tree.map(
+            lambda x: x.reshape(method.groups, -1, *x.shape[1:]), batch
+        )
     loss, adapters, method_state, logs = method.step(
-        loss_fn, key, state.adapters, state.method
+        loss_fn, key, state.adapters, state.method, batch
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(logs["grad_norm"])
     adapters, method_state = _select(
         finite, (adapters, method_state), (state.adapters, state.method)
     )
     logs = {"loss": loss, **logs, "finite": finite.astype(jnp.float32)}
-    return TrainState(state.step + 1, adapters, method_state), logs
+    return constrain(TrainState(state.step + 1, adapters, method_state)), replicate(
+        logs
+    )
+
+
+def _accumulated(loss_fn: LossFn, count: int) -> LossFn:
+    """Makes the gradient of a batch's mean loss cost the memory of a micro-batch.
+
+    Its gradient is computed along with the loss, summed over micro-batches in a scan.
+    """
+
+    def loss_of(adapters: PyTree, batch: Batch) -> Float[Array, ""]:
+        # Strided, so that each micro-batch has rows on every device.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), batch
+        )
+
+        def mean(adapters: PyTree) -> tuple[Float[Array, ""], PyTree]:
+            def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
+                new = jax.value_and_grad(loss_fn)(adapters, part)
+                return jax.tree.map(lambda t, x: t + x / count, total, new), None
+
+            zeros = (jnp.zeros([]), jax.tree.map(jnp.zeros_like, adapters))
+            return jax.lax.scan(add, zeros, parts)[0]
+
+        @jax.custom_vjp
+        def loss(adapters: PyTree) -> Float[Array, ""]:
+            return mean(adapters)[0]
+
+        loss.defvjp(mean, lambda grads, ct: (jax.tree.map(lambda g: ct * g, grads),))
+        return loss(adapters)
+
+    return loss_of
 
 
 def _select(choose_new: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
@@ -155,4 +199,4 @@ def predict_batch(
     def logits_fn(adapters: PyTree) -> Float[Array, "b c"]:
         return answer_logits(model, params, adapters, answers, batch, prefix)
 
-    return ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size)
+    return replicate(ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size))

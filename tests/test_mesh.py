@@ -1,0 +1,89 @@
+"""The same run on one device and on meshes of eight."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.train import loop
+from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig, resolve
+from ivon_jax.train.prepare import prepare
+from ivon_jax.train.sharding import parse_mesh
+
+optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
+
+MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("tiny")
+    model = tiny.write_model(folder / "model")
+    files = tiny.write_data(folder / "data")
+    data = DataConfig(
+        task="custom",
+        train_file=files / "train.jsonl",
+        eval_file=files / "eval.jsonl",
+        prompt=tiny.PROMPT,
+        labels=tiny.LABELS,
+    )
+    hyper = MethodConfig(
+        steps=6, warmup=1, batch_size=16, learning_rate=0.1, gamma=2000.0
+    )
+    lora = LoraConfig(rank=4, dropout=0.1)
+    return TrainConfig(str(model), data=data, lora=lora, hyper=hyper)
+
+
+def run(config, out):
+    config = resolve(config, "custom", 64)
+    posterior = loop.train(prepare(config), config, out)
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    return losses, posterior.mean, posterior.precision
+
+
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory):
+    return run(base, tmp_path_factory.mktemp("alone") / "run")
+
+
+def assert_close(found, wanted):
+    jax.tree.map(
+        lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6),
+        found,
+        wanted,
+    )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
+    assert_close(run(dataclasses.replace(base, mesh=mesh), tmp_path / "run"), alone)
+
+
+def test_accumulation_changes_no_number(base, tmp_path):
+    # Dropout is drawn per micro-batch.
+    base = dataclasses.replace(base, lora=LoraConfig(rank=4, dropout=0.0))
+    wanted = run(base, tmp_path / "whole")
+    parts = dataclasses.replace(base, accumulate=4, mesh="data=2")
+    assert_close(run(parts, tmp_path / "parts"), wanted)
+
+
+def test_groups_draw_the_same_samples_on_any_mesh(base, alone, tmp_path):
+    base = dataclasses.replace(base, noise="per-shard")
+    wanted = run(dataclasses.replace(base, mesh="data=2"), tmp_path / "two")
+    mixed = dataclasses.replace(base, mesh="data=2,fsdp=2,tensor=2")
+    assert_close(run(mixed, tmp_path / "mixed"), wanted)
+    assert not np.allclose(wanted[0], alone[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "data", "data=0", "data=-1", "x=2", "data=1,data=2"]
+)
+def test_malformed_meshes(text):
+    with pytest.raises(ValueError, match="^mesh: "):
+        parse_mesh(text)
