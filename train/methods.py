@@ -23,7 +23,10 @@ class Method(Protocol):
     """A way to fit adapters; a frozen dataclass of its hyper-parameters."""
 
     name: ClassVar[str]
-    groups: int
+
+    @property
+    def groups(self) -> int:
+        """Parts of the batch with posterior samples of their own."""
 
     def init(self, adapters: PyTree) -> PyTree:
         """Returns the first state."""
@@ -82,7 +85,11 @@ class Adam:
     warmup: int
 
     name: ClassVar[str] = "adam"
-    groups: ClassVar[int] = 1
+
+    @property
+    def groups(self) -> int:
+        """One: there are no samples."""
+        return 1
 
     @property
     def _tx(self) -> optax.GradientTransformation:
@@ -136,9 +143,9 @@ class IvonLora:
     beta2: float
     clip_radius: float
     mc_samples: int
-    groups: int
     steps: int
     warmup: int
+    groups: int = 1
 
     name: ClassVar[str] = "ivon-lora"
 
