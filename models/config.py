@@ -124,6 +124,34 @@ class LlamaConfig:
             max_position_embeddings=_int(config, "max_position_embeddings"),
         )
 
+    def to_hf(self) -> dict[str, Any]:
+        """Returns what `from_hf` reads, with the name of transformers' class.
+
+        Raises:
+            ValueError: If no class of transformers has these biases.
+        """
+        is_qwen = self.qkv_bias and not self.o_bias
+        if self.o_bias and not self.qkv_bias:
+            raise ValueError("config field o_bias is True, expected qkv_bias as well")
+        if is_qwen and self.mlp_bias:
+            raise ValueError("config field mlp_bias is True, expected o_bias as well")
+        values = dataclasses.asdict(self)
+        for name in ("qkv_bias", "o_bias", "rope_scaling"):
+            del values[name]
+        if is_qwen:
+            del values["mlp_bias"]
+        else:
+            values["attention_bias"] = self.o_bias
+        if self.rope_scaling is not None:
+            scaling = dataclasses.asdict(self.rope_scaling)
+            values["rope_scaling"] = {"rope_type": "llama3", **scaling}
+        return {
+            "architectures": ["Qwen2ForCausalLM" if is_qwen else "LlamaForCausalLM"],
+            "model_type": "qwen2" if is_qwen else "llama",
+            "hidden_act": "silu",
+            **values,
+        }
+
 
 def _check(holds: bool, field: str, value: object, legal: str) -> None:
     if not holds:

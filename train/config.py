@@ -147,6 +147,9 @@ class TrainConfig:
         data: which examples.
         lora: what to adapt.
         hyper: how to train; the defaults are the paper's for the task's family.
+        adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
+            targets must be those given here. With --method adam --steps 0 the run
+            is that adapter, ready to be evaluated.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -155,6 +158,7 @@ class TrainConfig:
     data: Flat[DataConfig] = dataclasses.field(default_factory=DataConfig)
     lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
     hyper: Flat[MethodConfig] = dataclasses.field(default_factory=MethodConfig)
+    adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +228,8 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
         share = defaults["warmup"] / defaults["steps"]
         values["warmup"] = round(share * values["steps"])
     for name, value in values.items():
-        _check_range(name, value)
+        if not (name == "steps" and value == 0 and config.adapter):
+            _check_range(name, value)
     if values["warmup"] > values["steps"]:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     return dataclasses.replace(config, hyper=MethodConfig(**values))

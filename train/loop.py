@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ivon_jax.lora import init_adapters
 from ivon_jax.posterior import Posterior
@@ -48,14 +49,14 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     model, method, hyper = problem.model, make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     streams = Streams.from_seed(config.seed)
-    skipped, skipped_in_row, start = 0, 0, time.monotonic()
+    step, skipped, skipped_in_row, start = 0, 0, 0, time.monotonic()
     with (
         interruptible() as interrupted,
         (out / run.METRICS).open("w") as metrics,
         progress(f"train {method.name}", hyper.steps, every=25) as report,
     ):
         batches = train_batches(problem.train, hyper.batch_size, config.seed)
-        adapters = init_adapters(model, streams.adapters, jnp.zeros((1, 1), jnp.int32))
+        adapters = _first_adapters(problem, streams)
         state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
         for step in range(1, hyper.steps + 1):
             batch = jax.device_put(next(batches))
@@ -85,6 +86,13 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     if interrupted():
         raise Interrupted(f"interrupted after step {step} of {hyper.steps}")
     return posterior
+
+
+def _first_adapters(problem: Problem, streams: Streams) -> PyTree:
+    if problem.start is None:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return init_adapters(problem.model, streams.adapters, tokens)
+    return jax.tree.map(jnp.array, problem.start)  # copies: the step donates them
 
 
 class Interrupted(KeyboardInterrupt):
