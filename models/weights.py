@@ -112,7 +112,12 @@ def _slots(config: LlamaConfig) -> dict[str, _Slot]:
     The names follow from the tree itself: HF calls kernels, scales and embeddings
     all `weight`.
     """
-    single = Llama(dataclasses.replace(config, num_hidden_layers=1), scan_layers=False)
+    one: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "sliding_window": None,
+        "windowed_layers": (),
+    }
+    single = Llama(dataclasses.replace(config, **one), scan_layers=False)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tree = jax.eval_shape(single.init, jax.random.key(0), tokens)["params"]
     slots = {}
@@ -121,8 +126,8 @@ def _slots(config: LlamaConfig) -> dict[str, _Slot]:
         module, _, kind = path.rpartition("/")
         suffix = "bias" if kind == "bias" else "weight"
         for i, name in enumerate(hf_names(module, config.num_hidden_layers)):
-            layer = i if path.startswith("layers/") else None
-            slots[f"{name}.{suffix}"] = _Slot(path, layer, leaf.shape)
+            index = i if path.startswith("layers/") else None
+            slots[f"{name}.{suffix}"] = _Slot(path, index, leaf.shape)
     return slots
 
 
