@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-MODEL_TYPES = ("llama", "qwen2")
+from ivon_jax.models.checks import boolean, check, integer, number
+from ivon_jax.models.rope_config import RopeScaling, read_rope, write_rope
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 # Sizes beyond these, or else beyond 2**24, come from damaged files; they would only
 # exhaust the memory.
@@ -12,29 +15,13 @@ _LIMITS = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3Rope:
-    """Llama 3's stretching of the low rotary frequencies to longer contexts.
-
-    Attributes:
-        factor: By how much the lowest frequencies are divided.
-        low_freq_factor: Turns within the original context up to which a frequency
-            is divided in full.
-        high_freq_factor: Turns from which on a frequency is kept.
-        original_max_position_embeddings: Length of the original context.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: float
-
-
-@dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     """Everything that decides what a Llama-like decoder computes.
 
     Names follow HF's `config.json`. `qkv_bias` and `o_bias` split its
-    `attention_bias`: Qwen2 has biases on q, k and v but not on the output.
+    `attention_bias`: Qwen2 has biases on q, k and v but not on the output. With
+    `qk_norm` every head's query and key is normalised, as in Qwen3. Layers marked in
+    `windowed_layers` see the last `sliding_window` tokens, their own included.
 
     Example:
         >>> config = LlamaConfig(
@@ -55,11 +42,14 @@ class LlamaConfig:
     head_dim: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    rope_scaling: Llama3Rope | None = None
+    rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    windowed_layers: tuple[bool, ...] = ()
     max_position_embeddings: int = 2048
 
     def __post_init__(self) -> None:
@@ -71,17 +61,24 @@ class LlamaConfig:
         """
         for name, value in vars(self).items():
             if name in ("rms_norm_eps", "rope_theta"):
-                _number(name, value)
+                number(name, value)
             elif type(value) is int:
                 limit = _LIMITS.get(name, 2**24)
                 legal = f"an integer from 1 to {limit}"
-                _check(0 < value <= limit, name, value, legal)
-        _check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number")
-        _check(
+                check(0 < value <= limit, name, value, legal)
+        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number")
+        check(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
             self.num_key_value_heads,
             f"a divisor of num_attention_heads = {self.num_attention_heads}",
+        )
+        layers = self.num_hidden_layers if self.sliding_window else 0
+        check(
+            len(self.windowed_layers) == layers,
+            "windowed_layers",
+            self.windowed_layers,
+            f"{layers} of them (one a layer if there is a sliding_window)",
         )
 
     @classmethod
@@ -101,89 +98,109 @@ class LlamaConfig:
                 the result and is not implemented here.
         """
         _reject_unsupported(config)
-        is_qwen = config["model_type"] == "qwen2"
-        hidden = _int(config, "hidden_size")
-        heads = _int(config, "num_attention_heads")
-        theta, scaling = _rope(config)
-        bias = _bool(config, "attention_bias")
+        kind = config["model_type"]
+        hidden = integer(config, "hidden_size")
+        heads = integer(config, "num_attention_heads")
+        # Where a field is absent HF's classes differ.
+        kv_heads = heads if kind == "llama" else None
+        head_dim = 128 if kind == "qwen3" else hidden // max(heads, 1)
+        theta, scaling = read_rope(config)
+        bias = kind in ("llama", "qwen3") and boolean(config, "attention_bias")
+        layers = integer(config, "num_hidden_layers")
+        window, windowed = _windows(config, layers)
         return cls(
-            vocab_size=_int(config, "vocab_size"),
+            vocab_size=integer(config, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_int(config, "intermediate_size"),
-            num_hidden_layers=_int(config, "num_hidden_layers"),
+            intermediate_size=integer(config, "intermediate_size"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=_int(config, "num_key_value_heads", heads),
-            head_dim=_int(config, "head_dim", hidden // max(heads, 1)),
-            rms_norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps")),
+            num_key_value_heads=integer(config, "num_key_value_heads", kv_heads),
+            head_dim=integer(config, "head_dim", head_dim),
+            rms_norm_eps=number("rms_norm_eps", config.get("rms_norm_eps")),
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_word_embeddings=_bool(config, "tie_word_embeddings"),
-            qkv_bias=is_qwen or bias,
-            o_bias=bias and not is_qwen,
-            mlp_bias=_bool(config, "mlp_bias"),
-            max_position_embeddings=_int(config, "max_position_embeddings"),
+            tie_word_embeddings=boolean(config, "tie_word_embeddings"),
+            qkv_bias=kind == "qwen2" or bias,
+            o_bias=bias,
+            mlp_bias=kind == "llama" and boolean(config, "mlp_bias"),
+            qk_norm=kind == "qwen3",
+            sliding_window=window,
+            windowed_layers=windowed,
+            max_position_embeddings=integer(config, "max_position_embeddings"),
         )
 
+    def to_hf(self) -> dict[str, Any]:
+        """Returns what `from_hf` reads, with the name of transformers' class.
 
-def _check(holds: bool, field: str, value: object, legal: str) -> None:
-    if not holds:
-        raise ValueError(f"config field {field} is {value!r:.80}, expected {legal}")
-
-
-def _number(field: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    _check(number and 0 < value < 1e30, field, value, "a positive number")
-    return float(value)
-
-
-def _int(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
-    value = _or(config.get(field), default)
-    _check(type(value) is int, field, value, "an integer")
-    return value
-
-
-def _bool(config: Mapping[str, Any], field: str) -> bool:
-    value = config.get(field, False)
-    _check(type(value) is bool, field, value, "true or false")
-    return value
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+        Raises:
+            ValueError: If no class of transformers computes this.
+        """
+        own = ("rope_scaling", "qkv_bias", "o_bias", "qk_norm", "windowed_layers")
+        values = {k: v for k, v in vars(self).items() if k not in own}
+        values |= {
+            "hidden_act": "silu",
+            "rope_scaling": write_rope(self.rope_scaling),
+            "attention_bias": self.o_bias,
+            "use_sliding_window": self.sliding_window is not None,
+            "layer_types": [
+                "sliding_attention" if windowed else "full_attention"
+                for windowed in self.windowed_layers or [False] * self.num_hidden_layers
+            ],
+        }
+        for kind in MODEL_TYPES:
+            candidate = {"model_type": kind, **values}
+            if kind in ("llama", "mistral"):  # these know no kinds of layers
+                del candidate["layer_types"], candidate["use_sliding_window"]
+            if LlamaConfig.from_hf(candidate) == self:
+                name = f"{kind.capitalize()}ForCausalLM"
+                return {"architectures": [name], **candidate}
+        raise ValueError(
+            f"config: not what one of {', '.join(MODEL_TYPES)} computes: {self}"
+        )
 
 
 def _reject_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     legal = " or ".join(MODEL_TYPES)
-    _check(model_type in MODEL_TYPES, "model_type", model_type, legal)
+    check(model_type in MODEL_TYPES, "model_type", model_type, legal)
     act = config.get("hidden_act", "silu")
-    _check(act == "silu", "hidden_act", act, "silu")
+    check(act == "silu", "hidden_act", act, "silu")
     quantization = config.get("quantization_config")
-    _check(quantization is None, "quantization_config", quantization, "none")
-    window = config.get("use_sliding_window", False)
-    _check(not window, "use_sliding_window", window, "false")
-    layers = _or(config.get("layer_types"), [])
-    full = isinstance(layers, list) and all(x == "full_attention" for x in layers)
-    _check(full, "layer_types", layers, "a list of full_attention only")
+    check(quantization is None, "quantization_config", quantization, "none")
     partial = config.get("partial_rotary_factor", 1.0)
-    _check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, Llama3Rope | None]:
-    rope = _or(_or(config.get("rope_parameters"), config.get("rope_scaling")), {})
-    _check(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
-    names = [field.name for field in dataclasses.fields(Llama3Rope)]
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *names}
-    unknown = sorted(rope.keys() - known)
-    _check(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
-    theta = _or(rope.get("rope_theta"), _or(config.get("rope_theta"), 10_000.0))
-    theta = _number("rope_theta", theta)
-    partial = _or(rope.get("partial_rotary_factor"), 1.0)
-    _check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
-    kind = _or(rope.get("rope_type"), rope.get("type", "default"))
-    _check(kind in ("default", "llama3"), "rope_type", kind, "default or llama3")
-    if kind == "default":
-        return theta, None
-    return theta, Llama3Rope(
-        *(_number(f"rope_scaling.{name}", rope.get(name)) for name in names)
-    )
+def _windows(
+    config: Mapping[str, Any], layers: int
+) -> tuple[int | None, tuple[bool, ...]]:
+    """The sliding window, and which layers have it."""
+    if layers > _LIMITS["num_hidden_layers"]:
+        return None, ()  # refused by the constructor, before anything is allocated
+    if config["model_type"] == "mistral":
+        if config.get("sliding_window", 4096) is None:
+            return None, ()
+        return integer(config, "sliding_window", 4096), (True,) * layers
+    if config["model_type"] == "llama":
+        types = config.get("layer_types")
+        full = types is None or (
+            isinstance(types, list) and all(x == "full_attention" for x in types)
+        )
+        check(full, "layer_types", types, "full_attention only")
+        used = boolean(config, "use_sliding_window")
+        check(not used, "use_sliding_window", used, "false for a llama")
+        return None, ()
+    if not boolean(config, "use_sliding_window"):
+        return None, ()
+    window = integer(config, "sliding_window", 4096)
+    types = config.get("layer_types")
+    if types is None:
+        first = integer(config, "max_window_layers", 28)
+        windowed = [i >= first for i in range(layers)]
+    else:
+        legal = ("full_attention", "sliding_attention")
+        fits = isinstance(types, list) and len(types) == layers
+        fits = fits and all(x in legal for x in types)
+        check(fits, "layer_types", types, f"{layers} of {' or '.join(legal)}")
+        windowed = [x == "sliding_attention" for x in types]
+    return (window, tuple(windowed)) if any(windowed) else (None, ())

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ivon_jax.models.config import MODEL_TYPES, LlamaConfig
+from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.weights import Tensors
 
 _SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+
+# Mistral's models are stored as llama.
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 _TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -32,6 +35,8 @@ _LAYER_TENSORS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
@@ -116,7 +121,7 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
-    """Open a GGUF file of a Llama or Qwen2 model.
+    """Open a GGUF file of a Llama, Mistral or Qwen model.
 
     Args:
         path: The file. It stays mapped while the tensors are in use.
@@ -214,8 +219,8 @@ def _entry(
 def _config(header: _Header) -> LlamaConfig:
     fields, tensors = header.fields, header.tensors
     kind = fields.get("general.architecture")
-    if kind not in MODEL_TYPES:
-        legal = " or ".join(MODEL_TYPES)
+    if kind not in ARCHITECTURES:
+        legal = " or ".join(ARCHITECTURES)
         raise ValueError(f"general.architecture is {kind!r:.80}, expected {legal}")
     if "token_embd.weight" not in tensors:
         raise ValueError("tensor token_embd.weight is missing")
@@ -224,6 +229,8 @@ def _config(header: _Header) -> LlamaConfig:
         for name, value in fields.items()
         if name.startswith(f"{kind}.")
     }
+    if (name := "attention.head_count_kv") not in own:  # absent: as many as heads
+        own[name] = own.get("attention.head_count")
     config = LlamaConfig.from_hf(
         {hf: own.pop(name) for name, hf in _FIELDS.items() if name in own}
         | {

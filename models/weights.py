@@ -1,7 +1,7 @@
 """From named tensors, as HF names them, to our parameter tree."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -67,7 +67,9 @@ def fill(config: LlamaConfig, tensors: Tensors, dtype: Dtype) -> dict[str, Any]:
             f" but the weights are only {len(tensors.shapes)} tensors"
         )
     slots = _slots(config)
-    _compare({name: slot.source_shape for name, slot in slots.items()}, tensors.shapes)
+    compare_shapes(
+        {name: slot.source_shape for name, slot in slots.items()}, tensors.shapes
+    )
     leaves: dict[str, np.ndarray] = {}
     for name, slot in slots.items():
         stack = () if slot.layer is None else (config.num_hidden_layers,)
@@ -83,33 +85,83 @@ def fill(config: LlamaConfig, tensors: Tensors, dtype: Dtype) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def hf_names(module: str, num_layers: int) -> list[str]:
+    """HF's names of one of our modules; HF differs only in the prefix `model.`.
+
+    Args:
+        module: Path in our tree, as `layers/self_attn/q_proj`.
+        num_layers: How many layers are stacked under `layers`.
+
+    Returns:
+        One name, or one a layer for what is stacked.
+
+    Example:
+        >>> hf_names("layers/mlp/up_proj", 2)
+        ['model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj']
+    """
+    first, *rest = module.split("/")
+    if first == "layers":
+        return [".".join(["model.layers", str(i), *rest]) for i in range(num_layers)]
+    prefix = "" if first == "lm_head" else "model."
+    return [prefix + ".".join([first, *rest])]
+
+
 def _slots(config: LlamaConfig) -> dict[str, _Slot]:
     """Every tensor the model needs, by HF name.
 
-    The names follow from the tree itself: HF differs only in the prefix `model.`,
-    and in calling kernels, scales and embeddings all `weight`.
+    The names follow from the tree itself: HF calls kernels, scales and embeddings
+    all `weight`.
     """
-    single = Llama(dataclasses.replace(config, num_hidden_layers=1), scan_layers=False)
+    one: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "sliding_window": None,
+        "windowed_layers": (),
+    }
+    single = Llama(dataclasses.replace(config, **one), scan_layers=False)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tree = jax.eval_shape(single.init, jax.random.key(0), tokens)["params"]
     slots = {}
-    for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
-        *modules, kind = path.split("/")
+    for single_path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
+        path = single_path.replace("layers_0/", "layers/", 1)
+        module, _, kind = path.rpartition("/")
         suffix = "bias" if kind == "bias" else "weight"
-        if modules[0] != "layers_0":
-            prefix = "" if modules[0] == "lm_head" else "model."
-            slots[f"{prefix}{modules[0]}.{suffix}"] = _Slot(path, None, leaf.shape)
-            continue
-        stacked = "/".join(["layers", *modules[1:], kind])
-        for i in range(config.num_hidden_layers):
-            name = ".".join(["model.layers", str(i), *modules[1:], suffix])
-            slots[name] = _Slot(stacked, i, leaf.shape)
+        for i, name in enumerate(hf_names(module, config.num_hidden_layers)):
+            index = i if path.startswith("layers/") else None
+            slots[f"{name}.{suffix}"] = _Slot(path, index, leaf.shape)
     return slots
 
 
-def _compare(
+def named_tensors(
+    config: LlamaConfig, params: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The inverse of `fill`: a model's tensors as HF stores them, one at a time.
+
+    Args:
+        config: The model's.
+        params: The `params` tree of `Llama(config)`, layers stacked.
+
+    Yields:
+        HF names with contents, linear weights as (out, in).
+    """
+    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    for name, slot in _slots(config).items():
+        leaf = leaves[slot.path]
+        tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+        yield name, np.ascontiguousarray(tensor.T) if slot.transposed else tensor
+
+
+def compare_shapes(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Compare the tensors that are needed with those that are there.
+
+    Args:
+        wanted: Shapes by name.
+        found: The same of a file.
+
+    Raises:
+        ValueError: If tensors are missing, unexpected or misshaped; it names them.
+    """
     unused = {name for name in found.keys() - wanted.keys() if not _harmless(name)}
     misshaped = {
         f"{name} is {found[name]}, expected {wanted[name]}"
@@ -123,7 +175,7 @@ def _compare(
     }
     report = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
     if report:
-        raise ValueError("weights do not fit the config; " + "; ".join(report))
+        raise ValueError("tensors do not fit; " + "; ".join(report))
 
 
 def _harmless(name: str) -> bool:

@@ -65,19 +65,44 @@ def logits(model, params, tokens, token_ids=None, mask=None):
     return unembed(model, params, hidden, token_ids)
 
 
+ROPES = {
+    "default": {},
+    "linear": {"factor": 3.0},
+    "dynamic": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+}
+
+
+@st.composite
+def ropes(draw):
+    kind = draw(st.sampled_from(sorted(ROPES)))
+    rope = {"rope_type": kind, "rope_theta": draw(st.sampled_from([1e2, 1e4]))}
+    if kind == "yarn":
+        optional = {
+            "attention_factor": st.sampled_from([0.5, 1.5]),
+            "beta_fast": st.just(8.0),
+            "beta_slow": st.just(0.5),
+            "truncate": st.booleans(),
+        }
+        rope |= draw(st.fixed_dictionaries({}, optional=optional))
+        if draw(st.booleans()):
+            rope |= {"mscale": 0.7, "mscale_all_dim": 1.3}
+    return rope | ROPES[kind]
+
+
 @st.composite
 def hf_configs(draw):
     kv_heads = draw(st.integers(1, 2))
-    scaling = {
-        "rope_type": "llama3",
-        "factor": draw(st.sampled_from([2.0, 8.0])),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": draw(st.sampled_from([16, 64])),
-    }
-    rope = draw(st.sampled_from([{"rope_type": "default"}, scaling]))
+    rope = draw(ropes())
+    kind = draw(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]))
     config = {
-        "model_type": draw(st.sampled_from(["llama", "qwen2"])),
+        "model_type": kind,
         "vocab_size": draw(st.integers(11, 40)),
         "hidden_size": draw(st.sampled_from([24, 48])),
         "intermediate_size": draw(st.integers(5, 40)),
@@ -86,13 +111,22 @@ def hf_configs(draw):
         "num_key_value_heads": kv_heads,
         "head_dim": draw(st.sampled_from([4, 6, 8])),
         "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-2])),
-        "rope_parameters": rope | {"rope_theta": draw(st.sampled_from([1e2, 1e4]))},
+        "rope_parameters": rope,
         "tie_word_embeddings": draw(st.booleans()),
-        "max_position_embeddings": 128,
+        # Shorter than the sequences, where only the dynamic kind cares.
+        "max_position_embeddings": 6 if rope["rope_type"] == "dynamic" else 128,
     }
-    if config["model_type"] == "llama":
+    if kind in ("llama", "qwen3"):
         config["attention_bias"] = draw(st.booleans())
+    if kind == "llama":
         config["mlp_bias"] = draw(st.booleans())
+    else:
+        config["sliding_window"] = 3
+    if kind == "mistral":
+        config["sliding_window"] = draw(st.sampled_from([None, 1, 3]))
+    elif kind != "llama":
+        config["use_sliding_window"] = draw(st.booleans())
+        config["max_window_layers"] = draw(st.integers(0, 3))
     return config
 
 
@@ -137,7 +171,7 @@ def torch_logits(model, tokens, mask):
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 @given(config=hf_configs(), seed=st.integers(0, 99), data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_logits_equal_those_of_transformers(scan_layers, config, seed, data):
     theirs = torch_model(config, seed)
     model, params = from_torch(theirs, scan_layers)
@@ -151,6 +185,106 @@ def test_logits_equal_those_of_transformers(scan_layers, config, seed, data):
     assert relative(got[mask], expected[mask]) <= 1e-4
     if mask.all():
         assert relative(logits(model, params, tokens), expected) <= 1e-4
+
+
+@given(config=hf_configs())
+@settings(max_examples=50, deadline=None)
+def test_transformers_reads_our_configs_as_we_do(config):
+    transformers = pytest.importorskip("transformers")
+    ours = LlamaConfig.from_hf(config)
+    written = ours.to_hf()
+    name = written.pop("architectures")[0]
+    assert hasattr(transformers, name)
+    theirs = transformers.AutoConfig.for_model(**written)
+    assert (
+        LlamaConfig.from_hf(json.loads(theirs.to_json_string(use_diff=False))) == ours
+    )
+
+
+def test_a_config_of_no_class_is_not_written():
+    config = dataclasses.replace(SMALL, qkv_bias=True, qk_norm=True)
+    with pytest.raises(ValueError, match="not what one of llama, mistral"):
+        config.to_hf()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+@given(config=hf_configs(), left=st.booleans())
+@settings(max_examples=6, deadline=None)
+def test_adapter_gradients_equal_those_of_peft(config, left):
+    import tempfile
+    from pathlib import Path
+
+    peft = pytest.importorskip("peft")
+    import torch
+    from safetensors.numpy import load_file
+
+    from ivon_jax.lora import Lora, LoraConfig, init_adapters
+    from ivon_jax.train.adapters import WEIGHTS, save_adapter
+
+    theirs = torch_model(config)
+    base, params = from_torch(theirs)
+    lora = LoraConfig(rank=2, dropout=0.0, targets=("all-linear",))
+    model = Lora(base, lora)
+    tokens = random_tokens(2, 5, config["vocab_size"])
+    mask = np.arange(5) < np.array([[5], [3]])
+    mask = mask[:, ::-1].copy() if left else mask
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32),
+        init_adapters(model, jax.random.key(0), tokens),
+    )
+    shape = (*tokens.shape, config["vocab_size"])
+    weight = (rng.normal(size=shape) * mask[..., None]).astype(np.float32)
+
+    def loss(adapters):
+        variables = {"params": params, "lora": adapters}
+        hidden = model.apply(variables, tokens, mask=jnp.asarray(mask))
+        out = base.apply({"params": params}, hidden, method="unembed")
+        return jnp.sum(out * weight)
+
+    with tempfile.TemporaryDirectory() as place:
+        save_adapter(Path(place), adapters, lora, "base")
+        tuned = peft.PeftModel.from_pretrained(theirs, place, is_trainable=True)
+        save_adapter(Path(place), jax.jit(jax.grad(loss))(adapters), lora, "base")
+        ours = load_file(Path(place) / WEIGHTS)
+    attention = torch.tensor(mask)
+    positions = (attention.long().cumsum(1) - 1).clamp(min=0)
+    out = tuned(
+        input_ids=torch.tensor(np.asarray(tokens)).long(),
+        attention_mask=attention.long(),
+        position_ids=positions,
+    ).logits
+    (out * torch.tensor(weight)).sum().backward()
+    grads = {
+        name.replace(".default", ""): parameter.grad.numpy()
+        for name, parameter in tuned.named_parameters()
+        if parameter.grad is not None
+    }
+    assert grads.keys() == ours.keys()
+    scale = max(np.abs(grad).max() for grad in grads.values())
+    for name, grad in grads.items():
+        assert np.abs(ours[name] - grad).max() <= 1e-3 * scale
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_cached_prefix_keeps_to_the_window(scan_layers):
+    windowed = (True, False, True)
+    config = dataclasses.replace(SMALL, sliding_window=3, windowed_layers=windowed)
+    model, params = random_model(config, scan_layers=scan_layers)
+    params = params if scan_layers else unstack_layers(params)
+    tokens = random_tokens(2, 9)
+    full = hidden_states(model, params, tokens)
+    _, cache = hidden_states(model, params, tokens[:, :4], return_cache=True)
+    got = hidden_states(model, params, tokens[:, 4:], past=cache)
+    assert relative(got, full[:, 4:]) <= 1e-5
+    wide = dataclasses.replace(SMALL, sliding_window=9, windowed_layers=windowed)
+    everything = hidden_states(Llama(SMALL), random_model()[1], tokens)
+    assert (
+        relative(hidden_states(Llama(wide), random_model()[1], tokens), everything)
+        <= 1e-5
+    )
+    if scan_layers:
+        assert relative(full, everything) > 1e-2
 
 
 def test_without_mask_equals_a_mask_of_all_tokens():

@@ -11,8 +11,10 @@ import tiny
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import loop
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig, resolve
+from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.sharding import parse_mesh
+from ivon_jax.train.step import train_step
 
 optax_promotes = tiny.optax_promotes
 quick_compilation = tiny.quick_compilation
@@ -62,7 +64,24 @@ def assert_close(found, wanted):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
+    before = train_step._cache_size()
     assert_close(run(dataclasses.replace(base, mesh=mesh), tmp_path / "run"), alone)
+    # A state that is split otherwise than the first would be compiled for again.
+    assert train_step._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+def test_predictions_are_those_of_one_device(method, base, tmp_path):
+    hyper = dataclasses.replace(base.hyper, gamma=None, learning_rate=0.01)
+    base = dataclasses.replace(base, method=method, hyper=hyper)
+    found = []
+    for mesh in ("data=1", "data=2,fsdp=2,tensor=2"):
+        config = resolve(dataclasses.replace(base, mesh=mesh), "custom", 64)
+        problem = prepare(config)
+        posterior = loop.train(problem, config, tmp_path / mesh)
+        how = Prediction(2 if method == "ivon-lora" else 0)
+        found.append(predict(problem, posterior, how, jax.random.key(4)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_accumulation_changes_no_number(base, tmp_path):

@@ -381,7 +381,7 @@ def test_other_commands_refuse(ivon_jax_command, place):
 @pytest.mark.parametrize(
     ("args", "names"),
     [
-        ([], "train, evaluate, compare"),
+        ([], "train, evaluate, export"),
         (["bake"], "bake"),
         (["train"], "--out"),
         (["train", "--out", "new", "--colour", "red"], "--colour"),

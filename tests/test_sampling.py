@@ -237,3 +237,27 @@ def test_noise_moments_ignores_uncovered_leaves():
     moments = noise_moments({"out": jnp.full((4, 2), 2.0)}, PARAMS)
     assert_close(moments.noise_grad, {"out": 2 * PARAMS["out"]})
     assert_close(moments.squared_grad, {"out": jnp.square(PARAMS["out"])})
+
+
+def test_groups_are_samples_of_their_own_on_parts_of_the_data():
+    params = {"w": jnp.array([0.5, -1.0, 2.0])}
+    opt_state = ivon(0.1, ess=5.0, hess_init=0.2).init(params)
+    x = jax.random.normal(jax.random.key(3), (4, 2, 3))  # groups, rows, features
+
+    def loss_fn(params, x):
+        return jnp.mean(jnp.square(jnp.tanh(x @ params["w"]) - 1))
+
+    key, samples = jax.random.key(9), 3
+    loss, grads, moments = jax.jit(value_and_grad(loss_fn, samples, groups=4))(
+        key, params, opt_state, x
+    )
+    terms = []
+    for group in range(4):
+        for index in range(group * samples, (group + 1) * samples):
+            theta = sample(key, params, opt_state, index)
+            value, grad = jax.value_and_grad(loss_fn)(theta, x[group])
+            terms.append((value, grad["w"], grad["w"] * (theta["w"] - params["w"])))
+    means = [np.mean(np.stack(part), axis=0) for part in zip(*terms, strict=True)]
+    np.testing.assert_allclose(loss, means[0], rtol=1e-5)
+    np.testing.assert_allclose(grads["w"], means[1], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(moments.noise_grad["w"], means[2], rtol=1e-4, atol=1e-6)

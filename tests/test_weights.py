@@ -186,14 +186,19 @@ def test_the_hub_out_of_reach_is_one_line():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral', expected llama or"),
+        ({"model_type": "gemma"}, "model_type is 'gemma', expected llama or"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
         ({"layer_types": 3}, "layer_types"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
+        ({"rope_scaling": {"type": "linear", "beta": 2.0}}, "rope_scaling is ['beta']"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None"),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["x"]},
+            "layer_types",
+        ),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling.factor is None"),
         ({"rope_parameters": {"full_attention": {}}}, "rope_scaling is"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -381,3 +386,44 @@ class TestFetch:
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="expected smollm2-135m-instruct"):
             fetch("gpt-5")
+
+
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
+)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_every_kind_of_gguf_tensor(kind, architecture, tmp_path):
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    from ivon_jax.models.gguf_io import read_gguf
+
+    kind = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(int(kind))
+    # Any bytes are a tensor; small ones keep 16-bit scales and floats finite.
+    raw = rng.integers(0, 100, size=(50, 512 // block * size)).astype(np.uint8)
+    writer = GGUFWriter(tmp_path / "model.gguf", architecture)
+    writer.add_context_length(128)
+    writer.add_embedding_length(512)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(128)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config, tensors = read_gguf(tmp_path / "model.gguf")
+    assert (config.qkv_bias, config.qk_norm) == (
+        architecture == "qwen2",
+        architecture == "qwen3",
+    )
+    got = tensors.read("model.embed_tokens.weight")
+    assert got.shape == (50, 512)
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got, dequantize(raw, kind))

@@ -1,4 +1,4 @@
-"""The command line: ``ivon-jax train | evaluate | compare | table | data | models``."""
+"""The command line: ``ivon-jax train | evaluate | export | compare | ...``."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
@@ -88,6 +88,38 @@ def evaluate(
         run.write_predictions(directory, how.samples, log_probs, labels)
     run.write_json(directory / "evaluation.json", {**problem.facts, "rows": rows})
     print(report.table(rows))
+
+
+def export(
+    directory: tyro.conf.Positional[Path],
+    out: Path,
+    format: Literal["peft", "hf"] = "peft",
+    samples: int = 0,
+    tau: float = 1.0,
+    prune: float = 0.0,
+) -> None:
+    """Writes a run's result for other programs.
+
+    Args:
+        directory: a folder written by "ivon-jax train".
+        out: new folder to write.
+        format: "peft" for an adapter that HF PEFT and vLLM load, with the posterior
+            beside it; "hf" for the whole model with the adapter merged in.
+        samples: peft only: also this many adapters drawn from the posterior.
+        tau: peft only: temperature of the samples.
+        prune: peft only: share of adapter entries set to zero.
+    """
+    from ivon_jax.train.evaluate import Prediction
+    from ivon_jax.train.export import export_hf, export_peft
+
+    how = Prediction(samples, tau, prune)
+    if format == "peft":
+        export_peft(directory, out, how)
+    elif how != Prediction(0):
+        raise ValueError("samples, tau, prune: only with --format peft")
+    else:
+        export_hf(directory, out)
+    print(f"wrote {out}")
 
 
 def data(config: Flat[DataConfig], seed: int = 0) -> None:
@@ -214,6 +246,7 @@ def main() -> None:
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,
+        "export": export,
         "compare": compare,
         "table": table,
         "data": data,

@@ -155,6 +155,9 @@ class TrainConfig:
             each layer, or all but its matrix products.
         noise: IVON-LoRA only: one posterior sample for the whole batch, or one for
             each group along the mesh's data axis.
+        adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
+            targets must be those given here. With --method adam --steps 0 the run
+            is that adapter, ready to be evaluated.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -167,6 +170,7 @@ class TrainConfig:
     accumulate: int = 1
     remat: Literal["none", "full", "dots"] = "none"
     noise: Literal["shared", "per-shard"] = "shared"
+    adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +240,8 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
         share = defaults["warmup"] / defaults["steps"]
         values["warmup"] = round(share * values["steps"])
     for name, value in values.items():
-        _check_range(name, value)
+        if not (name == "steps" and value == 0 and config.adapter):
+            _check_range(name, value)
     if values["warmup"] > values["steps"]:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     sizes = parse_mesh(config.mesh)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from ivon_jax.lora import init_adapters
@@ -20,6 +20,7 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.batches import train_batches
 from ivon_jax.train.config import TrainConfig, make_method
+from ivon_jax.train.methods import Method
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.progress import progress
 from ivon_jax.train.sharding import local_rows, make_mesh, put_batch, shardings
@@ -55,7 +56,7 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)(
         config.seed
     )
-    skipped, skipped_in_row, start = 0, 0, time.monotonic()
+    step, skipped, skipped_in_row, start = 0, 0, 0, time.monotonic()
     with (
         interruptible() as interrupted,
         (out / run.METRICS).open("w") as metrics,
@@ -63,13 +64,7 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     ):
         rows = local_rows(mesh, hyper.batch_size)
         batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
-
-        def init(key: Key[Array, ""]) -> TrainState:
-            adapters = init_adapters(model, key, jnp.zeros((1, 1), jnp.int32))
-            return TrainState(jnp.int32(0), adapters, method.init(adapters))
-
-        shapes = jax.eval_shape(init, streams.adapters)
-        state = jax.jit(init, out_shardings=shardings(shapes, mesh))(streams.adapters)
+        state = _first_state(problem, method, streams.adapters, mesh)
         for step in range(1, hyper.steps + 1):
             batch = put_batch(next(batches), mesh, hyper.batch_size)
             with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
@@ -107,6 +102,23 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     if interrupted():
         raise Interrupted(f"interrupted after step {step} of {hyper.steps}")
     return posterior
+
+
+def _first_state(
+    problem: Problem, method: Method, key: Key[Array, ""], mesh: Mesh
+) -> TrainState:
+    """Makes the state straight on the mesh: no device holds the whole of it."""
+
+    def init(key: Key[Array, ""]) -> TrainState:
+        adapters = problem.start  # a constant of the program, so never donated
+        if adapters is None:
+            tokens = jnp.zeros((1, 1), jnp.int32)
+            adapters = init_adapters(problem.model, key, tokens)
+        adapters = jax.tree.map(jnp.asarray, adapters)
+        return TrainState(jnp.int32(0), adapters, method.init(adapters))
+
+    targets = shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=targets)(key)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.models import load
+from ivon_jax.train.adapters import load_adapter
 from ivon_jax.train.batches import Encoded, answer_tokens, encode
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data import (
@@ -38,6 +39,7 @@ class Problem:
         model: the adapted model.
         params: the frozen base.
         adapters: shapes of the model's adapters.
+        start: the adapters to start from, on the host; None for fresh ones.
         answers: token of each label word.
         train: encoded training examples.
         eval: encoded evaluation examples.
@@ -48,6 +50,7 @@ class Problem:
     model: Lora
     params: Any
     adapters: Any
+    start: Any
     answers: Int[Array, " c"]
     train: Encoded
     eval: Encoded
@@ -133,6 +136,7 @@ def prepare(config: TrainConfig) -> Problem:
     remat = {"none": False, "full": True, "dots": "dots"}[config.remat]
     model = Lora(pretrained.model.clone(remat=remat), config.lora)
     adapters = _adapter_shapes(model)
+    start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
     answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
     limit = pretrained.model.config.max_position_embeddings
     facts = {
@@ -149,6 +153,7 @@ def prepare(config: TrainConfig) -> Problem:
         model,
         put(pretrained.params, shardings(pretrained.params, mesh)),
         adapters,
+        start,
         put(answers, NamedSharding(mesh, PartitionSpec())),
         encode(pretrained.tokenizer, train, limit),
         encode(pretrained.tokenizer, evaluation, limit),

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -88,11 +87,16 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
         is not split.
     """
     axes = [RULES.get(name or "") for name in logical_axes(path, len(shape))]
-    fits = [
-        isinstance(axis, str) and size % sizes[axis] == 0
-        for axis, size in zip(axes, shape, strict=True)
+    split = [
+        axis
+        if isinstance(axis, str) and sizes[axis] > 1 and n % sizes[axis] == 0
+        else None
+        for axis, n in zip(axes, shape, strict=True)
     ]
-    return PartitionSpec(*(a if ok else None for a, ok in zip(axes, fits, strict=True)))
+    # Spelt as XLA spells its outputs: else a step's output is another type of input.
+    while split and split[-1] is None:
+        split.pop()
+    return PartitionSpec(*split)
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
@@ -183,7 +187,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     rows = local_rows(mesh, batch_size)
 
     def leaf(part: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             wanted = np.arange(batch_size)[index[0]]
             return part[np.searchsorted(rows, wanted)]
 
@@ -191,8 +195,3 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
         return jax.make_array_from_callback(shape, split, shard)
 
     return jax.tree.map(leaf, batch)
-
-
-def logical_rules() -> Any:
-    """Enters the table for the constraints that a model sets on its activations."""
-    return nn.logical_axis_rules(list(RULES.items()))

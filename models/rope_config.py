@@ -1,0 +1,156 @@
+"""How rotary embeddings are stretched to longer contexts, as `config.json` says it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ivon_jax.models.checks import check, either, number
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRope:
+    """Divides all frequencies.
+
+    Attributes:
+        factor: By how much.
+    """
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicRope:
+    """Raises the base with the length, beyond `max_position_embeddings` only.
+
+    Attributes:
+        factor: How fast.
+    """
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3's stretching of the low rotary frequencies to longer contexts.
+
+    Attributes:
+        factor: By how much the lowest frequencies are divided.
+        low_freq_factor: Turns within the original context up to which a frequency
+            is divided in full.
+        high_freq_factor: Turns from which on a frequency is kept.
+        original_max_position_embeddings: Length of the original context.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: float
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnRope:
+    """YaRN (Peng et al. 2023): low frequencies divided, cosines and sines scaled.
+
+    Attributes:
+        factor: By how much the lowest frequencies are divided.
+        original_max_position_embeddings: Length of the original context.
+        attention_factor: On cosines and sines; from the next two if not given.
+        mscale: Numerator of that factor.
+        mscale_all_dim: Its denominator; both or neither count.
+        beta_fast: Turns within the original context from which on a frequency is
+            kept.
+        beta_slow: Turns up to which it is divided in full.
+        truncate: Whether the borders of the two are rounded outwards.
+    """
+
+    factor: float
+    original_max_position_embeddings: float
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    @property
+    def scale(self) -> float:
+        """The factor on cosines and sines."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._temperature(self.mscale) / self._temperature(
+                self.mscale_all_dim
+            )
+        return self._temperature(1.0)
+
+    def _temperature(self, mscale: float) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1
+
+
+RopeScaling = LinearRope | DynamicRope | Llama3Rope | YarnRope
+KINDS: dict[str, type[RopeScaling]] = {
+    "linear": LinearRope,
+    "dynamic": DynamicRope,
+    "llama3": Llama3Rope,
+    "yarn": YarnRope,
+}
+# What every kind may have; the first two say where the kind and the base stand, and
+# the last one changes nothing where it is not a field of the kind.
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_COMMON |= {"original_max_position_embeddings"}
+
+
+def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Read the base and the stretching.
+
+    Args:
+        config: HF's `config.json`. The settings may stand at the top (`rope_theta`,
+            `rope_scaling`) or, as transformers 5 writes them, in `rope_parameters`.
+
+    Returns:
+        The base theta, and the stretching if there is one.
+
+    Raises:
+        ValueError: If a setting is missing, illegal or not implemented.
+    """
+    rope = either(either(config.get("rope_parameters"), config.get("rope_scaling")), {})
+    check(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
+    name = either(rope.get("rope_type"), rope.get("type", "default"))
+    legal = ", ".join(["default", *KINDS])
+    is_known = isinstance(name, str) and name in ["default", *KINDS]
+    check(is_known, "rope_type", name, f"one of {legal}")
+    kind = KINDS.get(name)
+    fields = {} if kind is None else {f.name: f for f in dataclasses.fields(kind)}
+    known = _COMMON | fields.keys()
+    unknown = sorted(map(str, rope.keys() - known))
+    check(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
+    theta = either(rope.get("rope_theta"), either(config.get("rope_theta"), 10_000.0))
+    partial = either(rope.get("partial_rotary_factor"), 1.0)
+    check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    theta = number("rope_theta", theta)
+    if kind is None:
+        return theta, None
+    return theta, kind(
+        **{
+            name: _value(name, rope.get(name), field)
+            for name, field in fields.items()
+            if rope.get(name) is not None or field.default is dataclasses.MISSING
+        }
+    )
+
+
+def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """Returns what `read_rope` reads at `rope_scaling`."""
+    if scaling is None:
+        return None
+    values = {k: v for k, v in vars(scaling).items() if v is not None}
+    name = next(name for name, kind in KINDS.items() if kind is type(scaling))
+    return {"rope_type": name, **values}
+
+
+def _value(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    if field.type is bool:
+        check(type(value) is bool, f"rope_scaling.{name}", value, "true or false")
+        return value
+    return number(f"rope_scaling.{name}", value)

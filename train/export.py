@@ -1,0 +1,74 @@
+"""A run's result in the formats of other programs."""
+
+import json
+from pathlib import Path
+
+from ivon_jax.files import new_folder, write_bytes
+from ivon_jax.lora import merge
+from ivon_jax.models import load
+from ivon_jax.models.known import KNOWN
+from ivon_jax.models.save import save
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import run
+from ivon_jax.train.adapters import save_adapter
+from ivon_jax.train.config import to_json
+from ivon_jax.train.evaluate import Prediction
+from ivon_jax.train.step import Streams
+
+RUN = "ivon_jax.json"  # a run's settings inside an exported adapter
+
+
+def export_peft(directory: Path, out: Path, how: Prediction) -> None:
+    """Writes the posterior mean, and samples, as adapters that HF PEFT loads.
+
+    `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
+    `sample-1`, ... inside it, the same that ``ivon-jax evaluate`` averages. Beside
+    them lie the whole posterior (before `how`) and the run's settings, lambda and the
+    number of steps among them, which PEFT ignores.
+
+    Args:
+        directory: a run's folder.
+        out: a new folder; it appears whole or not at all.
+        how: how many samples, at which temperature, how much pruned.
+
+    Raises:
+        ValueError: the folder is no run, or there is no posterior to draw from.
+    """
+    config, facts = run.read_config(directory)
+    posterior = Posterior.load(directory / run.POSTERIOR)
+    if (how.samples or how.prune) and not posterior.precision:
+        raise ValueError(f"samples: method {config.method} has no posterior")
+    base = KNOWN[config.model].hub_id if config.model in KNOWN else config.model
+    pruned = posterior.prune(how.prune) if how.prune else posterior
+    tempered = pruned.temper(how.tau)
+    key = Streams.from_seed(config.seed).ensemble
+    run.check_new(out)
+    with new_folder(out) as folder:
+        save_adapter(folder, pruned.mean, config.lora, base)
+        for i in range(how.samples):
+            sample = folder / f"sample-{i}"
+            sample.mkdir()
+            save_adapter(sample, tempered.draw(key, i), config.lora, base)
+        posterior.save(folder / run.POSTERIOR)
+        settings = {"config": to_json(config), **facts}
+        write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())
+
+
+def export_hf(directory: Path, out: Path) -> None:
+    """Writes the base model with the posterior mean merged in, in HF's layout.
+
+    Args:
+        directory: a run's folder.
+        out: a new folder; it appears whole or not at all.
+
+    Raises:
+        ValueError: the folder is no run, or its base model is another one now.
+    """
+    config, facts = run.read_config(directory)
+    posterior = Posterior.load(directory / run.POSTERIOR)
+    run.check_new(out)
+    base = load(config.model)
+    if base.fingerprint != facts.get("model_fingerprint"):
+        raise ValueError(f"{directory}: its model {config.model} has changed since")
+    params = merge(base.params, posterior.mean, config.lora)
+    save(out, base.model.config, params, base.tokenizer)
