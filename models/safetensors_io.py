@@ -11,7 +11,7 @@ from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.weights import Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = ("F32", "F16", "BF16")
+DTYPES = ("F32", "F16", "BF16")
 
 
 def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
@@ -111,8 +111,8 @@ def _open(file: Path) -> Any:
 
 def _shape(name: str, file: str, handle: Any) -> tuple[int, ...]:
     part = handle.get_slice(name)
-    if part.get_dtype() not in _DTYPES:
-        legal = ", ".join(_DTYPES)
+    if part.get_dtype() not in DTYPES:
+        legal = ", ".join(DTYPES)
         raise ValueError(
             f"{file}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
         )

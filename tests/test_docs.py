@@ -74,3 +74,9 @@ def test_make_targets_of_the_readme_exist():
     for page in PAGES:
         for target in re.findall(r"make ([a-z-]+)", page.read_text()):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_table_of_models_is_what_the_code_says():
+    from ivon_jax.models.support import table
+
+    assert table() in (ROOT / "docs" / "models.md").read_text()

@@ -145,18 +145,18 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
 
 
 def models(fetch: str | None = None) -> None:
-    """Lists the models known by name, or fetches one.
+    """Lists the models that can be loaded, or fetches one known by name.
 
     Args:
         fetch: a name from the list, to download into the cache now.
     """
-    from ivon_jax.models import known
+    from ivon_jax.models import known, support
 
     if fetch is not None:
         print(known.fetch(fetch))
         return
-    print("known by name: " + ", ".join(known.KNOWN))
-    print("also: a hub id, a folder in the hub's layout, or a .gguf file")
+    print("--model takes a known name, a hub id, a folder in the hub's layout, or a")
+    print(f".gguf file of these kinds:\n\n{support.table()}")
 
 
 def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
