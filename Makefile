@@ -9,7 +9,11 @@ CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75
 
-.PHONY: help demo test test-slow seeds lint format package clean
+SST2 := --task sst2 --train-examples 256 --eval-examples 400
+SST2_TUNED := --adam.steps 128 --adam.learning-rate 1e-4 \
+	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 300
+
+.PHONY: help demo test test-slow seeds sst tasks lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -41,6 +45,21 @@ seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on tw
 			--seed $$seed --out $(OUT)/seeds/$$seed || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
+
+sst: $(VENV)/installed  ## the README's SST-2 table, with IVON_JAX_DATA (45 minutes)
+	for seed in 0 1 2; do \
+		$(BIN)/ivon-jax compare $(SST2) $(SST2_TUNED) \
+			--seed $$seed --out $(OUT)/sst/$$seed || exit; \
+	done
+	$(BIN)/ivon-jax table $(OUT)/sst/*
+
+tasks: $(VENV)/installed  ## three steps of every task, with IVON_JAX_DATA
+	for task in sst2 cola rte mrpc winogrande_s winogrande_m \
+		arc_challenge arc_easy openbookqa boolq; do \
+		$(BIN)/ivon-jax train --task $$task --train-examples 64 \
+			--eval-examples 16 --steps 3 --out $(OUT)/tasks/$$task && \
+		$(BIN)/ivon-jax evaluate $(OUT)/tasks/$$task --samples 2 || exit; \
+	done
 
 lint: $(VENV)/developing  ## formatting, lint, types
 	$(BIN)/ruff format --check .

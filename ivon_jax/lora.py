@@ -61,8 +61,17 @@ class LoraConfig:
             raise ValueError(f"rank: {self.rank} is not >= 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha: {self.alpha} is not a number > 0")
         if not self.targets:
             raise ValueError("targets: name at least one layer")
+        for target in self.targets:
+            try:
+                re.compile(target)
+            except re.error as error:
+                raise ValueError(
+                    f"targets: {target!r} is not a regular expression ({error})"
+                ) from None
 
     @property
     def scale(self) -> float:
