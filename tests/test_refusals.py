@@ -106,9 +106,9 @@ def test_an_interrupted_comparison_compares_nothing(
 ):
     real = loop.train_step
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     code, stdout, stderr = ivon_jax_command(*compare(out=tmp_path / "out"))
