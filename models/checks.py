@@ -24,9 +24,9 @@ def integer(config: Mapping[str, Any], field: str, default: int | None = None) -
     return value
 
 
-def boolean(config: Mapping[str, Any], field: str, default: bool = False) -> bool:
-    """Return a boolean field, or raise `ValueError`."""
-    value = config.get(field, default)
+def boolean(config: Mapping[str, Any], field: str) -> bool:
+    """Return a boolean field, false if absent, or raise `ValueError`."""
+    value = config.get(field, False)
     check(type(value) is bool, field, value, "true or false")
     return value
 

@@ -7,7 +7,7 @@ live in a `lora` collection, which the scan over layers already carries.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -98,8 +98,9 @@ class Llama(nn.Module):
         config: Sizes and switches.
         scan_layers: Compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
-        remat: Recompute each layer's inside in the backward pass, to save memory;
-            `"dots"` for all but its matrix products.
+        remat: What the backward pass computes again to save memory: `"none"`,
+            `"full"` for each layer's inside, `"dots"` for all of it but its matrix
+            products.
         dtype: What the layers compute in; norms, softmax and logits use float32.
         param_dtype: What `init` makes the parameters in.
 
@@ -120,7 +121,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     scan_layers: bool = True
-    remat: bool | str = False
+    remat: Literal["none", "full", "dots"] = "none"
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -204,10 +205,10 @@ class Llama(nn.Module):
         settings = (self.config, keep_cache, self.dtype, self.param_dtype)
         count = self.config.num_hidden_layers
         kind = Block
-        if self.remat:
-            # Inside a scan the compiler cannot undo the recomputation anyway.
+        if self.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            policy = dots if self.remat == "dots" else None
+            policy = {"full": None, "dots": dots}[self.remat]
+            # Inside a scan the compiler cannot undo the recomputation anyway.
             kind = nn.remat(Block, prevent_cse=not self.scan_layers, policy=policy)
         if not self.scan_layers:
             return _loop([kind(*settings, name=f"layers_{i}") for i in range(count)])

@@ -28,7 +28,7 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
         ValueError: If a file is missing, damaged, or holds what is not implemented.
     """
     try:
-        config = LlamaConfig.from_hf(_json(folder / "config.json"))
+        config = LlamaConfig.from_hf(read_json(folder / "config.json"))
     except ValueError as error:
         raise ValueError(f"config.json: {error}") from error
     handles = {file.name: _open(file) for file in weight_files(folder)}
@@ -67,7 +67,18 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: If there is no such file, or something else in it.
+    """
     if not path.is_file():
         raise ValueError("no such file")
     try:
@@ -81,7 +92,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
     try:
-        weight_map = _json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
     except ValueError as error:
         raise ValueError(f"{INDEX}: {error}") from error
     if not isinstance(weight_map, dict):

@@ -318,8 +318,9 @@ def test_init_makes_the_tree_that_is_loaded(scan_layers):
         assert ("lm_head" in made) is not tied
 
 
+@pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_remat_changes_no_gradient(scan_layers):
+def test_remat_changes_no_gradient(scan_layers, remat):
     _, params = random_model()
     params = params if scan_layers else unstack_layers(params)
     tokens = random_tokens(2, 5)
@@ -329,7 +330,9 @@ def test_remat_changes_no_gradient(scan_layers):
         loss = lambda p: jnp.square(logits(model, p, tokens)).mean()  # noqa: E731
         return jax.jit(jax.grad(loss))(params)
 
-    for a, b in zip(*map(jax.tree.leaves, map(gradient, (False, True))), strict=True):
+    for a, b in zip(
+        *map(jax.tree.leaves, map(gradient, ("none", "full"))), strict=True
+    ):
         assert relative(b, a) <= 1e-5
 
 

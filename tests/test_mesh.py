@@ -10,7 +10,7 @@ import tiny
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import loop
-from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig, resolve
+from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.sharding import parse_mesh
@@ -24,21 +24,12 @@ MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("tiny")
-    model = tiny.write_model(folder / "model")
-    files = tiny.write_data(folder / "data")
-    data = DataConfig(
-        task="custom",
-        train_file=files / "train.jsonl",
-        eval_file=files / "eval.jsonl",
-        prompt=tiny.PROMPT,
-        labels=tiny.LABELS,
-    )
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
     hyper = MethodConfig(
         steps=6, warmup=1, batch_size=16, learning_rate=0.1, gamma=2000.0
     )
     lora = LoraConfig(rank=4, dropout=0.1)
-    return TrainConfig(str(model), data=data, lora=lora, hyper=hyper)
+    return TrainConfig(model, data=data, lora=lora, hyper=hyper)
 
 
 def run(config, out):

@@ -17,7 +17,6 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, step
 from ivon_jax.train.batches import collate
 from ivon_jax.train.config import (
-    DataConfig,
     MethodConfig,
     TrainConfig,
     make_method,
@@ -44,17 +43,8 @@ KEY = jax.random.key(5)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("tiny")
-    model = tiny.write_model(folder / "model", layers=1)
-    files = tiny.write_data(folder / "data")
-    data = DataConfig(
-        task="custom",
-        train_file=files / "train.jsonl",
-        eval_file=files / "eval.jsonl",
-        prompt=tiny.PROMPT,
-        labels=tiny.LABELS,
-    )
-    return TrainConfig(str(model), data=data, lora=LoraConfig(rank=4, dropout=0.1))
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    return TrainConfig(model, data=data, lora=LoraConfig(rank=4, dropout=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +102,12 @@ def start(problem: Problem, config: TrainConfig):
     adapters = loop.init_adapters(problem.model, streams.adapters, tokens)
     state = step.TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
     return method, state, streams
+
+
+def take_step(problem: Problem, method: Any, state: Any, batch: Any, streams: Any):
+    return step.train_step(
+        problem.model, method, state, problem.params, problem.answers, batch, streams
+    )
 
 
 def batch_of(problem: Problem, indices: list[int], multiple: int = 8):
@@ -198,15 +194,8 @@ def test_a_step_leaves_the_base_alone(method, base, problem):
     before = jax.tree.map(np.array, problem.params)
     adapters = jax.tree.map(np.array, state.adapters)
     for _ in range(2):  # the learning rate of the first step is 0
-        state, _ = step.train_step(
-            problem.model,
-            name,
-            state,
-            problem.params,
-            problem.answers,
-            batch_of(problem, list(range(8))),
-            streams,
-        )
+        batch = batch_of(problem, list(range(8)))
+        state, _ = take_step(problem, name, state, batch, streams)
     assert same(problem.params, before)
     assert not same(state.adapters, adapters)
     assert int(state.step) == 2
@@ -255,15 +244,8 @@ def test_a_non_finite_gradient_is_a_bad_step_too(base, problem):
     _, state, streams = start(problem, config_of(base, "adam"))
     state = state._replace(method=jnp.zeros([]))
     before = jax.tree.map(np.array, state)
-    state, logs = step.train_step(
-        problem.model,
-        InfiniteGradient(),
-        state,
-        problem.params,
-        problem.answers,
-        batch_of(problem, list(range(8))),
-        streams,
-    )
+    batch = batch_of(problem, list(range(8)))
+    state, logs = take_step(problem, InfiniteGradient(), state, batch, streams)
     assert np.isfinite(logs["loss"]) and logs["finite"] == 0
     assert same(state[1:], before[1:])
 
@@ -526,15 +508,7 @@ def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
     batch = batch_of(problem, list(range(8)))
 
     def one_step(state):
-        return step.train_step(
-            problem.model,
-            name,
-            state,
-            problem.params,
-            problem.answers,
-            batch,
-            streams,
-        )
+        return take_step(problem, name, state, batch, streams)
 
     def full(hidden):
         return problem.model.base.apply(
@@ -564,14 +538,6 @@ def test_a_step_compiles_once_per_padded_length(method, base, problem):
         batch = batch_of(problem, list(indices), multiple)
         assert batch.tokens.shape == (3, multiple)
         with jax.set_mesh(mesh):
-            state, _ = step.train_step(
-                problem.model,
-                name,
-                state,
-                problem.params,
-                problem.answers,
-                batch,
-                streams,
-            )
+            state, _ = take_step(problem, name, state, batch, streams)
         sizes.append(step.train_step._cache_size() - before)
     assert sizes == [1, 1, 2, 2, 2]

@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny_models
 
+from ivon_jax.train.config import DataConfig
 from ivon_jax.train.methods import Adam
 
 GOOD, BAD = ("red", "green", "blue"), ("one", "two", "three")
@@ -77,6 +78,19 @@ def write_data(
     write_rows(folder / "train.jsonl", rows(train, 1, longest))
     write_rows(folder / "eval.jsonl", rows(evaluation, 2, longest))
     return folder
+
+
+def write_task(folder: Path, layers: int) -> tuple[str, DataConfig]:
+    """Write a model and its data; return what a `TrainConfig` says of them."""
+    model = write_model(folder / "model", layers=layers)
+    files = write_data(folder / "data")
+    return str(model), DataConfig(
+        task="custom",
+        train_file=files / "train.jsonl",
+        eval_file=files / "eval.jsonl",
+        prompt=PROMPT,
+        labels=LABELS,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.safetensors_io import read_json
 from ivon_jax.models.weights import compare_shapes, hf_names
 from ivon_jax.noise import by_path
 
@@ -94,20 +95,19 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
             found = load_file(folder / WEIGHTS)
         except (SafetensorError, OSError, TypeError, KeyError) as error:
             raise ValueError(f"{WEIGHTS}: {error!s:.160}") from None
-        names = _names(shapes)
-        wanted = by_path(shapes)
+        leaves = {k: np.empty(v.shape, np.float32) for k, v in by_path(shapes).items()}
+        targets = {
+            name: _layer(leaves[path], layer).T
+            for name, (path, layer) in _names(shapes).items()
+        }
         compare_shapes(
-            {
-                name: _shape(wanted[path].shape, layer)[::-1]
-                for name, (path, layer) in names.items()
-            },
+            {name: target.shape for name, target in targets.items()},
             {name: tensor.shape for name, tensor in found.items()},
         )
-        leaves = {k: np.empty(v.shape, np.float32) for k, v in wanted.items()}
-        for name, (path, layer) in names.items():
+        for name, target in targets.items():
             if not np.isfinite(found[name]).all():
                 raise ValueError(f"tensor {name} has NaN or infinite values")
-            _layer(leaves[path], layer)[...] = found[name].T
+            target[...] = found[name]
     except ValueError as error:
         raise ValueError(f"adapter {folder}: {error}") from None
     return jax.tree.unflatten(jax.tree.structure(shapes), list(leaves.values()))
@@ -134,20 +134,11 @@ def _layer(leaf: np.ndarray, layer: int | None) -> np.ndarray:
     return leaf if layer is None else leaf[layer]
 
 
-def _shape(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
-    return shape if layer is None else shape[1:]
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / CONFIG).read_bytes())
-    except OSError:
-        raise ValueError(f"{CONFIG} is missing") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{CONFIG} is not valid JSON") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{CONFIG} is not a JSON object")
-    return values
+        return read_json(folder / CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG}: {error}") from None
 
 
 def _no_weights(folder: Path) -> str:

@@ -245,8 +245,8 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
     if values["warmup"] > values["steps"]:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     sizes = parse_mesh(config.mesh)
-    groups = sizes["data"] * sizes["fsdp"] * config.accumulate
-    if config.accumulate < 1 or values["batch_size"] % groups:
+    parts = sizes["data"] * sizes["fsdp"] * config.accumulate
+    if config.accumulate < 1 or values["batch_size"] % parts:
         raise ValueError(
             f"accumulate: batch_size {values['batch_size']} does not divide into"
             f" {config.accumulate} micro-batches over mesh {config.mesh}"

@@ -39,7 +39,7 @@ def export_peft(directory: Path, out: Path, how: Prediction) -> None:
     if (how.samples or how.prune) and not posterior.precision:
         raise ValueError(f"samples: method {config.method} has no posterior")
     base = KNOWN[config.model].hub_id if config.model in KNOWN else config.model
-    pruned = posterior.prune(how.prune) if how.prune else posterior
+    pruned = posterior.prune(how.prune)
     tempered = pruned.temper(how.tau)
     key = Streams.from_seed(config.seed).ensemble
     run.check_new(out)

@@ -53,9 +53,7 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = make_mesh(config.mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)(
-        config.seed
-    )
+    streams = jax.device_put(Streams.from_seed(config.seed), whole)
     step, skipped, skipped_in_row, start = 0, 0, 0, time.monotonic()
     with (
         interruptible() as interrupted,

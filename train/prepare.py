@@ -132,8 +132,7 @@ def prepare(config: TrainConfig) -> Problem:
     train, evaluation = find_examples(task, config.data, config.seed)
     mesh = make_mesh(config.mesh)
     pretrained = load(config.model)
-    remat = {"none": False, "full": True, "dots": "dots"}[config.remat]
-    model = Lora(pretrained.model.clone(remat=remat), config.lora)
+    model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
     adapters = _adapter_shapes(model)
     start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
     answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)

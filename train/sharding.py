@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from ivon_jax.models.axes import logical_axes
@@ -99,7 +99,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     return PartitionSpec(*split)
 
 
-def shardings(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """Decides how parameters, adapters or a training state are split.
 
     Args:
@@ -125,12 +125,7 @@ def constrain(tree: PyTree) -> PyTree:
     mesh: Any = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-
-    def leaf(path: Any, value: Any) -> Any:
-        split = spec(path_name(path), value.shape, mesh.shape)
-        return jax.lax.with_sharding_constraint(value, split)
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def replicate(tree: PyTree) -> PyTree:
@@ -184,14 +179,9 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
         Arrays of all rows, split over the mesh's batch axes.
     """
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    rows = local_rows(mesh, batch_size)
 
     def leaf(part: np.ndarray) -> jax.Array:
-        def shard(index: Any) -> np.ndarray:
-            wanted = np.arange(batch_size)[index[0]]
-            return part[np.searchsorted(rows, wanted)]
-
         shape = (batch_size, *part.shape[1:])
-        return jax.make_array_from_callback(shape, split, shard)
+        return jax.make_array_from_process_local_data(split, part, shape)
 
     return jax.tree.map(leaf, batch)

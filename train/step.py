@@ -128,9 +128,8 @@ def train_step(
         finite, (adapters, method_state), (state.adapters, state.method)
     )
     logs = {"loss": loss, **logs, "finite": finite.astype(jnp.float32)}
-    return constrain(TrainState(state.step + 1, adapters, method_state)), replicate(
-        logs
-    )
+    state = TrainState(state.step + 1, adapters, method_state)
+    return constrain(state), replicate(logs)
 
 
 def _accumulated(loss_fn: LossFn, count: int) -> LossFn:
@@ -199,4 +198,4 @@ def predict_batch(
     def logits_fn(adapters: PyTree) -> Float[Array, "b c"]:
         return answer_logits(model, params, adapters, answers, batch, prefix)
 
-    return replicate(ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size))
+    return ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size)
