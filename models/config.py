@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ivon_jax.models.checks import boolean, check, integer, number
-from ivon_jax.models.rope_config import RopeScaling, read_rope, write_rope
+from ivon_jax.models.rope_config import (
+    DynamicRope,
+    RopeScaling,
+    YarnRope,
+    read_rope,
+    write_rope,
+)
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -73,6 +79,11 @@ class LlamaConfig:
             self.num_key_value_heads,
             f"a divisor of num_attention_heads = {self.num_attention_heads}",
         )
+        if isinstance(self.rope_scaling, DynamicRope):  # its base is a power
+            check(self.head_dim > 2, "head_dim", self.head_dim, "more than 2")
+        if isinstance(self.rope_scaling, YarnRope):  # it divides by log(theta)
+            theta = self.rope_theta
+            check(theta != 1, "rope_theta", theta, "another number than 1 for yarn")
         layers = self.num_hidden_layers if self.sliding_window else 0
         check(
             len(self.windowed_layers) == layers,

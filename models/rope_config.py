@@ -47,6 +47,12 @@ class Llama3Rope:
     high_freq_factor: float
     original_max_position_embeddings: float
 
+    def __post_init__(self) -> None:
+        """Check that there is something between the two factors."""
+        low, high = self.low_freq_factor, self.high_freq_factor
+        name = "rope_scaling.high_freq_factor"
+        check(high > low, name, high, f"more than low_freq_factor = {low}")
+
 
 @dataclasses.dataclass(frozen=True)
 class YarnRope:

@@ -286,7 +286,8 @@ def test_refusals(command, tmp_path):
     trained(command, tmp_path / "run", "adam")
     out = ["--out", tmp_path / "out"]
     for args, message in {
-        ("--samples", "2"): "method adam has no posterior",
+        ("--samples", "2"): "samples: method adam has no posterior",
+        ("--prune", "0.5"): "prune: method adam has no posterior",
         ("--format", "hf", "--tau", "2"): "only with --format peft",
         ("--prune", "1"): "prune: 1.0 is not in [0, 1)",
     }.items():

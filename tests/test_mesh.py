@@ -97,3 +97,18 @@ def test_groups_draw_the_same_samples_on_any_mesh(base, alone, tmp_path):
 def test_malformed_meshes(text):
     with pytest.raises(ValueError, match="^mesh: "):
         parse_mesh(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 0}, "accumulate: 0 is not >= 1"),
+        ({"accumulate": 3}, "batch_size: 16 is not a multiple of .* = 3"),
+        ({"mesh": "data=4,fsdp=2", "accumulate": 4}, "batch_size: 16 is not .* = 32"),
+        ({"mesh": "data=3,tensor=2"}, "batch_size: 16 is not a multiple of .* = 3"),
+        ({"mesh": "tensor=9"}, "mesh: tensor=9 is 9 devices, there are 8"),
+    ],
+)
+def test_parts_that_do_not_fit(changes, message, base):
+    with pytest.raises(ValueError, match=message):
+        prepare(resolve(dataclasses.replace(base, **changes), "custom", 64))

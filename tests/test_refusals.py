@@ -393,3 +393,17 @@ def test_other_commands_refuse(ivon_jax_command, place):
 )
 def test_usage_errors(args, names, ivon_jax_command, place):
     refused(ivon_jax_command, place, args, names)
+
+
+def test_a_tokenizer_of_another_vocabulary(ivon_jax_command, place, tmp_path):
+    """The word `big` gets an identifier that the model has no embedding for."""
+    shutil.copytree(place / "model", tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["▁big"] = 50  # the vocabulary has 0 to 49
+    path.write_text(json.dumps(tokenizer))
+    args = task(model=tmp_path / "model", out=tmp_path / "out")
+    code, _, stderr = ivon_jax_command("train", *args)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "its tokenizer makes token 50, but its vocabulary has 50" in stderr
+    assert not (tmp_path / "out").exists()

@@ -196,6 +196,33 @@ def test_the_hub_out_of_reach_is_one_line():
         ({"rope_scaling": {"type": "linear", "beta": 2.0}}, "rope_scaling is ['beta']"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None"),
         (
+            {"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "head_dim is 2, expected more than 2",
+        ),
+        (
+            {
+                "rope_theta": 1.0,
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 8,
+                },
+            },
+            "rope_theta is 1.0",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 2.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8,
+                }
+            },
+            "rope_scaling.high_freq_factor is 4.0, expected more than",
+        ),
+        (
             {"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["x"]},
             "layer_types",
         ),

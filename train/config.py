@@ -246,10 +246,12 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     sizes = parse_mesh(config.mesh)
     parts = sizes["data"] * sizes["fsdp"] * config.accumulate
-    if config.accumulate < 1 or values["batch_size"] % parts:
+    if config.accumulate < 1:
+        raise ValueError(f"accumulate: {config.accumulate} is not >= 1")
+    if values["batch_size"] % parts:
         raise ValueError(
-            f"accumulate: batch_size {values['batch_size']} does not divide into"
-            f" {config.accumulate} micro-batches over mesh {config.mesh}"
+            f"batch_size: {values['batch_size']} is not a multiple of"
+            f" data*fsdp*accumulate = {parts}"
         )
     if config.noise == "per-shard" and config.method != "ivon-lora":
         raise ValueError(f"noise: method {config.method} has none")

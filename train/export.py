@@ -36,8 +36,9 @@ def export_peft(directory: Path, out: Path, how: Prediction) -> None:
     """
     config, facts = run.read_config(directory)
     posterior = Posterior.load(directory / run.POSTERIOR)
-    if (how.samples or how.prune) and not posterior.precision:
-        raise ValueError(f"samples: method {config.method} has no posterior")
+    for name in ("samples", "prune"):
+        if getattr(how, name) and not posterior.precision:
+            raise ValueError(f"{name}: method {config.method} has no posterior")
     base = KNOWN[config.model].hub_id if config.model in KNOWN else config.model
     pruned = posterior.prune(how.prune)
     tempered = pruned.temper(how.tau)

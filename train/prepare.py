@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
-from ivon_jax.models import load
+from ivon_jax.models import Pretrained, load
 from ivon_jax.train.adapters import load_adapter
 from ivon_jax.train.batches import Encoded, answer_tokens, encode
 from ivon_jax.train.config import DataConfig, TrainConfig
@@ -137,6 +138,11 @@ def prepare(config: TrainConfig) -> Problem:
     start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
     answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
     limit = pretrained.model.config.max_position_embeddings
+    train_encoded = encode(pretrained.tokenizer, train, limit)
+    eval_encoded = encode(pretrained.tokenizer, evaluation, limit)
+    _check_vocabulary(
+        pretrained, [answers, *train_encoded.tokens, *eval_encoded.tokens]
+    )
     facts = {
         "task": task.name,
         "model": pretrained.name,
@@ -153,10 +159,21 @@ def prepare(config: TrainConfig) -> Problem:
         adapters,
         start,
         put(answers, NamedSharding(mesh, PartitionSpec())),
-        encode(pretrained.tokenizer, train, limit),
-        encode(pretrained.tokenizer, evaluation, limit),
+        train_encoded,
+        eval_encoded,
         facts,
     )
+
+
+def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:
+    """Checks that every token has an embedding; JAX would take another one's."""
+    largest = max(int(ids.max()) for ids in tokens)
+    size = pretrained.model.config.vocab_size
+    if largest >= size:
+        raise ValueError(
+            f"model {pretrained.name}: its tokenizer makes token {largest}, but its"
+            f" vocabulary has {size}: they do not belong together"
+        )
 
 
 def _adapter_shapes(model: Lora) -> Any:
