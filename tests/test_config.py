@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -174,11 +175,21 @@ data_configs = st.tuples(
     st.none() | texts,
     st.lists(texts, max_size=3).map(tuple),
 )
+
+
+def is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 lora_configs = st.tuples(
     st.integers(1, 99),
     st.floats(0.1, 99),
     st.floats(0, 0.99),
-    st.lists(texts, min_size=1, max_size=3).map(tuple),
+    st.lists(texts.filter(is_regex), min_size=1, max_size=3).map(tuple),
     st.booleans(),
 )
 hypers = st.tuples(*[counts] * 3, *[st.none() | floats] * 8, counts)
