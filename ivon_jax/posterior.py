@@ -209,7 +209,7 @@ class Posterior:
             for name, leaf in leaves.items()
         }
         header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors)}
-        write_bytes(path, save(tensors, header))
+        write_bytes(path, _in_order(save(tensors, header)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Posterior":
@@ -306,6 +306,17 @@ def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"other tensors lie inside {name!r}")
         node[last] = leaf
     return tree
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sorts the header, so that equal posteriors make equal files.
+
+    safetensors writes the fields of its metadata in a random order.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

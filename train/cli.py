@@ -18,24 +18,30 @@ from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolv
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
+Resume = Annotated[
+    bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
+]
 
 
-def train(config: Annotated[TrainConfig, Whole], out: Out) -> None:
+def train(
+    config: Annotated[TrainConfig, Whole], out: Out, resume: Resume = False
+) -> None:
     """Fine-tunes adapters and writes their posterior.
 
-    Ctrl-C stops after the current step and keeps what was learned; a second one
-    stops at once.
+    Ctrl-C or SIGTERM stops after the current step and keeps what was learned; a
+    second one stops at once.
     """
     from ivon_jax.train import loop, run
     from ivon_jax.train.prepare import find_task, prepare
 
     # Twice: names and values are checked before the model is loaded.
     resolve(config, find_task(config.data).family, num_examples=1)
-    run.check_new(out)
+    if not resume:
+        run.check_new(out)
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
     try:
-        loop.train(problem, config, out)
+        loop.train(problem, config, out, resume)
     except loop.Interrupted as interrupt:
         print(interrupt, file=sys.stderr)
     print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")

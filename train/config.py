@@ -158,6 +158,9 @@ class TrainConfig:
         adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
             targets must be those given here. With --method adam --steps 0 the run
             is that adapter, ready to be evaluated.
+        checkpoint_steps: save a checkpoint every so many steps.
+        checkpoint_minutes: and whenever the last one is older than this.
+        keep_checkpoints: how many to keep, the newest ones.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -171,6 +174,16 @@ class TrainConfig:
     remat: Literal["none", "full", "dots"] = "none"
     noise: Literal["shared", "per-shard"] = "shared"
     adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
+    checkpoint_steps: Annotated[int | None, _unset("INT", "by time alone")] = None
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks what no method and no task can change."""
+        for name in ("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_range(name, value)
 
 
 @dataclasses.dataclass(frozen=True)

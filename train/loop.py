@@ -1,43 +1,72 @@
 """The training loop: batches in, a posterior out."""
 
+import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from ivon_jax.lora import init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
-from ivon_jax.train.batches import train_batches
+from ivon_jax.train.batches import BatchStream, train_batches
+from ivon_jax.train.checkpoint import Checkpoints, Saved
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.methods import Method
 from ivon_jax.train.prepare import Problem
+from ivon_jax.train.processes import on_first_process
 from ivon_jax.train.progress import progress
 from ivon_jax.train.sharding import local_rows, make_mesh, put_batch, shardings
 from ivon_jax.train.step import Streams, TrainState, train_step
 
 # So many steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How far a run has come."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+
+    def after(self, *, bad: bool, seconds: float) -> "Counts":
+        """Counts one more step."""
+        return Counts(
+            self.step + 1,
+            self.skipped + bad,
+            bad * (self.skipped_in_row + 1),
+            seconds,
+        )
+
+
+def train(
+    problem: Problem, config: TrainConfig, out: Path, resume: bool = False
+) -> Posterior:
     """Trains adapters and writes their posterior.
 
     Args:
         problem: the model and the examples.
         config: resolved.
         out: the run's new folder; gets ``config.json``, a line a step in
-            ``metrics.jsonl``, and ``posterior.safetensors``.
+            ``metrics.jsonl``, checkpoints, and ``posterior.safetensors``.
+        resume: go on from the folder's newest good checkpoint, if it has one. The
+            result is that of a run never stopped, to the bit on the same mesh.
 
     Returns:
         The posterior over the adapters.
@@ -45,61 +74,106 @@ def train(problem: Problem, config: TrainConfig, out: Path) -> Posterior:
     Raises:
         ValueError: the folder holds another run, or the loss or gradient was not
             finite many steps in a row.
-        Interrupted: SIGINT came; what was learned up to then is written all the same.
+        OSError: a checkpoint cannot be written.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint and what was learned up to
+            then are written all the same.
     """
-    run.create(out)
-    run.write_config(out, config, **problem.facts)
-    model, method, hyper = problem.model, make_method(config), config.hyper
+    on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+    method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = make_mesh(config.mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     streams = jax.device_put(Streams.from_seed(config.seed), whole)
-    step, skipped, skipped_in_row, start = 0, 0, 0, time.monotonic()
-    with (
-        interruptible() as interrupted,
-        (out / run.METRICS).open("w") as metrics,
-        progress(f"train {method.name}", hyper.steps, every=25) as report,
-    ):
-        rows = local_rows(mesh, hyper.batch_size)
-        batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
-        state = _first_state(problem, method, streams.adapters, mesh)
-        for step in range(1, hyper.steps + 1):
-            batch = put_batch(next(batches), mesh, hyper.batch_size)
-            with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-                state, logs = train_step(
-                    model,
-                    method,
-                    state,
-                    problem.params,
-                    problem.answers,
-                    batch,
-                    streams,
-                    accumulate=config.accumulate,
+    rows = local_rows(mesh, hyper.batch_size)
+    batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
+    counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)
+    with interruptible() as interrupted, _checkpoints(out, config) as checkpoints:
+        if (saved := checkpoints.restore(state)) is not None:
+            state, counts = saved.state, Counts(**saved.notes["counts"])
+            batches.set_state(saved.notes["batches"])
+        start = time.monotonic() - counts.seconds
+        with _reports(out, method, hyper.steps, counts.step) as report:
+            while counts.step < hyper.steps and not interrupted(counts.step):
+                batch = put_batch(next(batches), mesh, hyper.batch_size)
+                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+                    state, logs = train_step(
+                        problem.model,
+                        method,
+                        state,
+                        problem.params,
+                        problem.answers,
+                        batch,
+                        streams,
+                        accumulate=config.accumulate,
+                    )
+                values = {name: float(value) for name, value in logs.items()}
+                counts = counts.after(
+                    bad=not values.pop("finite"), seconds=time.monotonic() - start
                 )
-            values = {name: float(value) for name, value in logs.items()}
-            bad = not values.pop("finite")
-            skipped, skipped_in_row = skipped + bad, bad * (skipped_in_row + 1)
-            seconds = time.monotonic() - start
-            line = {"step": step, **values, "seconds": round(seconds, 3)}
+                report(counts, values, hyper.batch_size)
+                checkpoints.offer(_saved(counts, state, batches))
+        checkpoints.save(_saved(counts, state, batches))
+    make_posterior = jax.jit(method.posterior, out_shardings=whole)
+    posterior = make_posterior(state.adapters, state.method)
+    on_first_process(lambda: posterior.save(out / run.POSTERIOR))
+    if counts.skipped:
+        message = f"skipped {counts.skipped} steps: loss or gradient not finite"
+        print(message, file=sys.stderr)
+    if counts.step < hyper.steps:
+        raise Interrupted(
+            f"interrupted after step {counts.step} of {hyper.steps};"
+            " the same command with --resume goes on"
+        )
+    return posterior
+
+
+def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
+    return Checkpoints(
+        out / run.CHECKPOINTS,
+        config.checkpoint_steps,
+        config.checkpoint_minutes,
+        config.keep_checkpoints,
+    )
+
+
+def _saved(counts: Counts, state: TrainState, batches: BatchStream) -> Saved:
+    notes = {"counts": dataclasses.asdict(counts), "batches": batches.get_state()}
+    return Saved(counts.step, state, notes)
+
+
+_Report = Callable[[Counts, dict[str, float], int], None]
+
+
+@contextmanager
+def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Report]:
+    """Opens a run's metrics and its bar; the first process alone shows and writes.
+
+    Yields:
+        The function to call after each step. It ends a run that diverges.
+    """
+    first = jax.process_index() == 0
+    if first:
+        run.cut_metrics(out, done)
+    bar = progress(f"train {method.name}", steps, every=25, done=done)
+    with (
+        (out / run.METRICS if first else Path(os.devnull)).open("a") as metrics,
+        bar if first else nullcontext(lambda advance, text: None) as show,
+    ):
+
+        def report(counts: Counts, values: dict[str, float], batch_size: int) -> None:
+            seconds = round(counts.seconds, 3)
+            line = {"step": counts.step, **values, "seconds": seconds}
             metrics.write(json.dumps(_finite_or_none(line)) + "\n")
             metrics.flush()
-            speed = step * hyper.batch_size / seconds
-            report(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
-            if skipped_in_row == MAX_BAD_STEPS:
+            speed = counts.step * batch_size / counts.seconds
+            show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
+            if counts.skipped_in_row == MAX_BAD_STEPS:
                 raise ValueError(
-                    f"loss: not finite in {skipped_in_row} steps up to step {step};"
-                    " lower learning_rate"
+                    f"loss: not finite in {MAX_BAD_STEPS} steps up to step"
+                    f" {counts.step}; lower learning_rate"
                 )
-            if interrupted():
-                break
-        make_posterior = jax.jit(method.posterior, out_shardings=whole)
-        posterior = make_posterior(state.adapters, state.method)
-        posterior.save(out / run.POSTERIOR)
-    if skipped:
-        print(f"skipped {skipped} steps: loss or gradient not finite", file=sys.stderr)
-    if interrupted():
-        raise Interrupted(f"interrupted after step {step} of {hyper.steps}")
-    return posterior
+
+        yield report
 
 
 def _first_state(
@@ -129,22 +203,31 @@ def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Any]:
-    """Turns the first SIGINT into a flag; a second one interrupts as usual.
+def interruptible() -> Iterator[Callable[[int], bool]]:
+    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
 
     Yields:
-        A function that tells whether the signal came.
+        A function that tells before each step whether a signal came. With several
+        processes it is SIGTERM to any of them, and all stop before the same step.
     """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     came = False
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {kind: signal.getsignal(kind) for kind in STOPS}
+
+    def restore() -> None:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
     def note(signum: int, frame: Any) -> None:
         nonlocal came
         came = True
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for kind in STOPS:
+        signal.signal(kind, note)
     try:
-        yield lambda: came
+        yield lambda step: came
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

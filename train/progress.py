@@ -10,24 +10,25 @@ Report = Callable[[int, str], None]
 
 
 @contextmanager
-def progress(title: str, total: int, every: int) -> Iterator[Report]:
+def progress(title: str, total: int, every: int, done: int = 0) -> Iterator[Report]:
     """Shows a bar with speed and time left, or a line every so many units.
 
     Args:
         title: what is going on.
         total: number of units.
         every: units between two plain lines.
+        done: units that were done before.
 
     Yields:
         The function to call after each unit.
     """
     if sys.stderr.isatty():
-        yield from _bar(title, total)
+        yield from _bar(title, total, done)
     else:
-        yield _lines(title, total, every)
+        yield _lines(title, total, every, done)
 
 
-def _bar(title: str, total: int) -> Iterator[Report]:
+def _bar(title: str, total: int, done: int) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,18 +39,18 @@ def _bar(title: str, total: int) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, text="")
+        task = bar.add_task(title, total=total, completed=done, text="")
         yield lambda advance, text: bar.update(task, advance=advance, text=text)
 
 
-def _lines(title: str, total: int, every: int) -> Report:
-    start, done = time.monotonic(), 0
+def _lines(title: str, total: int, every: int, done: int) -> Report:
+    start, first = time.monotonic(), done
 
     def report(advance: int, text: str) -> None:
         nonlocal done
         before, done = done, done + advance
         if done // every > before // every or done == total:
-            left = (time.monotonic() - start) / done * (total - done)
+            left = (time.monotonic() - start) / (done - first) * (total - done)
             print(f"{title} {done}/{total}  {text}  {left:.0f} s left", file=sys.stderr)
 
     return report

@@ -15,6 +15,7 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.config import CompareConfig, TrainConfig, from_json, to_json
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
+CHECKPOINTS = "checkpoints"
 PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
 
 
@@ -56,6 +57,75 @@ def create(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out}: cannot be made ({error.strerror})") from None
+
+
+def start(
+    out: Path, config: TrainConfig, facts: dict[str, Any], *, resume: bool
+) -> None:
+    """Makes a run's folder, or makes sure that it is this run's.
+
+    Args:
+        out: the folder.
+        config: resolved.
+        facts: fingerprints and counts.
+        resume: go on with what the folder holds, if it holds anything.
+
+    Raises:
+        ValueError: it holds anything else, or a run of other settings or data.
+    """
+    if resume and (out / CONFIG).exists():
+        old, recorded = read_config(out)
+        before, now = (
+            _flat(to_json(c)) | facts_
+            for c, facts_ in ((old, recorded), (config, facts))
+        )
+        # With a sample for each group, the mesh says how many are drawn.
+        fixed = {"mesh"} if config.noise == "per-shard" else set()
+        for name, value in now.items():
+            if name not in MAY_CHANGE - fixed and before.get(name) != value:
+                raise ValueError(
+                    f"{name}: is now {value}, but {out} was started with"
+                    f" {before.get(name)}"
+                )
+        facts = facts | {"started": recorded.get("started")}
+    else:
+        create(out)
+    write_config(out, config, **facts)
+
+
+# May differ when a run goes on: no number depends on them.
+MAY_CHANGE = {
+    "mesh",
+    "accumulate",
+    "remat",
+    "data.data_dir",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def cut_metrics(out: Path, steps: int) -> None:
+    """Keeps the lines of so many steps; those after them will be run again.
+
+    Raises:
+        ValueError: there are fewer lines.
+    """
+    path = out / METRICS
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if len(lines) < steps:
+        raise ValueError(f"{path}: has {len(lines)} lines, not the {steps} of the run")
+    write_bytes(path, b"".join(lines[:steps]))
 
 
 def write_config(out: Path, config: TrainConfig | CompareConfig, **facts: Any) -> None:

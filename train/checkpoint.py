@@ -1,0 +1,201 @@
+"""Checkpoints of a run: written in the background, proven whole before they are used.
+
+Orbax writes one folder a checkpoint. What it commits is then sealed with a digest of
+every file, so that a checkpoint cut short, or altered on the disk, is told from a good
+one; restoring passes over the bad and takes the newest that is good.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from ivon_jax.files import write_bytes
+
+SEAL = "sha256.json"
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: number of steps taken.
+        state: arrays, as they were then.
+        notes: whatever else, as JSON.
+    """
+
+    step: int
+    state: PyTree
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder; a context that ends when all are on the disk.
+
+    With several processes all of them make the same calls, on a file system they
+    share.
+
+    Args:
+        folder: made if needed. Damaged checkpoints in it are removed, with a message.
+        steps: save every so many steps; None for by time alone.
+        minutes: save at the latest after so many minutes.
+        keep: how many to keep, the newest ones.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int | None, minutes: float, keep: int
+    ) -> None:
+        from orbax.checkpoint.experimental.v1 import training
+
+        if jax.process_index() == 0:
+            _remove_damaged(folder)
+        multihost_utils.sync_global_devices("checkpoints are checked")
+        when = training.save_decision_policies
+        policies: list[Any] = [
+            when.ContinuousCheckpointingPolicy(minimum_interval_secs=int(60 * minutes))
+        ]
+        if steps is not None:
+            policies.insert(0, when.FixedIntervalPolicy(steps))
+        self._folder = folder
+        self._pending: int | None = None
+        self._orbax = training.Checkpointer(
+            folder.absolute(),
+            save_decision_policy=when.AnySavePolicy(policies),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Starts; there is nothing to do."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Waits for the save that is under way, if any."""
+        try:
+            self._finish()
+            self._orbax.close()
+        except (OSError, ValueError):
+            if error is None:  # else what went wrong first is what counts
+                raise
+
+    def restore(self, like: PyTree) -> Saved | None:
+        """Reads the newest checkpoint.
+
+        Args:
+            like: arrays of the shapes, types and shardings to restore; those saved
+                may have been split over other devices.
+
+        Returns:
+            The checkpoint, or None if there is none.
+        """
+        latest = self._orbax.latest
+        if latest is None:
+            return None
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        state = self._orbax.load(latest.step, shapes)
+        notes: Any = self._orbax.metadata(latest.step).custom_metadata
+        return Saved(latest.step, state, notes)
+
+    def offer(self, saved: Saved) -> None:
+        """Saves if it is time to; to be called after every step.
+
+        Raises:
+            OSError: this save, or the one before, could not be written.
+        """
+        if self._pending is not None and not self._orbax.is_saving_in_progress():
+            self._finish()
+        if self._orbax.should_save(saved.step):
+            self.save(saved)
+
+    def save(self, saved: Saved) -> None:
+        """Saves now, in the background, unless this step is saved already.
+
+        Raises:
+            OSError: this save, or the one before, could not be written.
+        """
+        self._finish()
+        latest = self._orbax.latest
+        if latest is not None and latest.step == saved.step:
+            return
+        # A copy: the next step reuses the state's own buffers.
+        state = jax.tree.map(jnp.copy, saved.state)
+        with _one_line(self._folder):
+            self._orbax.save_async(
+                saved.step, state, force=True, custom_metadata=saved.notes
+            )
+        self._pending = saved.step
+
+    def _finish(self) -> None:
+        """Waits for the save under way, and seals it."""
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        with _one_line(self._folder):
+            self._orbax.wait()
+            if jax.process_index() == 0:
+                _seal(self._folder / str(step))
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Turns whatever the writer raises into an error that names the folder."""
+    try:
+        yield
+    except Exception as error:
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
+        raise OSError(
+            f"{folder}: the checkpoint cannot be written ({reason});"
+            " the last good one is kept"
+        ) from error
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != SEAL
+    }
+
+
+def _seal(folder: Path) -> None:
+    write_bytes(folder / SEAL, json.dumps(_digests(folder)).encode())
+
+
+def _damage(folder: Path) -> str | None:
+    """Says what is wrong with a checkpoint, or None."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text())
+    except (OSError, ValueError):
+        return "was not completed"
+    found = _digests(folder)
+    if not isinstance(sealed, dict) or found.keys() != sealed.keys():
+        return "has missing or foreign files"
+    altered = [name for name in found if found[name] != sealed[name]]
+    return f"was altered in {altered[0]}" if altered else None
+
+
+def _remove_damaged(folder: Path) -> None:
+    steps = [path for path in folder.glob("*") if path.name.isdecimal()]
+    for path in sorted(steps, key=lambda path: int(path.name)):
+        if (why := _damage(path)) is not None:
+            print(f"checkpoint {path} {why}: removed", file=sys.stderr)
+            shutil.rmtree(path)
