@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolve
+from ivon_jax.train.processes import ALONE, ProcessConfig, join, on_first_process
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
@@ -24,27 +25,37 @@ Resume = Annotated[
 
 
 def train(
-    config: Annotated[TrainConfig, Whole], out: Out, resume: Resume = False
+    config: Annotated[TrainConfig, Whole],
+    out: Out,
+    resume: Resume = False,
+    processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
     """Fine-tunes adapters and writes their posterior.
 
     Ctrl-C or SIGTERM stops after the current step and keeps what was learned; a
     second one stops at once.
     """
+    import jax
+
     from ivon_jax.train import loop, run
     from ivon_jax.train.prepare import find_task, prepare
 
+    join(processes)
     # Twice: names and values are checked before the model is loaded.
     resolve(config, find_task(config.data).family, num_examples=1)
     if not resume:
-        run.check_new(out)
+        on_first_process(lambda: run.check_new(out))
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
+    interrupt = None
     try:
         loop.train(problem, config, out, resume)
-    except loop.Interrupted as interrupt:
-        print(interrupt, file=sys.stderr)
-    print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
+    except loop.Interrupted as error:
+        interrupt = error
+    if jax.process_index() == 0:
+        if interrupt:
+            print(interrupt, file=sys.stderr)
+        print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
 
 
 def evaluate(

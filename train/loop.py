@@ -83,7 +83,8 @@ def train(
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = make_mesh(config.mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    streams = jax.device_put(Streams.from_seed(config.seed), whole)
+    make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
+    streams = make_streams(config.seed)
     rows = local_rows(mesh, hyper.batch_size)
     batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
     counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)

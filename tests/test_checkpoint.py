@@ -1,0 +1,295 @@
+"""A run that is stopped, killed or damaged ends as one that was left alone."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import loop
+from ivon_jax.train.checkpoint import SEAL
+from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.prepare import prepare
+from ivon_jax.train.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
+
+optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
+
+STEPS = 12
+MIXED = "data=2,fsdp=2,tensor=2"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
+    return TrainConfig(
+        model,
+        data=data,
+        lora=LoraConfig(rank=4, dropout=0.1),
+        hyper=MethodConfig(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        checkpoint_steps=4,
+        keep_checkpoints=3,
+    )
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
+    config = resolve(config, "custom", 64)
+    loop.train(prepare(config), config, out, resume)
+    return out
+
+
+def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -> None:
+    real = loop.train_step
+
+    def stopping(model, method, state, *args, **kwargs):
+        if int(state.step) == step - 1:
+            signal.raise_signal(by)
+        return real(model, method, state, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+
+
+def train_in_two(config, out, monkeypatch, step=6, then=None) -> Path:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(loop.Interrupted, match=f"after step {step} of {STEPS}"):
+            train(config, out)
+    return train(then or config, out, resume=True)
+
+
+def result(out: Path) -> tuple[bytes, list[dict]]:
+    """The posterior's bytes and all metrics but the clock's."""
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return (out / POSTERIOR).read_bytes(), lines
+
+
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory) -> Path:
+    return train(base, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+@pytest.mark.parametrize("mesh", ["data=1", MIXED])
+def test_a_resumed_run_is_bit_identical(method, mesh, base, tmp_path, monkeypatch):
+    config = dataclasses.replace(base, method=method, mesh=mesh)
+    wanted = train(config, tmp_path / "alone")
+    found = train_in_two(config, tmp_path / "two", monkeypatch)
+    assert result(found) == result(wanted)
+
+
+def test_a_run_goes_on_on_another_mesh(base, alone, tmp_path, monkeypatch):
+    split = dataclasses.replace(base, mesh=MIXED)
+    out = train_in_two(split, tmp_path / "run", monkeypatch, then=base)
+    found, wanted = (Posterior.load(path / POSTERIOR) for path in (out, alone))
+    for part in ("mean", "precision"):
+        jax.tree.map(
+            lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6),
+            getattr(found, part),
+            getattr(wanted, part),
+        )
+    assert json.loads((out / CONFIG).read_text())["config"]["mesh"] == "data=1"
+
+
+def test_resuming_what_is_finished_changes_nothing(base, alone, tmp_path):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    assert result(train(base, out, resume=True)) == result(alone)
+
+
+def test_resuming_nothing_starts(base, alone, tmp_path):
+    assert result(train(base, tmp_path / "new", resume=True)) == result(alone)
+
+
+def test_the_newest_checkpoints_are_kept(alone):
+    kept = sorted(int(path.name) for path in (alone / CHECKPOINTS).iterdir())
+    assert kept == [4, 8, 12]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_damaged_checkpoint_is_passed_over(seed, base, alone, tmp_path, capsys):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    rng = random.Random(seed)
+    newest = out / CHECKPOINTS / "12"
+    victim = rng.choice([p for p in sorted(newest.rglob("*")) if p.is_file()])
+    data = bytearray(victim.read_bytes())
+    if seed % 3 == 0:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        victim.write_bytes(data)
+    elif seed % 3 == 1:
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        victim.unlink()
+    shutil.rmtree(out / CHECKPOINTS / "4")
+    assert result(train(base, out, resume=True)) == result(alone)
+    message = capsys.readouterr().err.splitlines()[0]
+    assert message.startswith(f"checkpoint {newest} ")
+    assert message.endswith(": removed")
+
+
+def test_without_a_good_checkpoint_it_starts_again(base, alone, tmp_path, capsys):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    for seal in (out / CHECKPOINTS).rglob(SEAL):
+        seal.unlink()
+    assert result(train(base, out, resume=True)) == result(alone)
+    assert capsys.readouterr().err.count("was not completed: removed") == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed: is now 1, but .* was started with 0"),
+        ({"method": "adam"}, "method: is now adam"),
+        ({"lora": LoraConfig(rank=2, dropout=0.1)}, "lora.rank: is now 2"),
+    ],
+)
+def test_another_run_is_refused(changes, message, base, alone, tmp_path):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(dataclasses.replace(base, **changes), out, resume=True)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_other_data_are_refused(base, alone, tmp_path):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    other = tiny.write_rows(tmp_path / "other.jsonl", tiny.rows(64, seed=9))
+    shutil.copy(other, tmp_path / "train.jsonl")
+    data = dataclasses.replace(base.data, train_file=tmp_path / "train.jsonl")
+    config = json.loads((out / CONFIG).read_text())
+    config["config"]["data"]["train_file"] = str(tmp_path / "train.jsonl")
+    (out / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="^train_fingerprint: is now"):
+        train(dataclasses.replace(base, data=data), out, resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"]
+)
+def test_counts_out_of_range(name):
+    with pytest.raises(ValueError, match=f"^{name}: 0 is not a number > 0"):
+        TrainConfig(**{name: 0})
+
+
+# Real processes.
+
+LONG = 60
+
+
+def process(base: TrainConfig, out: Path, *, limit: str = "") -> subprocess.Popen:
+    """A user's process, as the shell starts it."""
+    assert base.data.train_file
+    assert base.data.eval_file
+    options = {
+        "model": base.model,
+        "task": "custom",
+        "train-file": base.data.train_file,
+        "eval-file": base.data.eval_file,
+        "prompt": tiny.PROMPT,
+        "rank": 4,
+        "steps": LONG,
+        "batch-size": 8,
+        "checkpoint-steps": 3,
+        "out": out,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    words += ["--labels", *tiny.LABELS, "--resume"]
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    command = [sys.executable, "-m", "ivon_jax.train.cli", "train", *words]
+    if limit:
+        command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(child: subprocess.Popen) -> str:
+    try:
+        return child.communicate(timeout=120)[1]
+    finally:
+        child.kill()
+
+
+def wait_for_steps(child: subprocess.Popen, out: Path, steps: int) -> None:
+    def taken() -> int:
+        path = out / METRICS
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    while child.poll() is None and taken() < steps:
+        time.sleep(0.01)
+
+
+def test_sigterm_saves_and_exits_0(base, tmp_path):
+    out = tmp_path / "run"
+    child = process(base, out)
+    wait_for_steps(child, out, 2)
+    child.send_signal(signal.SIGTERM)
+    stderr = finish(child)
+    assert child.returncode == 0, stderr
+    done = len((out / METRICS).read_text().splitlines())
+    assert 2 <= done < LONG
+    assert f"interrupted after step {done} of {LONG}; the same command" in stderr
+    assert (out / CHECKPOINTS / str(done) / SEAL).exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path):
+    out = tmp_path / "run"
+    child = process(base, out)
+    wait_for_steps(child, out, 4)
+    child.send_signal(signal.SIGTERM)
+    finish(child)
+    good = max(int(path.name) for path in (out / CHECKPOINTS).iterdir())
+    # No file may grow beyond 4 KiB: to the writer that is a disk without room.
+    child = process(base, out, limit="ulimit -f 4")
+    stderr = finish(child)
+    assert child.returncode == 2
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"ivon-jax: {out / CHECKPOINTS}: the checkpoint cannot be")
+    assert (out / CHECKPOINTS / str(good) / SEAL).exists()
+
+
+def chaos(base: TrainConfig, folder: Path, kills: int, seed: int) -> None:
+    """Kills a run again and again, and compares what it ends with."""
+    rng = random.Random(seed)
+    wanted, out = folder / "alone", folder / "killed"
+    assert finish(process(base, wanted)) is not None
+    for _ in range(kills):
+        child = process(base, out)
+        before = len((out / METRICS).read_bytes()) if (out / METRICS).exists() else 0
+        if rng.random() < 0.8:  # else while it starts
+            while child.poll() is None and (
+                not (out / METRICS).exists()
+                or len((out / METRICS).read_bytes()) == before
+            ):
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.1)
+        else:
+            time.sleep(rng.random() * 4)
+        child.kill()
+        child.communicate()
+    child = process(base, out)
+    stderr = finish(child)
+    assert child.returncode == 0, stderr
+    assert result(out) == result(wanted)
+
+
+def test_killed_runs_end_with_the_same_bytes(base, tmp_path):
+    chaos(base, tmp_path, kills=3, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_25_times(base, tmp_path):
+    chaos(base, tmp_path, kills=25, seed=1)
