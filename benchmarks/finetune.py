@@ -3,7 +3,7 @@
     python -m benchmarks.finetune --data-dir DATA --out runs/benchmarks/finetune.json
 
 Both train rank-8 adapters on q_proj and v_proj with Adam in float32, pad each batch
-to its longest prompt (ours to the next multiple of 8), and compute the output layer
+to its longest prompt (ours to its `bucket`), and compute the output layer
 at the last position only. The same batch goes to one, then to the other.
 """
 

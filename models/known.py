@@ -41,6 +41,12 @@ KNOWN = {
 }
 
 
+def cache_folder() -> Path:
+    """The environment's `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`."""
+    default = Path("~/.cache/ivon-jax").expanduser()
+    return Path(os.environ.get("IVON_JAX_CACHE") or default)
+
+
 def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     """The file of a known model, downloaded unless the cache has it.
 
@@ -49,8 +55,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
 
     Args:
         name: A key of `KNOWN`.
-        cache_dir: Where to keep the file; by default the environment's
-            `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
+        cache_dir: Where to keep the file; by default `cache_folder()`.
 
     Returns:
         Path of the file, its checksum verified.
@@ -62,8 +67,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     if name not in KNOWN:
         raise ValueError(f"model {name!r} is unknown, expected {', '.join(KNOWN)}")
     model = KNOWN[name]
-    default = os.environ.get("IVON_JAX_CACHE") or Path("~/.cache/ivon-jax").expanduser()
-    folder = Path(cache_dir or default)
+    folder = Path(cache_dir or cache_folder())
     target = folder / Path(model.member).name
     if target.is_file() and _is_right(target, model):
         return target

@@ -8,6 +8,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is tested is compiled anew, and leaves nothing in the user's cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 from jaxtyping import install_import_hook
 

@@ -13,6 +13,7 @@ from ivon_jax.models.known import fetch
 from ivon_jax.train.batches import (
     Encoded,
     answer_tokens,
+    bucket,
     collate,
     common_prefix_length,
     encode,
@@ -150,7 +151,7 @@ def test_nothing_to_encode():
 
 
 def test_collate_pads_on_the_right():
-    batch = collate(encoded([2, 9, 1]), [2, 0], multiple=4)
+    batch = collate(encoded([2, 9, 1]), [2, 0], pad_to=4)
     assert batch.tokens.tolist() == [[102, 9, 9, 9], [100, 100, 9, 9]]
     assert batch.lengths.tolist() == [1, 2]
     assert batch.labels.tolist() == [2, 0]
@@ -158,18 +159,25 @@ def test_collate_pads_on_the_right():
     assert [part.dtype.name for part in batch] == ["int32"] * 3 + ["float32"]
 
 
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
-    multiple=st.integers(1, 16),
-)
-def test_padding_is_the_least_multiple(lengths, multiple):
-    batch = collate(encoded(lengths), range(len(lengths)), multiple=multiple)
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9))
+def test_padding_is_to_the_bucket_of_the_longest(lengths):
+    prompts = encoded(lengths)
+    batch = collate(prompts, range(len(lengths)))
     width = batch.tokens.shape[1]
-    assert width % multiple == 0
-    assert max(lengths) <= width < max(lengths) + multiple
+    assert width == bucket(max(lengths))
+    assert width in prompts.buckets
     for i, length in enumerate(lengths):
         expected = [100 + i] * length + [9] * (width - length)
         assert batch.tokens[i].tolist() == expected
+
+
+def test_buckets_are_few_and_near():
+    sizes = {length: bucket(length) for length in range(1, 2049)}
+    for length, size in sizes.items():
+        assert size % 8 == 0
+        assert length <= size < max(length + 8, 9 / 8 * length + 8)
+        assert bucket(size) == size
+    assert len({sizes[length] for length in range(1, 513)}) <= 24
 
 
 # Training order.
@@ -196,7 +204,7 @@ def test_order_depends_on_the_seed_and_nothing_else():
     base = labels_of(train_batches(short, 5, 0), 20)
     assert labels_of(train_batches(short, 5, 0), 20) == base
     np.random.default_rng(1).random()
-    assert labels_of(train_batches(mixed, 5, 0, multiple=4), 20) == base
+    assert labels_of(train_batches(mixed, 5, 0), 20) == base
     assert labels_of(train_batches(short, 10, 0), 10) == base
     assert labels_of(train_batches(short, 5, 1), 20) != base
     assert base[:50] != base[50:], "every epoch is shuffled anew"

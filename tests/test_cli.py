@@ -378,10 +378,11 @@ def test_damaged_posterior(trained, tmp_path, capsys, damage):
         path.unlink()
     else:
         Posterior.point({"a": np.zeros((2, 2), np.float32)}).save(path)
-    before = {file: file.read_bytes() for file in out.iterdir()}
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert command("evaluate", out) == 2
     assert "posterior" in one_line(capsys)
-    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    after = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"config": {"sed": 1}}', "[" * 9999])

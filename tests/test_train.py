@@ -110,8 +110,8 @@ def take_step(problem: Problem, method: Any, state: Any, batch: Any, streams: An
     )
 
 
-def batch_of(problem: Problem, indices: list[int], multiple: int = 8):
-    return jax.device_put(collate(problem.train, indices, multiple=multiple))
+def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
+    return jax.device_put(collate(problem.train, indices, pad_to))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -528,15 +528,15 @@ def test_a_step_compiles_once_per_padded_length(method, base, problem):
     state = loop._first_state(problem, name, streams.adapters, mesh)
     before = step.train_step._cache_size()
     sizes = []
-    for indices, multiple in (
+    for indices, length in (
         (range(3), 8),
         (range(3, 6), 8),
         (range(3), 16),
         (range(6, 9), 16),
         (range(9, 12), 8),
     ):
-        batch = batch_of(problem, list(indices), multiple)
-        assert batch.tokens.shape == (3, multiple)
+        batch = batch_of(problem, list(indices), length)
+        assert batch.tokens.shape == (3, length)
         with jax.set_mesh(mesh):
             state, _ = take_step(problem, name, state, batch, streams)
         sizes.append(step.train_step._cache_size() - before)

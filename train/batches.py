@@ -50,6 +50,11 @@ class Encoded:
         return len(self.tokens)
 
     @property
+    def buckets(self) -> list[int]:
+        """The lengths that batches of these examples can be padded to."""
+        return sorted({bucket(int(length)) for length in self.lengths})
+
+    @property
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Number of tokens of every prompt."""
         return np.array([len(ids) for ids in self.tokens], np.int32)
@@ -142,18 +147,31 @@ def encode(
     return Encoded(tokens, labels, 0 if pad_id is None else int(pad_id))
 
 
+def bucket(length: int) -> int:
+    """Rounds a length up to one of few, each of which is compiled for once.
+
+    Multiples of 8, from 64 on at least an eighth apart: 24 of them up to 512.
+
+    Example:
+        >>> [bucket(length) for length in (1, 8, 9, 64, 65, 73)]
+        [8, 8, 16, 64, 72, 88]
+    """
+    size = 8
+    while size < length:
+        size = max(size + 8, -(-size * 9 // 64) * 8)
+    return size
+
+
 def collate(
     encoded: Encoded,
     indices: Sequence[int] | Int[np.ndarray, " b"],
-    *,
-    multiple: int = 8,
+    pad_to: int | None = None,
 ) -> Batch:
-    """Pads the chosen examples on the right, to the next multiple of `multiple`."""
+    """Pads the chosen examples on the right, by default to their `bucket`."""
     rows = [encoded.tokens[i] for i in indices]
     lengths = np.array([len(ids) for ids in rows], np.int32)
-    # Few different lengths mean few compiled programs.
-    padded = -(-int(lengths.max()) // multiple) * multiple
-    tokens = np.full((len(rows), padded), encoded.pad_id, np.int32)
+    width = bucket(int(lengths.max())) if pad_to is None else pad_to
+    tokens = np.full((len(rows), width), encoded.pad_id, np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     labels = encoded.labels[np.asarray(indices)]
@@ -182,7 +200,6 @@ def train_batches(
     batch_size: int,
     seed: int,
     *,
-    multiple: int = 8,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> BatchStream:
     """An endless stream of training batches.
@@ -195,7 +212,6 @@ def train_batches(
         encoded: the examples.
         batch_size: examples in a batch, over all processes.
         seed: any non-negative integer.
-        multiple: padded lengths are multiples of this.
         rows: which of each batch's rows to return, None for all. The padded length is
             that of the whole batch, the same on every process.
 
@@ -209,7 +225,7 @@ def train_batches(
     mine = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
-        whole = collate(encoded, indices, multiple=multiple)
+        whole = collate(encoded, indices)
         return Batch(*(part[mine] for part in whole))
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
@@ -224,7 +240,7 @@ def train_batches(
 
 
 def eval_batches(
-    encoded: Encoded, batch_size: int, *, multiple: int = 8
+    encoded: Encoded, batch_size: int
 ) -> list[tuple[Batch, Int[np.ndarray, " rows"]]]:
     """Every example once, sorted by length so that little is padding.
 
@@ -239,9 +255,7 @@ def eval_batches(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         missing = batch_size - len(indices)
-        batch = collate(
-            encoded, np.pad(indices, (0, missing), "edge"), multiple=multiple
-        )
+        batch = collate(encoded, np.pad(indices, (0, missing), "edge"))
         batch.weights[len(indices) :] = 0
         batches.append((batch, indices))
     return batches

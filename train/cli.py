@@ -256,6 +256,20 @@ def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:
     raise ValueError(re.sub(r"^Error parsing [^-]\S*: ", "", message))
 
 
+def _keep_compilations() -> None:
+    """Lets a second run of the same programs skip compiling them.
+
+    JAX's own variables, as JAX_COMPILATION_CACHE_DIR, go before.
+    """
+    import jax
+
+    from ivon_jax.models.known import cache_folder
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        folder = cache_folder() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
     # transformers would say on stderr that torch, which is not needed, is missing.
@@ -269,6 +283,7 @@ def main() -> None:
         "data": data,
         "models": models,
     }
+    _keep_compilations()
     try:
         _parse(commands)()
     except (ValueError, OSError) as error:

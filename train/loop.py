@@ -79,6 +79,13 @@ def train(
             then are written all the same.
     """
     on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+    if jax.process_index() == 0:
+        lengths = problem.train.buckets
+        print(
+            f"prompts are padded to {', '.join(map(str, lengths))} tokens:"
+            f" at most {len(lengths)} compilations",
+            file=sys.stderr,
+        )
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = make_mesh(config.mesh)

@@ -1,0 +1,203 @@
+"""One run by several real processes, which talk over the loopback interface."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import loop
+from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.prepare import prepare
+from ivon_jax.train.processes import ProcessConfig
+from ivon_jax.train.run import METRICS, POSTERIOR
+
+quick_compilation = tiny.quick_compilation
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
+    hyper = MethodConfig(steps=STEPS, batch_size=8, learning_rate=0.01)
+    return TrainConfig(model, data=data, lora=LoraConfig(rank=4), hyper=hyper)
+
+
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    config = resolve(base, "custom", 64)
+    loop.train(prepare(config), config, out)
+    return out
+
+
+def launch(
+    base: TrainConfig, out: Path, count: int, devices: int, mesh: str, *more: object
+) -> list[subprocess.Popen]:
+    """Starts the processes as the documentation's launcher does."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    words = [
+        *("--coordinator", f"localhost:{port}", "--processes", count),
+        *("--model", base.model, "--task", "custom", "--rank", 4),
+        *("--train-file", base.data.train_file, "--eval-file", base.data.eval_file),
+        *("--prompt", tiny.PROMPT, "--labels", *tiny.LABELS),
+        *("--batch-size", 8, "--learning-rate", 0.01, "--checkpoint-steps", 3),
+        *("--mesh", mesh, "--out", out, *more),
+    ]
+    env = dict(
+        os.environ,
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )
+    command = [sys.executable, "-m", "ivon_jax.train.cli", "train", *map(str, words)]
+    return [
+        subprocess.Popen(
+            [*command, "--process", str(index)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(children: list[subprocess.Popen], timeout: float = 240) -> list[str]:
+    try:
+        return [child.communicate(timeout=timeout)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def succeed(*args: object) -> None:
+    children = launch(*args)
+    said = finish(children)
+    assert [child.returncode for child in children] == [0] * len(children), said
+
+
+def assert_same(out: Path, alone: Path) -> None:
+    found, wanted = (Posterior.load(path / POSTERIOR) for path in (out, alone))
+    losses = [
+        [json.loads(line)["loss"] for line in (path / METRICS).read_text().splitlines()]
+        for path in (out, alone)
+    ]
+    for pair in (
+        losses,
+        (found.mean, wanted.mean),
+        (found.precision, wanted.precision),
+    ):
+        jax.tree.map(
+            lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6), *pair
+        )
+
+
+def test_two_processes_change_no_number(base, alone, tmp_path):
+    out = tmp_path / "run"
+    succeed(base, out, 2, 2, "data=2,fsdp=2", "--steps", STEPS)
+    assert_same(out, alone)
+
+
+@pytest.mark.slow
+def test_four_processes_change_no_number(base, alone, tmp_path):
+    out = tmp_path / "run"
+    succeed(base, out, 4, 1, "data=2,tensor=2", "--steps", STEPS)
+    assert_same(out, alone)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
+    out = tmp_path / "run"
+    children = launch(base, out, 2, 1, "fsdp=2", "--steps", 1_000_000)
+    wait_for_steps(children, out, 3)
+    children[1].send_signal(signal.SIGTERM)
+    said = finish(children)
+    assert [child.returncode for child in children] == [0, 0], said
+    assert f"interrupted after step {taken(out)} of 1000000" in said[0]
+    # As if it had been meant to end here: the rest of its steps is one.
+    config = json.loads((out / "config.json").read_text())["config"]
+    hyper = MethodConfig(**config["hyper"])
+    resumed = dataclasses.replace(base, hyper=hyper, checkpoint_steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, taken(out) + 2)
+        with pytest.raises(loop.Interrupted):
+            loop.train(prepare(resumed), resumed, out, True)
+        stop_at(patch, taken(out))
+        with pytest.raises(loop.Interrupted):
+            loop.train(prepare(resumed), resumed, tmp_path / "one")
+    assert_same(out, tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
+    victim, base, alone, tmp_path
+):
+    out = tmp_path / "run"
+    children = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000)
+    wait_for_steps(children, out, 4)
+    children[victim].kill()
+    said = finish(children, timeout=180)
+    other = 1 - victim
+    assert children[other].returncode not in (0, None)
+    named = "leader task" if victim == 0 else f"task:{victim}"
+    assert named in said[other]
+    before = taken(out)
+    children = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000, "--resume")
+    wait_for_steps(children, out, before + 2)
+    children[0].send_signal(signal.SIGTERM)
+    said = finish(children)
+    assert [child.returncode for child in children] == [0, 0], said
+
+
+def taken(out: Path) -> int:
+    path = out / METRICS
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_steps(children: list[subprocess.Popen], out: Path, steps: int) -> None:
+    while all(child.poll() is None for child in children) and taken(out) < steps:
+        time.sleep(0.02)
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
+    class At:
+        def __enter__(self):
+            return lambda count: count >= step
+
+        def __exit__(self, *error):
+            return None
+
+    patch.setattr(loop, "interruptible", At)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"processes": 2}, "processes: only with"),
+        ({"coordinator": "auto", "process": 0}, "processes: only with"),
+        ({"coordinator": "localhost:1"}, "coordinator: HOST:PORT needs"),
+        (
+            {"coordinator": "localhost:1", "processes": 2, "process": 2},
+            r"process: 2 is not in \[0, 2\)",
+        ),
+    ],
+)
+def test_half_a_description_of_the_processes(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ProcessConfig(**fields)
