@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import KNOWN, fetch, sha256
@@ -75,6 +77,26 @@ def load(
             name=name_or_path,
             fingerprint=fingerprint,
         )
+
+
+def load_config(name: str) -> LlamaConfig:
+    """Find out a model's shape, without its weights.
+
+    Args:
+        name: What `load` takes, or an id of the `CATALOG`, which is not fetched.
+
+    Returns:
+        The shape.
+
+    Raises:
+        ValueError: If there is no such model, or it is not one of those implemented.
+    """
+    known = name.removesuffix("-Instruct")
+    if known in CATALOG:
+        return LlamaConfig.from_hf(CATALOG[known])
+    path = _resolve(name)
+    with _naming(path):
+        return (read_gguf if path.suffix == ".gguf" else read_folder)(path)[0]
 
 
 def _resolve(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The command line: ``ivon-jax train | evaluate | export | compare | ...``."""
+"""The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
 
 import contextlib
 import functools
@@ -52,6 +52,11 @@ def train(
         loop.train(problem, config, out, resume)
     except loop.Interrupted as error:
         interrupt = error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # JAX says which one when this process leaves the others.
+        raise ValueError(f"another process stopped: {error}") from None
     if jax.process_index() == 0:
         if interrupt:
             print(interrupt, file=sys.stderr)
@@ -137,6 +142,38 @@ def export(
     else:
         export_hf(directory, out)
     print(f"wrote {out}")
+
+
+def plan(
+    config: Annotated[TrainConfig, Whole],
+    chip: Literal["v5e", "v5p", "v6e", "a100", "h100"],
+    seq_length: int = 512,
+) -> None:
+    """Compiles a training step for imagined devices, and tells what it will need.
+
+    Takes the options of "ivon-jax train"; no weights and no data are read.
+
+    Args:
+        config: the run.
+        chip: the accelerator.
+        seq_length: tokens of a prompt, padding included.
+    """
+    import jax
+
+    from ivon_jax.models.pretrained import load_config
+    from ivon_jax.train.plan import make_plan, report
+    from ivon_jax.train.prepare import find_task
+    from ivon_jax.train.sharding import device_count
+
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # in use already, with what it has
+        jax.config.update("jax_num_cpu_devices", device_count(config.mesh))
+    task = find_task(config.data)
+    # The number of examples changes numbers, and no shape.
+    config = resolve(config, task.family, num_examples=1)
+    classes = len(task.words)
+    shape = load_config(config.model)
+    print(report(make_plan(config, shape, seq_length, classes, chip)))
 
 
 def data(config: Flat[DataConfig], seed: int = 0) -> None:
@@ -278,6 +315,7 @@ def main() -> None:
         "train": train,
         "evaluate": evaluate,
         "export": export,
+        "plan": plan,
         "compare": compare,
         "table": table,
         "data": data,

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from ivon_jax.lora import init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.batches import BatchStream, train_batches
@@ -29,7 +27,7 @@ from ivon_jax.train.prepare import Problem
 from ivon_jax.train.processes import on_first_process
 from ivon_jax.train.progress import progress
 from ivon_jax.train.sharding import local_rows, make_mesh, put_batch, shardings
-from ivon_jax.train.step import Streams, TrainState, train_step
+from ivon_jax.train.step import Streams, TrainState, first_state, train_step
 
 # So many steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
@@ -190,12 +188,8 @@ def _first_state(
     """Makes the state straight on the mesh: no device holds the whole of it."""
 
     def init(key: Key[Array, ""]) -> TrainState:
-        adapters = problem.start  # a constant of the program, so never donated
-        if adapters is None:
-            tokens = jnp.zeros((1, 1), jnp.int32)
-            adapters = init_adapters(problem.model, key, tokens)
-        adapters = jax.tree.map(jnp.asarray, adapters)
-        return TrainState(jnp.int32(0), adapters, method.init(adapters))
+        # A start is a constant of the program, so never donated.
+        return first_state(problem.model, method, problem.start, key)
 
     targets = shardings(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=targets)(key)

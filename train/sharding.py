@@ -53,6 +53,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {axis: int(sizes.get(axis, 1)) for axis in AXES}
 
 
+def device_count(text: str) -> int:
+    """Counts the devices of a mesh; see `parse_mesh`."""
+    return math.prod(parse_mesh(text).values())
+
+
 def make_mesh(text: str) -> Mesh:
     """Arranges devices: the first so many, all of them if there are many processes.
 
@@ -67,7 +72,7 @@ def make_mesh(text: str) -> Mesh:
             devices of a run of several processes idle.
     """
     sizes = tuple(parse_mesh(text).values())
-    wanted, found = math.prod(sizes), jax.device_count()
+    wanted, found = device_count(text), jax.device_count()
     if wanted > found or (jax.process_count() > 1 and wanted < found):
         raise ValueError(f"mesh: {text} is {wanted} devices, there are {found}")
     kinds = (AxisType.Auto,) * len(AXES)

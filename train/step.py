@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ivon_jax.ensemble import ensemble_log_probs
-from ivon_jax.lora import Lora
+from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.methods import LossFn, Method
@@ -37,6 +37,26 @@ class Streams(NamedTuple):
         """Folds a fixed number per stream into the seed's key."""
         key = jax.random.key(seed)
         return cls(*(jax.random.fold_in(key, i) for i in range(len(cls._fields))))
+
+
+def first_state(
+    model: Lora, method: Method, start: PyTree | None, key: Key[Array, ""]
+) -> TrainState:
+    """Makes the state before the first step.
+
+    Args:
+        model: the adapted model.
+        method: how to step.
+        start: adapters to start from; None for fresh ones.
+        key: of fresh adapters.
+
+    Returns:
+        The state.
+    """
+    if start is None:
+        start = init_adapters(model, key, jnp.zeros((1, 1), jnp.int32))
+    adapters = jax.tree.map(jnp.asarray, start)
+    return TrainState(jnp.int32(0), adapters, method.init(adapters))
 
 
 def answer_logits(

@@ -1,0 +1,30 @@
+"""What accelerators can do, by their makers' data sheets."""
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """One accelerator.
+
+    Attributes:
+        flops: bfloat16 operations a second, without sparsity.
+        memory: bytes.
+        bandwidth: bytes a second from its memory.
+        network: bytes a second to its neighbours, one direction, all links together.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    network: float
+
+
+GIB = 2**30
+
+CHIPS: dict[str, Chip] = {
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9),
+    "a100": Chip(312e12, 80 * GIB, 2039e9, 300e9),
+    "h100": Chip(989e12, 80 * GIB, 3350e9, 450e9),
+}

@@ -1,0 +1,269 @@
+"""What a run will need, from its program alone: memory, traffic, operations, time."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from ivon_jax.lora import Lora
+from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.llama import Llama
+from ivon_jax.train.batches import Batch
+from ivon_jax.train.chips import CHIPS, GIB
+from ivon_jax.train.config import TrainConfig, make_method
+from ivon_jax.train.hlo import collectives
+from ivon_jax.train.sharding import BATCH_AXES, make_mesh, shardings
+from ivon_jax.train.step import Streams, first_state, train_step
+
+
+class Memory(NamedTuple):
+    """Bytes on one device."""
+
+    base: int
+    adapters: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one training step needs.
+
+    Attributes:
+        config: the run, resolved.
+        chip: name of the accelerator.
+        devices: how many.
+        memory: of one device.
+        flops: of all devices together.
+        traffic: bytes that a device receives, by kind of collective.
+        reads: bytes of the base that a device reads from its memory.
+    """
+
+    config: TrainConfig
+    chip: str
+    devices: int
+    memory: Memory
+    flops: float
+    traffic: dict[str, int]
+    reads: float
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time that each resource alone would take."""
+        chip = CHIPS[self.chip]
+        return {
+            "compute": self.flops / self.devices / chip.flops,
+            "memory": self.reads / chip.bandwidth,
+            "network": sum(self.traffic.values()) / chip.network,
+        }
+
+
+def make_plan(
+    config: TrainConfig,
+    shape: LlamaConfig,
+    seq_length: int,
+    classes: int,
+    chip: str,
+) -> Plan:
+    """Compiles the true training step for devices that need not exist.
+
+    Args:
+        config: the run, resolved.
+        shape: of the model.
+        seq_length: tokens of a prompt, padding included.
+        classes: number of label words.
+        chip: a key of `CHIPS`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: more devices than JAX was told of, or a size out of range.
+    """
+    limit = shape.max_position_embeddings
+    if not 0 < seq_length <= limit:
+        raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
+    mesh = make_mesh(config.mesh)
+    compiled, params, state = compile_step(config, shape, seq_length, classes, mesh)
+    sizes = compiled.memory_analysis()
+    donated = sizes.alias_size_in_bytes
+    memory = Memory(
+        base=_bytes(params),
+        adapters=_bytes(state.adapters),
+        optimizer=_bytes(state.method),
+        activations=sizes.temp_size_in_bytes,
+        peak=sizes.argument_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.output_size_in_bytes
+        - donated,
+    )
+    passes = (3 if config.remat == "full" else 2) * config.accumulate
+    return Plan(
+        config,
+        chip,
+        mesh.size,
+        memory,
+        flops(config, shape, seq_length, classes),
+        collectives(compiled.as_text()),
+        passes * memory.base,
+    )
+
+
+def compile_step(
+    config: TrainConfig, shape: LlamaConfig, seq_length: int, classes: int, mesh: Mesh
+) -> tuple[Any, PyTree, PyTree]:
+    """Compiles the step of a resolved run, from shapes alone.
+
+    Returns:
+        The program; the base's and the state's shapes, with their shardings.
+    """
+    assert config.hyper.batch_size is not None
+    base = Llama(shape, remat=config.remat)
+    model, method = Lora(base, config.lora), make_method(config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(lambda key: base.init(key, tokens)["params"], key)
+    state = jax.eval_shape(lambda key: first_state(model, method, None, key), key)
+    rows = (config.hyper.batch_size,)
+    batch = Batch(
+        jax.ShapeDtypeStruct((*rows, seq_length), jnp.int32),  # type: ignore[arg-type]
+        *(
+            jax.ShapeDtypeStruct(rows, kind)  # type: ignore[arg-type]
+            for kind in (jnp.int32, jnp.int32, jnp.float32)
+        ),
+    )
+    streams = jax.eval_shape(lambda: Streams.from_seed(0))
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params, state = (_placed(tree, shardings(tree, mesh)) for tree in (params, state))
+    with jax.set_mesh(mesh):
+        lowered = train_step.lower(
+            model,
+            method,
+            state,
+            params,
+            jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=whole),
+            _placed(batch, jax.tree.map(lambda _: split, batch)),
+            _placed(streams, jax.tree.map(lambda _: whole, streams)),
+            accumulate=config.accumulate,
+        )
+        return lowered.compile(), params, state
+
+
+def flops(
+    config: TrainConfig, shape: LlamaConfig, seq_length: int, classes: int
+) -> float:
+    """Counts the operations of one step's matrix products, over all devices.
+
+    A product with a frozen kernel is done once forward and once backward, one with
+    an adapter twice backward, those of attention too; full rematerialisation does
+    the forward pass again.
+
+    Args:
+        config: the run, resolved.
+        shape: of the model.
+        seq_length: tokens of a prompt.
+        classes: number of label words.
+
+    Returns:
+        Multiplications and additions, two for each pair.
+    """
+    assert config.hyper.batch_size is not None
+    tokens = config.hyper.batch_size * seq_length
+    model = Lora(Llama(shape), config.lora)
+    example = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.eval_shape(
+        lambda key: model.init({"params": key, "lora": key}, example),
+        jax.random.key(0),
+    )
+    kernels = _count(variables["params"].get("layers", {}), "kernel")
+    adapters = _count(variables["lora"], "")
+    heads = shape.num_attention_heads * shape.head_dim
+    attention = 2 * seq_length * heads * shape.num_hidden_layers
+    last = config.hyper.batch_size * classes * shape.hidden_size
+    forward = tokens * (kernels + adapters + attention)
+    backward = tokens * (kernels + 2 * adapters + 2 * attention)
+    again = forward if config.remat == "full" else 0
+    samples = config.hyper.mc_samples or 1
+    return 2.0 * samples * (forward + backward + again + 2 * last)
+
+
+def report(plan: Plan) -> str:
+    """Says what the plan means, and what to change if it does not fit."""
+    chip = CHIPS[plan.chip]
+    lines = [
+        f"{plan.config.model} on {plan.devices} {plan.chip}, mesh {plan.config.mesh},"
+        f" batch {plan.config.hyper.batch_size}",
+        "",
+        f"memory of one device, of {chip.memory / GIB:.0f} GiB:",
+        *(
+            f"  {name:<12} {size / GIB:9.3f} GiB"
+            for name, size in plan.memory._asdict().items()
+        ),
+        "",
+        "received by one device in a step:",
+        *(
+            f"  {kind:<18} {size / GIB:9.3f} GiB"
+            for kind, size in sorted(plan.traffic.items())
+        ),
+        "",
+        f"operations: {plan.flops:.3g} in all",
+        "seconds a step, if each were the only limit (operations / peak, base read"
+        " from memory / bandwidth, received / network):",
+        *(f"  {name:<12} {seconds:9.4f}" for name, seconds in plan.seconds.items()),
+        _bounds(plan.seconds),
+        "",
+        *_advice(plan),
+    ]
+    return "\n".join(lines)
+
+
+def _bounds(seconds: dict[str, float]) -> str:
+    best, worst = max(seconds.values()), sum(seconds.values())
+    compute = seconds["compute"]
+    return (
+        f"step between {best:.4f} s (all overlap) and {worst:.4f} s (none does):"
+        f" MFU from {compute / worst:.0%} to {compute / best:.0%} at the very best"
+    )
+
+
+def _advice(plan: Plan) -> list[str]:
+    limit, memory = CHIPS[plan.chip].memory, plan.memory
+    if memory.peak <= limit:
+        return [f"fits: {memory.peak / limit:.0%} of the memory"]
+    lines = [f"does not fit: {memory.peak / limit:.1f} times the memory; try"]
+    if memory.base > limit / 2:
+        need = math.ceil(memory.base / (limit / 2))
+        lines.append(f"  {need} times the fsdp or tensor axis: the base is too large")
+    if memory.activations > limit / 2:
+        if plan.config.remat == "none":
+            lines.append("  --remat full: activations are too large")
+        lines.append("  --accumulate, a smaller batch, or more devices along data")
+    if len(lines) == 1:
+        lines.append("  more devices: nothing alone is too large")
+    return lines
+
+
+def _count(tree: PyTree, suffix: str) -> int:
+    """Number of entries of the leaves whose name ends so."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sum(leaf.size for path, leaf in leaves if path[-1].key.endswith(suffix))
+
+
+def _bytes(tree: PyTree) -> int:
+    """Bytes of the leaves' parts on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _placed(tree: PyTree, targets: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, targets
+    )
