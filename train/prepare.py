@@ -23,7 +23,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.sharding import make_mesh, put, shardings
+from ivon_jax.train.sharding import make_mesh, placement, put
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
@@ -132,7 +132,7 @@ def prepare(config: TrainConfig) -> Problem:
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed)
     mesh = make_mesh(config.mesh)
-    pretrained = load(config.model)
+    pretrained = load(config.model, place=placement(mesh))
     model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
     adapters = _adapter_shapes(model)
     start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
@@ -155,7 +155,7 @@ def prepare(config: TrainConfig) -> Problem:
     return Problem(
         task,
         model,
-        put(pretrained.params, shardings(pretrained.params, mesh)),
+        pretrained.params,
         adapters,
         start,
         put(answers, NamedSharding(mesh, PartitionSpec())),
