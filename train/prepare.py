@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
@@ -132,7 +132,7 @@ def prepare(config: TrainConfig) -> Problem:
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed)
     mesh = make_mesh(config.mesh)
-    pretrained = load(config.model, place=placement(mesh))
+    pretrained = load_base(config, mesh)
     model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
     adapters = _adapter_shapes(model)
     start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
@@ -163,6 +163,14 @@ def prepare(config: TrainConfig) -> Problem:
         eval_encoded,
         facts,
     )
+
+
+def load_base(config: TrainConfig, mesh: Mesh) -> Pretrained:
+    """Loads a run's base model straight onto the mesh."""
+    quantization: Any = config.base if config.base in ("int8", "nf4") else None
+    dtype = jnp.float32 if config.base == "f32" else jnp.bfloat16
+    place = placement(mesh)
+    return load(config.model, dtype=dtype, quantization=quantization, place=place)
 
 
 def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:
