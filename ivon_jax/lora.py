@@ -274,6 +274,11 @@ def _add_to_kernels(
                 f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {config.rank}"
             )
         product = a @ b
+        if kernel is not None and not hasattr(kernel, "size"):
+            raise ValueError(
+                f"params: {'/'.join(path)} is quantised, adapters cannot be merged"
+                " into it; load the base unquantised"
+            )
         if kernel is None or kernel.size != product.size:
             raise ValueError(
                 f"adapters: no kernel of {product.size} entries at {'/'.join(path)}"

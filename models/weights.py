@@ -12,6 +12,8 @@ from flax.typing import Dtype
 
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.placing import Place, empty, one_device, send, store
+from ivon_jax.models.quantized import Quantization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Tensors:
     Attributes:
         shapes: Shape of every tensor under its HF name; linear weights are
             (out, in), as torch stores them.
-        read: Reads the tensor of a name.
+        read: Opens the tensor of a name, which reads the part that it is indexed
+            with.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    read: Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +44,36 @@ class _Slot:
         return self.path.endswith("/kernel")
 
     @property
+    def quantized(self) -> bool:
+        """Whether a quantised model quantises it: the layers' kernels only."""
+        return self.transposed and self.layer is not None
+
+    @property
     def source_shape(self) -> tuple[int, ...]:
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def fill(config: LlamaConfig, tensors: Tensors, dtype: Dtype) -> dict[str, Any]:
+def fill(
+    config: LlamaConfig,
+    tensors: Tensors,
+    dtype: Dtype,
+    quantization: Quantization | None = None,
+    place: Place = one_device,
+) -> dict[str, Any]:
     """Read all parameters of a model, one tensor at a time, layers stacked.
+
+    Each tensor is written where it belongs before the next one is read, so beyond
+    the parameters themselves no more than one tensor is held.
 
     Args:
         config: The model they belong to.
         tensors: Where they come from.
         dtype: What to convert them to.
+        quantization: What to quantise the kernels of the layers to.
+        place: Where each leaf lives.
 
     Returns:
-        The `params` tree of `Llama(config)`, as NumPy arrays on the host.
+        The `params` tree of `Llama(config)`.
 
     Raises:
         ValueError: If tensors are missing, unexpected or of a wrong shape, or one
@@ -70,18 +89,20 @@ def fill(config: LlamaConfig, tensors: Tensors, dtype: Dtype) -> dict[str, Any]:
     compare_shapes(
         {name: slot.source_shape for name, slot in slots.items()}, tensors.shapes
     )
-    leaves: dict[str, np.ndarray] = {}
+    leaves: dict[str, Any] = {}
     for name, slot in slots.items():
-        stack = () if slot.layer is None else (config.num_hidden_layers,)
+        kind = quantization if slot.quantized else None
         if slot.path not in leaves:
-            leaves[slot.path] = np.empty(stack + slot.shape, jnp.dtype(dtype))
-        target = leaves[slot.path][... if slot.layer is None else slot.layer]
+            stack = () if slot.layer is None else (config.num_hidden_layers,)
+            leaves[slot.path] = empty(slot.path, stack, slot.shape, dtype, kind, place)
         tensor = tensors.read(name)
-        with np.errstate(over="ignore"):  # what overflows is reported below
-            target[...] = tensor.T if slot.transposed else tensor
-        if not np.isfinite(target).all():
-            kind = jnp.dtype(dtype).name
-            raise ValueError(f"tensor {name} has NaN or infinite values (as {kind})")
+        source = send(slot.path, slot.shape, tensor, slot.transposed, place)
+        leaves[slot.path], finite = store(
+            leaves[slot.path], source, slot.layer or 0, dtype, kind
+        )
+        if not finite:
+            shown = jnp.dtype(dtype).name
+            raise ValueError(f"tensor {name} has NaN or infinite values (as {shown})")
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 

@@ -153,6 +153,9 @@ class TrainConfig:
         accumulate: micro-batches a batch is computed in, one after another.
         remat: what the backward pass computes again to save memory: nothing, all of
             each layer, or all but its matrix products.
+        base: how the frozen base is kept and computed with: in float32; in bfloat16;
+            or in bfloat16 with the layers' kernels in int8 or NF4, which needs qwix.
+            Adapters are float32 in any case.
         noise: IVON-LoRA only: one posterior sample for the whole batch, or one for
             each group along the mesh's data axis.
         adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
@@ -172,6 +175,7 @@ class TrainConfig:
     mesh: str = "data=1"
     accumulate: int = 1
     remat: Literal["none", "full", "dots"] = "none"
+    base: Literal["f32", "bf16", "int8", "nf4"] = "f32"
     noise: Literal["shared", "per-shard"] = "shared"
     adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
     checkpoint_steps: Annotated[int | None, _unset("INT", "by time alone")] = None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
-from ivon_jax.models import load
 from ivon_jax.models.known import KNOWN
 from ivon_jax.models.save import save
 from ivon_jax.posterior import Posterior
@@ -13,6 +12,8 @@ from ivon_jax.train import run
 from ivon_jax.train.adapters import save_adapter
 from ivon_jax.train.config import to_json
 from ivon_jax.train.evaluate import Prediction
+from ivon_jax.train.prepare import load_base
+from ivon_jax.train.sharding import make_mesh
 from ivon_jax.train.step import Streams
 
 RUN = "ivon_jax.json"  # a run's settings inside an exported adapter
@@ -63,12 +64,18 @@ def export_hf(directory: Path, out: Path) -> None:
         out: a new folder; it appears whole or not at all.
 
     Raises:
-        ValueError: the folder is no run, or its base model is another one now.
+        ValueError: the folder is no run, its base is quantised, or its base model is
+            another one now.
     """
     config, facts = run.read_config(directory)
     posterior = Posterior.load(directory / run.POSTERIOR)
     run.check_new(out)
-    base = load(config.model)
+    if config.base not in ("f32", "bf16"):
+        raise ValueError(
+            f"format: hf merges the adapter into the base, which needs --base f32 or"
+            f" bf16; {directory} has {config.base}"
+        )
+    base = load_base(config, make_mesh("data=1"))
     if base.fingerprint != facts.get("model_fingerprint"):
         raise ValueError(f"{directory}: its model {config.model} has changed since")
     params = merge(base.params, posterior.mean, config.lora)

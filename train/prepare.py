@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
@@ -23,7 +23,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.sharding import make_mesh, put, shardings
+from ivon_jax.train.sharding import make_mesh, placement, put
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
@@ -132,7 +132,7 @@ def prepare(config: TrainConfig) -> Problem:
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed)
     mesh = make_mesh(config.mesh)
-    pretrained = load(config.model)
+    pretrained = load_base(config, mesh)
     model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
     adapters = _adapter_shapes(model)
     start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
@@ -155,7 +155,7 @@ def prepare(config: TrainConfig) -> Problem:
     return Problem(
         task,
         model,
-        put(pretrained.params, shardings(pretrained.params, mesh)),
+        pretrained.params,
         adapters,
         start,
         put(answers, NamedSharding(mesh, PartitionSpec())),
@@ -163,6 +163,14 @@ def prepare(config: TrainConfig) -> Problem:
         eval_encoded,
         facts,
     )
+
+
+def load_base(config: TrainConfig, mesh: Mesh) -> Pretrained:
+    """Loads a run's base model straight onto the mesh."""
+    quantization: Any = config.base if config.base in ("int8", "nf4") else None
+    dtype = jnp.float32 if config.base == "f32" else jnp.bfloat16
+    place = placement(mesh)
+    return load(config.model, dtype=dtype, quantization=quantization, place=place)
 
 
 def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:

@@ -7,7 +7,7 @@ in files.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -104,6 +104,11 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     return PartitionSpec(*split)
 
 
+def placement(mesh: Mesh | AbstractMesh) -> Callable[..., NamedSharding]:
+    """Returns the function from an array's path and shape to its sharding."""
+    return lambda path, shape: NamedSharding(mesh, spec(path, shape, mesh.shape))
+
+
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """Decides how parameters, adapters or a training state are split.
 
@@ -114,9 +119,10 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     Returns:
         A sharding for every leaf; see `spec`.
     """
+    place = placement(mesh)
 
     def leaf(path: Any, value: Any) -> NamedSharding:
-        return NamedSharding(mesh, spec(path_name(path), value.shape, mesh.shape))
+        return place(path_name(path), value.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 

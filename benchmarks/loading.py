@@ -1,0 +1,181 @@
+"""Loading time and peak memory against transformers and PEFT on torch.
+
+    python -m benchmarks.loading --out runs/benchmarks/loading.json
+
+Both load the same generated checkpoint, sharded safetensors in bfloat16, and put fresh
+rank-8 adapters on q_proj and v_proj. Every load runs in a process of its own, one of
+each contestant a round; what the process takes before (interpreter, imports) is
+measured too, and is not part of the time. Ours compiles its small programs anew in
+every process. Memory is anonymous and file pages together, at its peak.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.timing import machine, summary, write
+
+CONTESTANTS = (
+    "ours_bf16",
+    "ours_int8",
+    "ours_nf4",
+    "peft_bf16",
+    "ours_f32",
+    "peft_f32",
+)
+
+
+def generate(folder: Path, layers: int) -> int:
+    """Writes a Llama of random weights in shards; returns the bytes of its tensors."""
+    import jax.numpy as jnp
+    from safetensors.numpy import save_file
+
+    from ivon_jax.models import LlamaConfig
+    from ivon_jax.models.weights import _slots
+
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=2048, intermediate_size=5632,
+        num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=4,
+        head_dim=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    (folder / "config.json").write_text(
+        json.dumps(config.to_hf() | {"dtype": "bfloat16"})
+    )
+    rng = np.random.default_rng(0)
+    shards: dict[str, dict[str, np.ndarray]] = {}
+    where = {}
+    for name, slot in _slots(config).items():
+        file = (
+            f"model-{0 if slot.layer is None else 1 + slot.layer // 4:05d}.safetensors"
+        )
+        values = 0.02 * rng.standard_normal(slot.source_shape, np.float32)
+        shards.setdefault(file, {})[name] = values.astype(jnp.bfloat16)
+        where[name] = file
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return sum(t.nbytes for shard in shards.values() for t in shard.values())
+
+
+def ours(folder: str, base: str) -> int:
+    """Loads onto the first device; returns the bytes that stay."""
+    import jax
+    import jax.numpy as jnp
+
+    from ivon_jax.lora import Lora, LoraConfig, init_adapters
+    from ivon_jax.models import load
+
+    quantization: Any = base if base in ("int8", "nf4") else None
+    dtype = jnp.float32 if base == "f32" else jnp.bfloat16
+    loaded = load(folder, dtype=dtype, quantization=quantization, tokenizer=False)
+    model = Lora(loaded.model, LoraConfig())
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    adapters = init_adapters(model, jax.random.key(0), tokens)
+    leaves = jax.block_until_ready(jax.tree.leaves((loaded.params, adapters)))
+    # Four-bit arrays are packed, which `nbytes` does not know.
+    return sum(x.nbytes // (2 if x.dtype == jnp.uint4 else 1) for x in leaves)
+
+
+def peft(folder: str, base: str) -> int:
+    """The same with transformers' torch class and PEFT."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    kind = {"f32": torch.float32, "bf16": torch.bfloat16}[base]
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=kind), config
+    )
+    touched = sum(float(p.detach().sum()) for p in model.parameters())  # mapped files
+    assert np.isfinite(touched)
+    return sum(p.nbytes for p in model.parameters())
+
+
+def peak() -> int:
+    """Returns the process's largest resident size so far, in bytes."""
+    # `getrusage` would count the parent's, up to the moment it started this one.
+    status = Path("/proc/self/status").read_text()
+    line = next(x for x in status.splitlines() if x.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def load_once(contestant: str, folder: str) -> None:
+    """Loads in this process and prints what it took, as JSON."""
+    kind, _, base = contestant.partition("_")
+    if kind == "ours":
+        import jax
+
+        jax.devices()
+    else:
+        from peft import get_peft_model  # noqa: F401
+        from transformers import LlamaForCausalLM  # noqa: F401
+    before, start = peak(), time.perf_counter()
+    stays = (ours if kind == "ours" else peft)(folder, base)
+    seconds = time.perf_counter() - start
+    print(
+        json.dumps(
+            {"seconds": seconds, "before": before, "peak": peak(), "stays": stays}
+        )
+    )
+
+
+def measure(contestant: str, folder: Path) -> dict[str, float]:
+    code = (
+        f"from benchmarks.loading import load_once; load_once({contestant!r}, "
+        f"{str(folder)!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(
+    out: Path = Path("runs/benchmarks/loading.json"),
+    layers: int = 16,
+    rounds: int = 3,
+) -> None:
+    """Measures and writes the results.
+
+    Args:
+        out: where to write.
+        layers: of the generated model; 16 make 1.7 GB.
+        rounds: loads of each contestant, after one that is not counted.
+    """
+    before = machine()
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        size = generate(Path(folder), layers)
+        for i in range(rounds + 1):
+            for name in CONTESTANTS:
+                found = measure(name, Path(folder))
+                if i:
+                    runs[name].append(found)
+    results = {}
+    for name, loads in runs.items():
+        middle = {
+            f"{k}_mb": statistics.median(run[k] for run in loads) / 1e6
+            for k in ("before", "peak", "stays")
+        }
+        middle["above_what_stays_mb"] = (
+            middle["peak_mb"] - middle["before_mb"] - middle["stays_mb"]
+        )
+        results[name] = summary([run["seconds"] for run in loads]) | middle
+    write(
+        out,
+        {"machine": before, "checkpoint_mb": size / 1e6, "rounds": rounds, **results},
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,71 @@
+"""Kernels of a frozen base in 8 or 4 bits, through qwix's pure functions.
+
+A quantised kernel stands in the tree where the kernel stood. `nn.Dense` reads it
+through `promote`, so layers stay what they are and adapters find them as ever.
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Quantization = Literal["int8", "nf4"]
+BLOCK = 64  # inputs that share a scale in NF4, as in QLoRA
+
+
+def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
+    """Quantise a kernel.
+
+    Args:
+        kernel: In float32.
+        quantization: `"int8"` with a scale for each output; or `"nf4"`, the 4-bit
+            NormalFloat of Dettmers et al. (2023, arXiv:2305.14314), with a scale for
+            each output and each 64 inputs. Scales are float32.
+
+    Returns:
+        A `qwix.QArray`.
+
+    Raises:
+        ValueError: If qwix is missing, or NF4's blocks do not divide the inputs.
+    """
+    try:
+        import qwix
+    except ImportError as error:
+        raise ValueError(
+            f"quantization: {quantization} needs qwix; pip install ivon-jax[quant]"
+        ) from error
+    if quantization == "int8":
+        return qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
+    if kernel.shape[0] % BLOCK:
+        raise ValueError(
+            f"quantization: nf4 needs layers with a multiple of {BLOCK} inputs,"
+            f" one has {kernel.shape[0]}"
+        )
+    return qwix.quantize(kernel, "nf4", channelwise_axes=[1], tiled_axes={0: BLOCK})
+
+
+def promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Cast what a layer computes with, as flax does, dequantising its kernel.
+
+    XLA fuses this into the layer's product; only the quantised kernel is stored.
+
+    Args:
+        *args: The layer's input, kernel, and bias if it has one.
+        dtype: What to compute in.
+        inexact: Whether that must be a type of floating-point numbers.
+
+    Returns:
+        The same as arrays of one type.
+    """
+    arrays = [arg if arg is None else _dequantize(arg) for arg in args]
+    return nn.dtypes.promote_dtype(*arrays, dtype=dtype, inexact=inexact)
+
+
+def _dequantize(array: Any) -> Array:
+    if isinstance(array, jax.Array):
+        return array
+    import qwix
+
+    return qwix.dequantize(array)
