@@ -31,6 +31,17 @@ class RMSNorm(nn.Module):
         return y * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
+def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    """Keep hidden states split by rows where flax's logical axis rules say so.
+
+    Else the compiler may split them as it does the kernels, and add up all of them
+    after every product.
+    """
+    return nn.with_logical_constraint(
+        x, ("batch", None, None), fallback=nn.spmd.RulesFallback.NO_CONSTRAINT
+    )
+
+
 class _Projecting(nn.Module):
     """What attention and MLP share: the settings, and plain Dense projections."""
 

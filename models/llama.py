@@ -16,7 +16,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.config import LlamaConfig
-from ivon_jax.models.layers import MLP, Attention, RMSNorm
+from ivon_jax.models.layers import MLP, Attention, RMSNorm, split_batch
 from ivon_jax.models.rotary import Rotation, rotation
 
 
@@ -73,8 +73,8 @@ class Block(nn.Module):
         if windowed is not None:
             mask = jnp.where(windowed, visible.near, mask)  # type: ignore[arg-type]
         attended, cache = self.self_attn(self.input_layernorm(x), past, turn, mask)
-        x = x + attended
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        x = split_batch(x + attended)
+        x = split_batch(x + self.mlp(self.post_attention_layernorm(x)))
         return x, KVCache(*cache) if self.keep_cache else None
 
 
@@ -164,7 +164,7 @@ class Llama(nn.Module):
         prefix = 0 if past is None else past.keys.shape[2]
         window = self.config.sliding_window
         positions, visible = _visibility(tokens, mask, prefix, window)
-        x = self.embed_tokens(tokens)
+        x = split_batch(self.embed_tokens(tokens))
         turn = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None
         x, cache = self._layers(return_cache)(x, past, windowed, turn, visible)

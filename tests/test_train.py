@@ -98,9 +98,7 @@ def start(problem: Problem, config: TrainConfig):
     """A fresh state, and what a step needs besides."""
     streams = step.Streams.from_seed(config.seed)
     method = make_method(config)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    adapters = loop.init_adapters(problem.model, streams.adapters, tokens)
-    state = step.TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
+    state = step.first_state(problem.model, method, None, streams.adapters)
     return method, state, streams
 
 

@@ -12,10 +12,12 @@ from jaxtyping import PyTree
 from ivon_jax.lora import Lora
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.quantized import Quantization, quantize
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.chips import CHIPS, GIB
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
+from ivon_jax.train.prepare import base_kind
 from ivon_jax.train.sharding import BATCH_AXES, make_mesh, shardings
 from ivon_jax.train.step import Streams, first_state, train_step
 
@@ -123,11 +125,14 @@ def compile_step(
         The program; the base's and the state's shapes, with their shardings.
     """
     assert config.hyper.batch_size is not None
-    base = Llama(shape, remat=config.remat)
+    dtype, quantization = base_kind(config)
+    base = Llama(shape, remat=config.remat, dtype=dtype, param_dtype=dtype)
     model, method = Lora(base, config.lora), make_method(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = jax.eval_shape(lambda key: base.init(key, tokens)["params"], key)
+    if quantization:
+        params = _quantized(params, quantization)
     state = jax.eval_shape(lambda key: first_state(model, method, None, key), key)
     rows = (config.hyper.batch_size,)
     batch = Batch(
@@ -239,13 +244,14 @@ def _advice(plan: Plan) -> list[str]:
     lines = [f"does not fit: {memory.peak / limit:.1f} times the memory; try"]
     if memory.base > limit / 2:
         need = math.ceil(memory.base / (limit / 2))
-        lines.append(f"  {need} times the fsdp or tensor axis: the base is too large")
+        smaller = ", or --base int8 or nf4" if plan.config.base[0] in "fb" else ""
+        lines.append(f"  {need} times the fsdp or tensor axis{smaller}: large base")
     if memory.activations > limit / 2:
         if plan.config.remat == "none":
             lines.append("  --remat full: activations are too large")
         lines.append("  --accumulate, a smaller batch, or more devices along data")
     if len(lines) == 1:
-        lines.append("  more devices: nothing alone is too large")
+        lines.append("  a little more of any: --accumulate, more devices along data")
     return lines
 
 
@@ -261,6 +267,18 @@ def _bytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _quantized(params: PyTree, quantization: Quantization) -> PyTree:
+    """Shapes of a base whose layers' kernels are quantised, one scale set a layer."""
+    convert = jax.vmap(lambda kernel: quantize(kernel, quantization))
+
+    def leaf(path: Any, value: Any) -> PyTree:
+        if path[0].key != "layers" or path[-1].key != "kernel":
+            return value
+        return jax.eval_shape(convert, jax.ShapeDtypeStruct(value.shape, jnp.float32))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _placed(tree: PyTree, targets: PyTree) -> PyTree:

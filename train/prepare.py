@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.models import Pretrained, load
+from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.adapters import load_adapter
 from ivon_jax.train.batches import Encoded, answer_tokens, encode
 from ivon_jax.train.config import DataConfig, TrainConfig
@@ -165,10 +166,15 @@ def prepare(config: TrainConfig) -> Problem:
     )
 
 
+def base_kind(config: TrainConfig) -> tuple[Any, Quantization | None]:
+    """Returns the dtype a run's base computes in, and what its kernels are in."""
+    quantization: Any = config.base if config.base in ("int8", "nf4") else None
+    return jnp.float32 if config.base == "f32" else jnp.bfloat16, quantization
+
+
 def load_base(config: TrainConfig, mesh: Mesh) -> Pretrained:
     """Loads a run's base model straight onto the mesh."""
-    quantization: Any = config.base if config.base in ("int8", "nf4") else None
-    dtype = jnp.float32 if config.base == "f32" else jnp.bfloat16
+    dtype, quantization = base_kind(config)
     place = placement(mesh)
     return load(config.model, dtype=dtype, quantization=quantization, place=place)
 

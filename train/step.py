@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +14,7 @@ from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.methods import LossFn, Method
-from ivon_jax.train.sharding import constrain, replicate
+from ivon_jax.train.sharding import BATCH_AXES, constrain, replicate
 
 
 class TrainState(NamedTuple):
@@ -140,9 +141,12 @@ def train_step(
         batch = jax.tree.map(
             lambda x: x.reshape(method.groups, -1, *x.shape[1:]), batch
         )
-    loss, adapters, method_state, logs = method.step(
-        loss_fn, key, state.adapters, state.method, batch
-    )
+    # The groups themselves are split along data, each one's rows along the rest.
+    rows = BATCH_AXES[1:] if method.groups > 1 else BATCH_AXES
+    with nn.logical_axis_rules([("batch", rows)]):
+        loss, adapters, method_state, logs = method.step(
+            loss_fn, key, state.adapters, state.method, batch
+        )
     finite = jnp.isfinite(loss) & jnp.isfinite(logs["grad_norm"])
     adapters, method_state = _select(
         finite, (adapters, method_state), (state.adapters, state.method)
