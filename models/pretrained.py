@@ -19,7 +19,7 @@ from ivon_jax.models.known import KNOWN, fetch, sha256
 from ivon_jax.models.llama import Llama
 from ivon_jax.models.placing import Place, one_device
 from ivon_jax.models.quantized import Quantization
-from ivon_jax.models.safetensors_io import read_folder, weight_files
+from ivon_jax.models.safetensors_io import read_config, read_folder, weight_files
 from ivon_jax.models.weights import fill
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
@@ -105,7 +105,7 @@ def load_config(name: str) -> LlamaConfig:
         return LlamaConfig.from_hf(CATALOG[known])
     path = _resolve(name)
     with _naming(path):
-        return (read_gguf if path.suffix == ".gguf" else read_folder)(path)[0]
+        return read_gguf(path)[0] if path.suffix == ".gguf" else read_config(path)
 
 
 def _resolve(name: str) -> Path:

@@ -12,6 +12,18 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
 
 
+def read_config(folder: Path) -> LlamaConfig:
+    """Read `config.json` alone.
+
+    Raises:
+        ValueError: If it is missing, damaged, or holds what is not implemented.
+    """
+    try:
+        return LlamaConfig.from_hf(read_json(folder / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from error
+
+
 def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
     """Open `config.json` and `model.safetensors`, or the shards its index lists.
 
@@ -24,10 +36,7 @@ def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
     Raises:
         ValueError: If a file is missing, damaged, or holds what is not implemented.
     """
-    try:
-        config = LlamaConfig.from_hf(read_json(folder / "config.json"))
-    except ValueError as error:
-        raise ValueError(f"config.json: {error}") from error
+    config = read_config(folder)
     handles = {file.name: _open(file) for file in weight_files(folder)}
     where = _locations(folder, {file: set(h.keys()) for file, h in handles.items()})
     shapes = {name: _shape(name, file, handles[file]) for name, file in where.items()}

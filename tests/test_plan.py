@@ -1,0 +1,161 @@
+"""Plans against programs that are counted by hand, and by XLA."""
+
+import dataclasses
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+import tiny_models
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.llama import Llama
+from ivon_jax.train import cli, plan
+from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.hlo import collectives
+from ivon_jax.train.plan import compile_step, flops, make_plan, report
+from ivon_jax.train.sharding import make_mesh
+
+optax_promotes = tiny.optax_promotes
+
+SHAPE = LlamaConfig(
+    vocab_size=256,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    head_dim=16,
+)
+
+
+def config_of(method="ivon-lora", batch=16, **changes) -> TrainConfig:
+    hyper = MethodConfig(batch_size=batch)
+    config = TrainConfig(method=method, hyper=hyper, lora=LoraConfig(dropout=0.0))
+    return resolve(dataclasses.replace(config, **changes), "custom", 64)
+
+
+def test_traffic_of_a_loop_counts_every_turn():
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+
+    def shape(sizes, *axes):
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=sharding)
+
+    def loss(kernels, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, kernels)[0].sum()
+
+    # A product along a split axis is added up in every turn: (16, 64) float32.
+    kernels, x = shape((5, 64, 64), None, "x"), shape((16, 64))
+    found = collectives(jax.jit(loss).lower(kernels, x).compile().as_text())
+    assert found["all-reduce"] in (5 * 16 * 64 * 4, 5 * 16 * 64 * 4 + 4)
+
+
+def test_text_that_is_no_program():
+    with pytest.raises(ValueError, match="^program: has no entry"):
+        collectives("nothing")
+
+
+@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_operations_are_those_xla_counts(method, remat, monkeypatch):
+    # XLA counts the body of a loop once.
+    unrolled = functools.partial(Llama, scan_layers=False)
+    config = config_of(method, remat=remat)
+    wanted = flops(config, SHAPE, 32, 4)
+    monkeypatch.setattr(plan, "Llama", unrolled)
+    compiled, _, _ = compile_step(config, SHAPE, 32, 4, make_mesh("data=1"))
+    counted = compiled.cost_analysis()["flops"]
+    # XLA counts the elementwise operations too, and leaves out what the first
+    # layer need not send further back.
+    assert wanted == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=8", "fsdp=8", "fsdp=2,tensor=4"])
+def test_the_base_takes_its_share(mesh):
+    model = Llama(SHAPE)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    kernels = sum(
+        leaf.size * 4 for leaf in jax.tree.leaves(params) if min(leaf.shape) > 6
+    )
+    norms = sum(leaf.size * 4 for leaf in jax.tree.leaves(params)) - kernels
+    parts = 1 if mesh.startswith("data") else 8
+    memory = make_plan(config_of(mesh=mesh), SHAPE, 32, 4, "v5e").memory
+    assert kernels / parts <= memory.base <= kernels / parts + norms + 4 * 256 * 128
+    assert memory.peak >= memory.base + memory.adapters + memory.optimizer
+
+
+def test_kernels_are_gathered_and_hidden_states_are_not():
+    small, large = (
+        make_plan(config_of(mesh="data=2,fsdp=4", batch=batch), SHAPE, 32, 4, "v5e")
+        for batch in (16, 64)
+    )
+    gathered = small.traffic["all-gather"]
+    assert large.traffic["all-gather"] == pytest.approx(gathered, rel=0.05)
+    assert sum(large.traffic.values()) < 1.1 * sum(small.traffic.values())
+    assert large.flops == pytest.approx(4 * small.flops)
+
+
+@pytest.mark.parametrize("base", ["bf16", "int8", "nf4"])
+def test_smaller_bases_take_less(base):
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes them
+        whole, small = (
+            make_plan(config_of(base=kind), SHAPE, 32, 4, "v5e").memory.base
+            for kind in ("f32", base)
+        )
+    assert small < 0.6 * whole
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_known_shapes_have_as_many_parameters_as_their_names_say(name):
+    number, unit = re.search(r"([\d.]+)([MB])(-v0.3)?$", name).group(1, 2)
+    model = Llama(LlamaConfig.from_hf(CATALOG[name]))
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert 0.95 < count / float(number) / {"M": 1e6, "B": 1e9}[unit] < 1.3
+
+
+def test_the_report_says_what_to_change():
+    fits = make_plan(config_of(), SHAPE, 32, 4, "v5e")
+    assert "fits: " in report(fits)
+    huge = fits.memory._replace(base=20 * 2**30, activations=30 * 2**30, peak=2**36)
+    text = report(dataclasses.replace(fits, memory=huge))
+    assert "does not fit: 4.0 times" in text
+    for advice in ("3 times the fsdp or tensor axis", "--remat full", "--accumulate"):
+        assert advice in text
+
+
+def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny_models.CONFIG))
+    words = ["plan", "--model", str(folder), "--chip", "h100", "--mesh", "data=8"]
+    monkeypatch.setattr("sys.argv", ["ivon-jax", *words, "--seq-length", "16"])
+    cli.main()
+    assert "on 8 h100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--chip", "tpu9"], "invalid choice 'tpu9'"),
+        (["--chip", "v5e", "--mesh", "data=16"], "mesh: data=16 is 16 devices"),
+        (["--chip", "v5e", "--seq-length", "0"], "seq_length: 0 is not in"),
+        (["--chip", "v5e", "--model", "no-model"], "model 'no-model' not found"),
+    ],
+)
+def test_refusals(words, message, capsys, monkeypatch):
+    words = ["--model", "HuggingFaceTB/SmolLM2-135M", "--batch-size", "16", *words]
+    monkeypatch.setattr("sys.argv", ["ivon-jax", "plan", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
