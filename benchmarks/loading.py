@@ -142,14 +142,14 @@ def measure(contestant: str, folder: Path) -> dict[str, float]:
 
 def main(
     out: Path = Path("runs/benchmarks/loading.json"),
-    layers: int = 16,
+    layers: int = 12,
     rounds: int = 3,
 ) -> None:
     """Measures and writes the results.
 
     Args:
         out: where to write.
-        layers: of the generated model; 16 make 1.7 GB.
+        layers: of the generated model; 12 make 1.3 GB.
         rounds: loads of each contestant, after one that is not counted.
     """
     before = machine()

@@ -332,3 +332,22 @@ def test_transformers_loads_a_merged_model(
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "Text: red one Answer:"
     assert tokenizer(text).input_ids == base.tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [("int8", None), ("bf16", "BF16")])
+def test_only_an_unquantised_base_is_merged_into(bits, dtype, command, tmp_path):
+    from safetensors import safe_open
+
+    # JAX's gradient of a 16-bit product with a 32-bit result mixes the two.
+    with jax.numpy_dtype_promotion("standard"):
+        trained(command, tmp_path / "run", "ivon-lora", "--base", bits)
+    assert command("evaluate", tmp_path / "run", "--samples", "1")[0] == 0
+    out = tmp_path / "out"
+    code, error = command("export", tmp_path / "run", "--format", "hf", "--out", out)
+    if dtype is None:
+        assert code == 2
+        assert "needs --base f32 or bf16" in error
+        assert not out.exists()
+    else:
+        with safe_open(out / "model.safetensors", framework="numpy") as file:
+            assert {file.get_slice(k).get_dtype() for k in file.keys()} == {dtype}  # noqa: SIM118
