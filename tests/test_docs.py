@@ -35,15 +35,19 @@ def options() -> dict[str, set[str]]:
         MethodConfig,
         TrainConfig,
     )
+    from ivon_jax.train.processes import ProcessConfig
 
     def fields(*kinds, prefix=""):
         names = (field.name for kind in kinds for field in dataclasses.fields(kind))
         return {prefix + name.replace("_", "-") for name in names}
 
     hyper = fields(MethodConfig)
+    train = fields(TrainConfig, DataConfig, LoraConfig, ProcessConfig) | hyper
+    train |= {"out", "resume"}
     evaluate = inspect.signature(cli.evaluate).parameters
     return {
-        "train": fields(TrainConfig, DataConfig, LoraConfig) | hyper | {"out"},
+        "train": train,
+        "plan": train | {"chip", "seq-length"},
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
         | fields(MethodConfig, prefix="adam.")
         | fields(MethodConfig, prefix="ivon-lora.")
@@ -57,8 +61,8 @@ def test_shown_options_exist(page):
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
     legal = options()
     for line in text.splitlines():
-        if command := re.match(r"ivon-jax (train|compare|evaluate) ", line):
-            shown = set(re.findall(r"--([\w.-]+)", line))
+        if command := re.match(r".*ivon-jax (train|plan|compare|evaluate) ", line):
+            shown = set(re.findall(r"--([\w.-]+)", line[command.end() :]))
             assert shown <= legal[command[1]], line
 
 

@@ -77,13 +77,7 @@ def train(
             then are written all the same.
     """
     on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
-    if jax.process_index() == 0:
-        lengths = problem.train.buckets
-        print(
-            f"prompts are padded to {', '.join(map(str, lengths))} tokens:"
-            f" at most {len(lengths)} compilations",
-            file=sys.stderr,
-        )
+    on_first_process(lambda: _announce(problem.train.buckets))
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = make_mesh(config.mesh)
@@ -133,6 +127,15 @@ def train(
     return posterior
 
 
+def _announce(lengths: list[int]) -> None:
+    """Says how often the step will be compiled at most, which takes its time."""
+    print(
+        f"prompts are padded to {', '.join(map(str, lengths))} tokens:"
+        f" at most {len(lengths)} compilations",
+        file=sys.stderr,
+    )
+
+
 def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
     return Checkpoints(
         out / run.CHECKPOINTS,
@@ -158,8 +161,7 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
         The function to call after each step. It ends a run that diverges.
     """
     first = jax.process_index() == 0
-    if first:
-        run.cut_metrics(out, done)
+    on_first_process(lambda: run.cut_metrics(out, done))
     bar = progress(f"train {method.name}", steps, every=25, done=done)
     with (
         (out / run.METRICS if first else Path(os.devnull)).open("a") as metrics,
