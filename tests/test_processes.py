@@ -155,7 +155,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     said = finish(children, timeout=180)
     other = 1 - victim
     assert children[other].returncode not in (0, None)
-    named = "leader task" if victim == 0 else f"task:{victim}"
+    named = "leader task" if victim == 0 else f"Task {victim} heartbeat timeout"
     assert named in said[other]
     before = taken(out)
     children = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000, "--resume")
