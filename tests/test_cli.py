@@ -348,6 +348,17 @@ def test_malformed_data_names_the_line(problem, home, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_evaluation_chooses_its_own_mesh(problem, tmp_path):
+    out = tmp_path / "run"
+    assert command("train", *problem, *SHORT, "--mesh", "data=2", "--out", out) == 0
+    found = []
+    for mesh in ([], ["--mesh", "fsdp=2,tensor=2"]):
+        assert command("evaluate", out, "--samples", 2, *mesh) == 0
+        found.append(json.loads((out / "evaluation.json").read_text())["rows"])
+    for one, split in zip(*found, strict=True):
+        assert one["nll"] == pytest.approx(split["nll"], rel=1e-4)
+
+
 @pytest.mark.parametrize("damage", ["cut", "nan"])
 def test_damaged_weights(problem, home, tmp_path, capsys, damage):
     model = shutil.copytree(home / "model", tmp_path / "model")

@@ -1,6 +1,7 @@
 """The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -69,6 +70,7 @@ def evaluate(
     tau: float = 1.0,
     prune: float = 0.0,
     chunk_size: int = 1,
+    mesh: str = "data=1",
 ) -> None:
     """Evaluates a run at its mean and averaged over posterior samples.
 
@@ -78,6 +80,7 @@ def evaluate(
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         chunk_size: posterior samples computed at a time.
+        mesh: devices to split the base over, whatever the run was trained on.
     """
     from ivon_jax.posterior import Posterior
     from ivon_jax.train import report, run
@@ -89,7 +92,7 @@ def evaluate(
     hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
     config, facts = run.read_config(directory)
     posterior = Posterior.load(directory / run.POSTERIOR)
-    problem = prepare(config)
+    problem = prepare(dataclasses.replace(config, mesh=mesh))
     for name, value in problem.facts.items():
         if facts.get(name) != value:
             raise ValueError(
