@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import children
 import jax
 import numpy as np
 import pytest
 import tiny
+from children import finish, kill, taken, wait_for_steps
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
@@ -188,10 +188,9 @@ def test_counts_out_of_range(name):
 LONG = 60
 
 
-def process(base: TrainConfig, out: Path, *, limit: str = "") -> subprocess.Popen:
-    """A user's process, as the shell starts it."""
-    assert base.data.train_file
-    assert base.data.eval_file
+def process(
+    base: TrainConfig, out: Path, *, steps: int = LONG, limit: str = ""
+) -> subprocess.Popen:
     options = {
         "model": base.model,
         "task": "custom",
@@ -199,47 +198,24 @@ def process(base: TrainConfig, out: Path, *, limit: str = "") -> subprocess.Pope
         "eval-file": base.data.eval_file,
         "prompt": tiny.PROMPT,
         "rank": 4,
-        "steps": LONG,
+        "steps": steps,
         "batch-size": 8,
         "checkpoint-steps": 3,
         "out": out,
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     words += ["--labels", *tiny.LABELS, "--resume"]
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    command = [sys.executable, "-m", "ivon_jax.train.cli", "train", *words]
-    if limit:
-        command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(child: subprocess.Popen) -> str:
-    try:
-        return child.communicate(timeout=120)[1]
-    finally:
-        child.kill()
-
-
-def wait_for_steps(child: subprocess.Popen, out: Path, steps: int) -> None:
-    def taken() -> int:
-        path = out / METRICS
-        return path.read_bytes().count(b"\n") if path.exists() else 0
-
-    while child.poll() is None and taken() < steps:
-        time.sleep(0.01)
+    return children.start("train", *words, limit=limit)
 
 
 def test_sigterm_saves_and_exits_0(base, tmp_path):
     out = tmp_path / "run"
     child = process(base, out)
-    wait_for_steps(child, out, 2)
+    wait_for_steps(out, 2, child)
     child.send_signal(signal.SIGTERM)
-    stderr = finish(child)
+    (stderr,) = finish(child)
     assert child.returncode == 0, stderr
-    done = len((out / METRICS).read_text().splitlines())
+    done = taken(out)
     assert 2 <= done < LONG
     assert f"interrupted after step {done} of {LONG}; the same command" in stderr
     assert (out / CHECKPOINTS / str(done) / SEAL).exists()
@@ -248,13 +224,13 @@ def test_sigterm_saves_and_exits_0(base, tmp_path):
 def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path):
     out = tmp_path / "run"
     child = process(base, out)
-    wait_for_steps(child, out, 4)
+    wait_for_steps(out, 4, child)
     child.send_signal(signal.SIGTERM)
     finish(child)
     good = max(int(path.name) for path in (out / CHECKPOINTS).iterdir())
     # No file may grow beyond 4 KiB: to the writer that is a disk without room.
     child = process(base, out, limit="ulimit -f 4")
-    stderr = finish(child)
+    (stderr,) = finish(child)
     assert child.returncode == 2
     last = stderr.splitlines()[-1]
     assert last.startswith(f"ivon-jax: {out / CHECKPOINTS}: the checkpoint cannot be")
@@ -264,25 +240,24 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path):
 def chaos(base: TrainConfig, folder: Path, kills: int, seed: int) -> None:
     """Kills a run again and again, and compares what it ends with."""
     rng = random.Random(seed)
+    steps = 40 * kills  # more than it can take between kills
     wanted, out = folder / "alone", folder / "killed"
-    assert finish(process(base, wanted)) is not None
+    finish(process(base, wanted, steps=steps))
     for _ in range(kills):
-        child = process(base, out)
-        before = len((out / METRICS).read_bytes()) if (out / METRICS).exists() else 0
-        if rng.random() < 0.8:  # else while it starts
-            while child.poll() is None and (
-                not (out / METRICS).exists()
-                or len((out / METRICS).read_bytes()) == before
-            ):
-                time.sleep(0.001)
+        child = process(base, out, steps=steps)
+        if rng.random() < 0.8:
+            # Beyond what it had: the steps since the checkpoint are taken again.
+            wait_for_steps(out, taken(out) + 1, child)
             time.sleep(rng.random() * 0.1)
         else:
-            time.sleep(rng.random() * 4)
-        child.kill()
-        child.communicate()
-    child = process(base, out)
-    stderr = finish(child)
+            time.sleep(rng.random() * 3)
+        assert child.poll() is None, child.communicate()[1]
+        kill(child)
+    assert 0 < taken(out) < steps
+    child = process(base, out, steps=steps)
+    (stderr,) = finish(child)
     assert child.returncode == 0, stderr
+    assert taken(out) == steps
     assert result(out) == result(wanted)
 
 

@@ -2,13 +2,11 @@
 
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
+import children
 import numpy as np
 import pytest
 import tiny
@@ -462,33 +460,18 @@ def test_the_parsers_box_becomes_one_line(
 # Real processes.
 
 
-def process(*args):
-    # Not the flags of the tests: a user's process has one device.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    return subprocess.Popen(
-        [sys.executable, "-m", "ivon_jax.train.cli", *map(str, args)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_interrupt_keeps_what_was_learned(problem, tmp_path):
     out = tmp_path / "run"
     steps = ["--steps", 1_000_000, "--batch-size", 2]
-    child = process("train", *problem, *steps, "--out", out)
+    child = children.start("train", *problem, *steps, "--out", out)
     try:
-        log = out / "metrics.jsonl"
-        while child.poll() is None and not (log.exists() and log.stat().st_size):
-            time.sleep(0.05)
+        children.wait_for_steps(out, 1, child)
         child.send_signal(signal.SIGINT)
         stdout, stderr = child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 0, stderr
-    done = len(lines(log))
+    done = children.taken(out)
     assert f"interrupted after step {done} of 1000000; " in stderr.splitlines()[-1]
     assert "ivon-jax evaluate" in stdout
     assert command("evaluate", out, "--samples", 2) == 0
@@ -497,7 +480,9 @@ def test_interrupt_keeps_what_was_learned(problem, tmp_path):
 
 
 def test_a_process_refuses_in_one_line(problem, tmp_path):
-    child = process("train", *problem, "--targets", "w_proj", "--out", tmp_path / "out")
+    child = children.start(
+        "train", *problem, "--targets", "w_proj", "--out", tmp_path / "out"
+    )
     _, stderr = child.communicate(timeout=60)
     assert child.returncode == 2
     assert stderr.startswith("ivon-jax: targets: ")

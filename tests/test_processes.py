@@ -2,18 +2,17 @@
 
 import dataclasses
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
+import children
 import jax
 import numpy as np
 import pytest
 import tiny
+from children import finish, taken, wait_for_steps
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
@@ -58,37 +57,16 @@ def launch(
         *("--batch-size", 8, "--learning-rate", 0.01, "--checkpoint-steps", 3),
         *("--mesh", mesh, "--out", out, *more),
     ]
-    env = dict(
-        os.environ,
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
-    )
-    command = [sys.executable, "-m", "ivon_jax.train.cli", "train", *map(str, words)]
     return [
-        subprocess.Popen(
-            [*command, "--process", str(index)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        children.start("train", *words, "--process", index, devices=devices)
         for index in range(count)
     ]
 
 
-def finish(children: list[subprocess.Popen], timeout: float = 240) -> list[str]:
-    try:
-        return [child.communicate(timeout=timeout)[1] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-
-
 def succeed(*args: object) -> None:
-    children = launch(*args)
-    said = finish(children)
-    assert [child.returncode for child in children] == [0] * len(children), said
+    crew = launch(*args)
+    said = finish(*crew)
+    assert [child.returncode for child in crew] == [0] * len(crew), said
 
 
 def assert_same(out: Path, alone: Path) -> None:
@@ -123,11 +101,11 @@ def test_four_processes_change_no_number(base, alone, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
     out = tmp_path / "run"
-    children = launch(base, out, 2, 1, "fsdp=2", "--steps", 1_000_000)
-    wait_for_steps(children, out, 3)
-    children[1].send_signal(signal.SIGTERM)
-    said = finish(children)
-    assert [child.returncode for child in children] == [0, 0], said
+    crew = launch(base, out, 2, 1, "fsdp=2", "--steps", 1_000_000)
+    wait_for_steps(out, 3, *crew)
+    crew[1].send_signal(signal.SIGTERM)
+    said = finish(*crew)
+    assert [child.returncode for child in crew] == [0, 0], said
     assert f"interrupted after step {taken(out)} of 1000000" in said[0]
     # As if it had been meant to end here: the rest of its steps is one.
     config = json.loads((out / "config.json").read_text())["config"]
@@ -149,30 +127,20 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     victim, base, alone, tmp_path
 ):
     out = tmp_path / "run"
-    children = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000)
-    wait_for_steps(children, out, 4)
-    children[victim].kill()
-    said = finish(children, timeout=180)
+    crew = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000)
+    wait_for_steps(out, 4, *crew)
+    crew[victim].kill()
+    said = finish(*crew, timeout=180)
     other = 1 - victim
-    assert children[other].returncode not in (0, None)
+    assert crew[other].returncode not in (0, None)
     named = "leader task" if victim == 0 else f"Task {victim} heartbeat timeout"
     assert named in said[other]
     before = taken(out)
-    children = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000, "--resume")
-    wait_for_steps(children, out, before + 2)
-    children[0].send_signal(signal.SIGTERM)
-    said = finish(children)
-    assert [child.returncode for child in children] == [0, 0], said
-
-
-def taken(out: Path) -> int:
-    path = out / METRICS
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def wait_for_steps(children: list[subprocess.Popen], out: Path, steps: int) -> None:
-    while all(child.poll() is None for child in children) and taken(out) < steps:
-        time.sleep(0.02)
+    crew = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000, "--resume")
+    wait_for_steps(out, before + 2, *crew)
+    crew[0].send_signal(signal.SIGTERM)
+    said = finish(*crew)
+    assert [child.returncode for child in crew] == [0, 0], said
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:

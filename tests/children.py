@@ -1,0 +1,52 @@
+"""Real processes of the command line, as a user's shell starts them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ivon_jax.train.run import METRICS
+
+
+def start(*words: object, devices: int = 1, limit: str = "") -> subprocess.Popen:
+    """Start a command; `limit` is said to the shell before it, as `ulimit -f 4`."""
+    env = dict(
+        os.environ,
+        # Not the flags of the tests.
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )
+    command = [sys.executable, "-m", "ivon_jax.train.cli", *map(str, words)]
+    if limit:
+        command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(*children: subprocess.Popen, timeout: float = 240) -> list[str]:
+    """Wait for all, or kill them; return what each wrote to stderr."""
+    try:
+        return [child.communicate(timeout=timeout)[1] for child in children]
+    finally:
+        kill(*children)
+
+
+def kill(*children: subprocess.Popen) -> None:
+    """End what still runs, with no chance to tidy up."""
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def taken(out: Path) -> int:
+    """Number of steps in a run's metrics."""
+    path = out / METRICS
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for_steps(out: Path, steps: int, *children: subprocess.Popen) -> None:
+    """Wait until so many steps are taken, or one of the processes has ended."""
+    while all(child.poll() is None for child in children) and taken(out) < steps:
+        time.sleep(0.005)
