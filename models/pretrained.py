@@ -92,7 +92,7 @@ def load_config(name: str) -> LlamaConfig:
     """Find out a model's shape, without its weights.
 
     Args:
-        name: What `load` takes, or an id of the `CATALOG`, which is not fetched.
+        name: What `load` takes; models of the `CATALOG` are not fetched.
 
     Returns:
         The shape.
@@ -100,7 +100,7 @@ def load_config(name: str) -> LlamaConfig:
     Raises:
         ValueError: If there is no such model, or it is not one of those implemented.
     """
-    known = name.removesuffix("-Instruct")
+    known = (KNOWN[name].hub_id if name in KNOWN else name).removesuffix("-Instruct")
     if known in CATALOG:
         return LlamaConfig.from_hf(CATALOG[known])
     path = _resolve(name)

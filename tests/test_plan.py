@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 import tiny_models
@@ -15,7 +16,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.catalog import CATALOG
 from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.gguf_io import read_gguf
+from ivon_jax.models.known import fetch
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.pretrained import load_config
 from ivon_jax.train import cli, plan
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.hlo import collectives
@@ -159,3 +163,14 @@ def test_refusals(words, message, capsys, monkeypatch):
         cli.main()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_known_model_is_planned_without_fetching_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("IVON_JAX_CACHE", str(tmp_path))
+    shape = load_config("smollm2-135m-instruct")
+    assert not list(tmp_path.iterdir())
+    # Its file says the same, with numbers in float32.
+    monkeypatch.undo()
+    file, _ = read_gguf(fetch("smollm2-135m-instruct"))
+    assert file.rms_norm_eps == np.float32(shape.rms_norm_eps)
+    assert dataclasses.replace(file, rms_norm_eps=shape.rms_norm_eps) == shape
