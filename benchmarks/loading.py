@@ -66,16 +66,17 @@ def generate(folder: Path, layers: int) -> int:
     return sum(t.nbytes for shard in shards.values() for t in shard.values())
 
 
-def ours(folder: str, base: str) -> int:
+def ours(folder: str, base: Any) -> int:
     """Loads onto the first device; returns the bytes that stay."""
     import jax
     import jax.numpy as jnp
 
     from ivon_jax.lora import Lora, LoraConfig, init_adapters
     from ivon_jax.models import load
+    from ivon_jax.train.config import TrainConfig
+    from ivon_jax.train.prepare import base_kind
 
-    quantization: Any = base if base in ("int8", "nf4") else None
-    dtype = jnp.float32 if base == "f32" else jnp.bfloat16
+    dtype, quantization = base_kind(TrainConfig(base=base))
     loaded = load(folder, dtype=dtype, quantization=quantization, tokenizer=False)
     model = Lora(loaded.model, LoraConfig())
     tokens = jnp.zeros((1, 1), jnp.int32)

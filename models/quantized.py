@@ -15,6 +15,15 @@ Quantization = Literal["int8", "nf4"]
 BLOCK = 64  # inputs that share a scale in NF4, as in QLoRA
 
 
+def is_quantized(path: str) -> bool:
+    """Whether a quantised model quantises a leaf: the layers' kernels only.
+
+    Args:
+        path: The leaf's, `/`-joined, in the tree with stacked layers.
+    """
+    return path.startswith("layers/") and path.endswith("/kernel")
+
+
 def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
     """Quantise a kernel.
 

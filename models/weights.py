@@ -13,7 +13,7 @@ from flax.typing import Dtype
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.llama import Llama
 from ivon_jax.models.placing import Place, empty, one_device, send, store
-from ivon_jax.models.quantized import Quantization
+from ivon_jax.models.quantized import Quantization, is_quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,6 @@ class _Slot:
     @property
     def transposed(self) -> bool:
         return self.path.endswith("/kernel")
-
-    @property
-    def quantized(self) -> bool:
-        """Whether a quantised model quantises it: the layers' kernels only."""
-        return self.transposed and self.layer is not None
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -91,7 +86,7 @@ def fill(
     )
     leaves: dict[str, Any] = {}
     for name, slot in slots.items():
-        kind = quantization if slot.quantized else None
+        kind = quantization if is_quantized(slot.path) else None
         if slot.path not in leaves:
             stack = () if slot.layer is None else (config.num_hidden_layers,)
             leaves[slot.path] = empty(slot.path, stack, slot.shape, dtype, kind, place)

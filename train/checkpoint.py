@@ -113,16 +113,15 @@ class Checkpoints:
         notes: Any = self._orbax.metadata(latest.step).custom_metadata
         return Saved(latest.step, state, notes)
 
-    def offer(self, saved: Saved) -> None:
-        """Saves if it is time to; to be called after every step.
+    def due(self, step: int) -> bool:
+        """Tells whether it is time to save; to be asked after every step.
 
         Raises:
-            OSError: this save, or the one before, could not be written.
+            OSError: the save before could not be written.
         """
         if self._pending is not None and not self._orbax.is_saving_in_progress():
             self._finish()
-        if self._orbax.should_save(saved.step):
-            self.save(saved)
+        return self._orbax.should_save(step)
 
     def save(self, saved: Saved) -> None:
         """Saves now, in the background, unless this step is saved already.

@@ -1,6 +1,8 @@
 """What accelerators can do, by their makers' data sheets."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+ChipName = Literal["v5e", "v5p", "v6e", "a100", "h100"]
 
 
 class Chip(NamedTuple):
@@ -21,7 +23,7 @@ class Chip(NamedTuple):
 
 GIB = 2**30
 
-CHIPS: dict[str, Chip] = {
+CHIPS: dict[ChipName, Chip] = {
     "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * GIB, 1640e9, 400e9),

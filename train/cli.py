@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
+from ivon_jax.train.chips import ChipName
 from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolve
 from ivon_jax.train.processes import ALONE, ProcessConfig, join, on_first_process
 
@@ -149,7 +150,7 @@ def export(
 
 def plan(
     config: Annotated[TrainConfig, Whole],
-    chip: Literal["v5e", "v5p", "v6e", "a100", "h100"],
+    chip: ChipName,
     seq_length: int = 512,
 ) -> None:
     """Compiles a training step for imagined devices, and tells what it will need.

@@ -111,7 +111,8 @@ def train(
                     bad=not values.pop("finite"), seconds=time.monotonic() - start
                 )
                 report(counts, values, hyper.batch_size)
-                checkpoints.offer(_saved(counts, state, batches))
+                if checkpoints.due(counts.step):
+                    checkpoints.save(_saved(counts, state, batches))
         checkpoints.save(_saved(counts, state, batches))
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
     posterior = make_posterior(state.adapters, state.method)

@@ -12,9 +12,10 @@ from jaxtyping import PyTree
 from ivon_jax.lora import Lora
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.llama import Llama
-from ivon_jax.models.quantized import Quantization, quantize
+from ivon_jax.models.quantized import Quantization, is_quantized, quantize
+from ivon_jax.noise import path_name
 from ivon_jax.train.batches import Batch
-from ivon_jax.train.chips import CHIPS, GIB
+from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
 from ivon_jax.train.prepare import base_kind
@@ -47,7 +48,7 @@ class Plan:
     """
 
     config: TrainConfig
-    chip: str
+    chip: ChipName
     devices: int
     memory: Memory
     flops: float
@@ -70,7 +71,7 @@ def make_plan(
     shape: LlamaConfig,
     seq_length: int,
     classes: int,
-    chip: str,
+    chip: ChipName,
 ) -> Plan:
     """Compiles the true training step for devices that need not exist.
 
@@ -79,7 +80,7 @@ def make_plan(
         shape: of the model.
         seq_length: tokens of a prompt, padding included.
         classes: number of label words.
-        chip: a key of `CHIPS`.
+        chip: the accelerator.
 
     Returns:
         The plan.
@@ -274,7 +275,7 @@ def _quantized(params: PyTree, quantization: Quantization) -> PyTree:
     convert = jax.vmap(lambda kernel: quantize(kernel, quantization))
 
     def leaf(path: Any, value: Any) -> PyTree:
-        if path[0].key != "layers" or path[-1].key != "kernel":
+        if not is_quantized(path_name(path)):
             return value
         return jax.eval_shape(convert, jax.ShapeDtypeStruct(value.shape, jnp.float32))
 

@@ -24,7 +24,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.sharding import make_mesh, placement, put
+from ivon_jax.train.sharding import make_mesh, placement
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
@@ -125,7 +125,7 @@ def prepare(config: TrainConfig) -> Problem:
         config: need not be resolved.
 
     Returns:
-        The problem, its parameters on the default device.
+        The problem, its parameters on the run's mesh.
 
     Raises:
         ValueError: anything wrong with model, data or their fit.
@@ -144,6 +144,7 @@ def prepare(config: TrainConfig) -> Problem:
     _check_vocabulary(
         pretrained, [answers, *train_encoded.tokens, *eval_encoded.tokens]
     )
+    whole = NamedSharding(mesh, PartitionSpec())
     facts = {
         "task": task.name,
         "model": pretrained.name,
@@ -159,7 +160,7 @@ def prepare(config: TrainConfig) -> Problem:
         pretrained.params,
         adapters,
         start,
-        put(answers, NamedSharding(mesh, PartitionSpec())),
+        jax.make_array_from_callback(answers.shape, whole, answers.__getitem__),
         train_encoded,
         eval_encoded,
         facts,

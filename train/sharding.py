@@ -146,15 +146,6 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def put(tree: PyTree, targets: PyTree[NamedSharding]) -> PyTree:
-    """Places host arrays; every process needs the same, and sends only its part."""
-
-    def leaf(value: Any, target: NamedSharding) -> jax.Array:
-        return jax.make_array_from_callback(value.shape, target, value.__getitem__)
-
-    return jax.tree.map(leaf, tree, targets)
-
-
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     """Finds which rows of a batch this process's devices hold.
 
