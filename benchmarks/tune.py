@@ -40,25 +40,34 @@ class Grid:
         learning_rates: peak learning rates.
         steps: lengths of training.
         gammas: of lambda = gamma * sqrt(N), IVON-LoRA only.
+        beta2s: decays of the Hessian estimate.
         samples: posterior samples to average, IVON-LoRA only.
     """
 
     learning_rates: tuple[float, ...]
     steps: tuple[int, ...] = (350,)
     gammas: tuple[float | None, ...] = (None,)
+    beta2s: tuple[float | None, ...] = (None,)
     samples: int = 5
 
     def points(self) -> list[MethodConfig]:
         """Returns the grid's points."""
-        product = itertools.product(self.learning_rates, self.steps, self.gammas)
-        return [MethodConfig(learning_rate=r, steps=s, gamma=g) for r, s, g in product]
+        product = itertools.product(
+            self.learning_rates, self.steps, self.gammas, self.beta2s
+        )
+        return [
+            MethodConfig(learning_rate=rate, steps=steps, gamma=gamma, beta2=beta2)
+            for rate, steps, gamma, beta2 in product
+        ]
 
 
 def name_of(config: TrainConfig) -> str:
     """Names a point's folder after what the grid varies."""
     hyper = config.hyper
-    gamma = "" if hyper.gamma is None else f"-gamma{hyper.gamma:g}"
-    return f"{config.method}-lr{hyper.learning_rate:g}-steps{hyper.steps}{gamma}"
+    varied = [("lr", hyper.learning_rate), ("steps", hyper.steps)]
+    varied += [("gamma", hyper.gamma), ("beta2-", hyper.beta2)]
+    parts = [f"{name}{value:g}" for name, value in varied if value is not None]
+    return "-".join([config.method, *parts])
 
 
 def run_point(
