@@ -1,5 +1,7 @@
 """Variational LoRA fine-tuning of language models in JAX."""
 
+from ivon_jax import ensemble as ensemble
+from ivon_jax import metrics as metrics
 from ivon_jax.ivon import Moments as Moments
 from ivon_jax.ivon import ScaleByIvonState as ScaleByIvonState
 from ivon_jax.ivon import ivon as ivon
