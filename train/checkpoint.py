@@ -32,11 +32,13 @@ class Saved(NamedTuple):
         step: number of steps taken.
         state: arrays, as they were then.
         notes: whatever else, as JSON.
+        score: how bad the state is, a finite number; None if that is not known.
     """
 
     step: int
     state: PyTree
     notes: dict[str, Any]
+    score: float | None = None
 
 
 class Checkpoints:
@@ -49,7 +51,7 @@ class Checkpoints:
         folder: made if needed. Damaged checkpoints in it are removed, with a message.
         steps: save every so many steps; None for by time alone.
         minutes: save at the latest after so many minutes.
-        keep: how many to keep, the newest ones.
+        keep: how many to keep, the newest ones; the one of lowest score is kept too.
     """
 
     def __init__(
@@ -66,12 +68,20 @@ class Checkpoints:
         ]
         if steps is not None:
             policies.insert(0, when.FixedIntervalPolicy(steps))
+        which = training.preservation_policies
+        best = which.BestN(
+            get_metric_fn=lambda metrics: -metrics["score"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
         self._folder = folder
         self._pending: int | None = None
         self._orbax = training.Checkpointer(
             folder.absolute(),
             save_decision_policy=when.AnySavePolicy(policies),
-            preservation_policy=training.preservation_policies.LatestN(keep),
+            preservation_policy=which.AnyPreservationPolicy(
+                [which.LatestN(keep), best]
+            ),
             cleanup_tmp_directories=True,
         )
 
@@ -104,14 +114,31 @@ class Checkpoints:
             The checkpoint, or None if there is none.
         """
         latest = self._orbax.latest
-        if latest is None:
+        return None if latest is None else self._load(latest, like)
+
+    def restore_best(self, like: PyTree) -> Saved | None:
+        """Reads the checkpoint of lowest score, the newest of equals.
+
+        Args:
+            like: see `restore`.
+
+        Returns:
+            The checkpoint, or None if none has a score.
+        """
+        self._finish()
+        scored = [found for found in self._orbax.checkpoints if found.metrics]
+        if not scored:
             return None
+        best = min(scored, key=lambda found: (found.metrics["score"], -found.step))
+        return self._load(best, like)
+
+    def _load(self, found: Any, like: PyTree) -> Saved:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        state = self._orbax.load(latest.step, shapes)
-        notes: Any = self._orbax.metadata(latest.step).custom_metadata
-        return Saved(latest.step, state, notes)
+        state = self._orbax.load(found.step, shapes)
+        notes: Any = self._orbax.metadata(found.step).custom_metadata
+        return Saved(found.step, state, notes)
 
     def due(self, step: int) -> bool:
         """Tells whether it is time to save; to be asked after every step.
@@ -137,7 +164,11 @@ class Checkpoints:
         state = jax.tree.map(jnp.copy, saved.state)
         with _one_line(self._folder):
             self._orbax.save_async(
-                saved.step, state, force=True, custom_metadata=saved.notes
+                saved.step,
+                state,
+                force=True,
+                metrics=None if saved.score is None else {"score": saved.score},
+                custom_metadata=saved.notes,
             )
         self._pending = saved.step
 

@@ -161,6 +161,10 @@ class TrainConfig:
         adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
             targets must be those given here. With --method adam --steps 0 the run
             is that adapter, ready to be evaluated.
+        eval_steps: score the mean on the evaluation examples every so many steps, and
+            at the end; the state of lowest NLL is kept beside the last. They should
+            be training examples held out (validation_examples): a choice spoils the
+            examples it is made by.
         checkpoint_steps: save a checkpoint every so many steps.
         checkpoint_minutes: and whenever the last one is older than this.
         keep_checkpoints: how many to keep, the newest ones.
@@ -178,13 +182,19 @@ class TrainConfig:
     base: Literal["f32", "bf16", "int8", "nf4"] = "f32"
     noise: Literal["shared", "per-shard"] = "shared"
     adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
+    eval_steps: Annotated[int | None, _unset("INT", "never")] = None
     checkpoint_steps: Annotated[int | None, _unset("INT", "by time alone")] = None
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         """Checks what no method and no task can change."""
-        for name in ("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"):
+        for name in (
+            "eval_steps",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+        ):
             value = getattr(self, name)
             if value is not None:
                 _check_range(name, value)

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax import metrics
 from ivon_jax.ensemble import average
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import common_prefix_length, eval_batches
+from ivon_jax.train.batches import Batch, common_prefix_length, eval_batches
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.progress import progress
+from ivon_jax.train.sharding import BATCH_AXES, local_rows, put_batch, put_whole
 from ivon_jax.train.step import predict_batch
 
 
@@ -66,6 +67,7 @@ def predict(
     key: Key[Array, ""],
     batch_size: int = 32,
     chunk_size: int | None = 1,
+    show: bool = True,
 ) -> Float[np.ndarray, "s n c"]:
     """Computes log-probabilities of the label words for every evaluation example.
 
@@ -76,8 +78,9 @@ def predict(
         posterior: of the adapters.
         how: what to average over.
         key: of the posterior samples, each one the same for all examples.
-        batch_size: examples at a time.
+        batch_size: examples at a time, rounded up to what the mesh can split.
         chunk_size: posterior samples at a time; None for all.
+        show: whether to show progress.
 
     Returns:
         Log-probabilities of each sample, in the examples' order.
@@ -96,12 +99,19 @@ def predict(
         raise ValueError("prune: the method has no posterior to choose entries by")
     posterior, samples = how.of(posterior)
     length = common_prefix_length(problem.eval)
-    prefix = jnp.asarray(problem.eval.tokens[0][:length])
+    mesh = problem.mesh
+    prefix = put_whole(problem.eval.tokens[0][:length], mesh)
     rest = dataclasses.replace(
         problem.eval, tokens=tuple(ids[length:] for ids in problem.eval.tokens)
     )
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    batch_size = -(-batch_size // shards) * shards
+    rows = local_rows(mesh, batch_size)
     out = np.zeros((samples, len(rest), len(problem.answers)), np.float32)
-    with progress("evaluate", len(rest), every=len(rest)) as report:
+    with (
+        jax.set_mesh(mesh),
+        progress("evaluate", len(rest), every=len(rest), show=show) as report,
+    ):
         for batch, indices in eval_batches(rest, batch_size):
             log_probs = predict_batch(
                 problem.model,
@@ -109,7 +119,7 @@ def predict(
                 posterior,
                 problem.answers,
                 prefix,
-                jax.device_put(batch),
+                put_batch(Batch(*(part[rows] for part in batch)), mesh, batch_size),
                 key,
                 samples,
                 chunk_size,
@@ -117,6 +127,25 @@ def predict(
             out[:, indices] = np.asarray(log_probs)[:, : len(indices)]
             report(len(indices), f"{samples} samples")
     return out
+
+
+def validate(
+    problem: Problem, adapters: PyTree, key: Key[Array, ""]
+) -> dict[str, float]:
+    """Scores adapters on the evaluation examples, as a run goes.
+
+    Args:
+        problem: the model and the examples.
+        adapters: the mean of a posterior.
+        key: of nothing; there are no samples.
+
+    Returns:
+        Metrics by the names they have in ``metrics.jsonl``.
+    """
+    how = Prediction(0)
+    log_probs = predict(problem, Posterior.point(adapters), how, key, show=False)
+    row = score("", how, log_probs, problem.eval.labels)
+    return {f"eval_{name}": row[name] for name in ("nll", "accuracy", "ece")}
 
 
 def score(

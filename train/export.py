@@ -7,7 +7,6 @@ from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
 from ivon_jax.models.known import KNOWN
 from ivon_jax.models.save import save
-from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.adapters import save_adapter
 from ivon_jax.train.config import to_json
@@ -19,7 +18,9 @@ from ivon_jax.train.step import Streams
 RUN = "ivon_jax.json"  # a run's settings inside an exported adapter
 
 
-def export_peft(directory: Path, out: Path, how: Prediction) -> None:
+def export_peft(
+    directory: Path, out: Path, how: Prediction, *, best: bool = False
+) -> None:
     """Writes the posterior mean, and samples, as adapters that HF PEFT loads.
 
     `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
@@ -31,12 +32,13 @@ def export_peft(directory: Path, out: Path, how: Prediction) -> None:
         directory: a run's folder.
         out: a new folder; it appears whole or not at all.
         how: how many samples, at which temperature, how much pruned.
+        best: see `run.read_posterior`.
 
     Raises:
         ValueError: the folder is no run, or there is no posterior to draw from.
     """
     config, facts = run.read_config(directory)
-    posterior = Posterior.load(directory / run.POSTERIOR)
+    posterior = run.read_posterior(directory, best=best)
     for name in ("samples", "prune"):
         if getattr(how, name) and not posterior.precision:
             raise ValueError(f"{name}: method {config.method} has no posterior")
@@ -56,19 +58,20 @@ def export_peft(directory: Path, out: Path, how: Prediction) -> None:
         write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())
 
 
-def export_hf(directory: Path, out: Path) -> None:
+def export_hf(directory: Path, out: Path, *, best: bool = False) -> None:
     """Writes the base model with the posterior mean merged in, in HF's layout.
 
     Args:
         directory: a run's folder.
         out: a new folder; it appears whole or not at all.
+        best: see `run.read_posterior`.
 
     Raises:
         ValueError: the folder is no run, its base is quantised, or its base model is
             another one now.
     """
     config, facts = run.read_config(directory)
-    posterior = Posterior.load(directory / run.POSTERIOR)
+    posterior = run.read_posterior(directory, best=best)
     run.check_new(out)
     if config.base not in ("f32", "bf16"):
         raise ValueError(

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from ivon_jax.train import run
 from ivon_jax.train.batches import BatchStream, train_batches
 from ivon_jax.train.checkpoint import Checkpoints, Saved
 from ivon_jax.train.config import TrainConfig, make_method
+from ivon_jax.train.evaluate import validate
 from ivon_jax.train.methods import Method
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.processes import on_first_process
 from ivon_jax.train.progress import progress
-from ivon_jax.train.sharding import local_rows, make_mesh, put_batch, shardings
+from ivon_jax.train.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.step import Streams, TrainState, first_state, train_step
 
 # So many steps in a row without a finite gradient end the run.
@@ -62,7 +63,8 @@ def train(
         problem: the model and the examples.
         config: resolved.
         out: the run's new folder; gets ``config.json``, a line a step in
-            ``metrics.jsonl``, checkpoints, and ``posterior.safetensors``.
+            ``metrics.jsonl``, checkpoints, ``posterior.safetensors`` and, if the run
+            is scored as it goes, ``best.safetensors``.
         resume: go on from the folder's newest good checkpoint, if it has one. The
             result is that of a run never stopped, to the bit on the same mesh.
 
@@ -80,7 +82,7 @@ def train(
     on_first_process(lambda: _announce(problem.train.buckets))
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
-    mesh = make_mesh(config.mesh)
+    mesh = problem.mesh
     whole = NamedSharding(mesh, PartitionSpec())
     make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
     streams = make_streams(config.seed)
@@ -110,13 +112,20 @@ def train(
                 counts = counts.after(
                     bad=not values.pop("finite"), seconds=time.monotonic() - start
                 )
+                if scored := _scored(config, counts.step):
+                    values |= validate(problem, state.adapters, streams.ensemble)
                 report(counts, values, hyper.batch_size)
-                if checkpoints.due(counts.step):
-                    checkpoints.save(_saved(counts, state, batches))
+                if scored or checkpoints.due(counts.step):
+                    nll = values.get("eval_nll")
+                    checkpoints.save(_saved(counts, state, batches, nll))
         checkpoints.save(_saved(counts, state, batches))
+        best = checkpoints.restore_best(state) if config.eval_steps else None
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
     posterior = make_posterior(state.adapters, state.method)
     on_first_process(lambda: posterior.save(out / run.POSTERIOR))
+    if best is not None:
+        lowest = make_posterior(best.state.adapters, best.state.method)
+        on_first_process(lambda: lowest.save(out / run.BEST))
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
         print(message, file=sys.stderr)
@@ -126,6 +135,12 @@ def train(
             " the same command with --resume goes on"
         )
     return posterior
+
+
+def _scored(config: TrainConfig, step: int) -> bool:
+    """Whether the mean is scored after this step."""
+    every, last = config.eval_steps, config.hyper.steps
+    return every is not None and (step % every == 0 or step == last)
 
 
 def _announce(lengths: list[int]) -> None:
@@ -146,9 +161,12 @@ def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
     )
 
 
-def _saved(counts: Counts, state: TrainState, batches: BatchStream) -> Saved:
+def _saved(
+    counts: Counts, state: TrainState, batches: BatchStream, nll: float | None = None
+) -> Saved:
     notes = {"counts": dataclasses.asdict(counts), "batches": batches.get_state()}
-    return Saved(counts.step, state, notes)
+    score = nll if nll is not None and math.isfinite(nll) else None
+    return Saved(counts.step, state, notes, score)
 
 
 _Report = Callable[[Counts, dict[str, float], int], None]
@@ -163,10 +181,10 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
     """
     first = jax.process_index() == 0
     on_first_process(lambda: run.cut_metrics(out, done))
-    bar = progress(f"train {method.name}", steps, every=25, done=done)
+    bar = progress(f"train {method.name}", steps, every=25, done=done, show=first)
     with (
         (out / run.METRICS if first else Path(os.devnull)).open("a") as metrics,
-        bar if first else nullcontext(lambda advance, text: None) as show,
+        bar as show,
     ):
 
         def report(counts: Counts, values: dict[str, float], batch_size: int) -> None:

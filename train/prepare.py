@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from ivon_jax.lora import Lora, init_adapters
@@ -24,7 +24,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.sharding import make_mesh, placement
+from ivon_jax.train.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
@@ -37,6 +37,7 @@ class Problem:
 
     Attributes:
         task: what is asked.
+        mesh: the devices that everything lives on.
         model: the adapted model.
         params: the frozen base.
         adapters: shapes of the model's adapters.
@@ -48,6 +49,7 @@ class Problem:
     """
 
     task: Task
+    mesh: Mesh
     model: Lora
     params: Any
     adapters: Any
@@ -78,9 +80,19 @@ def find_task(data: DataConfig) -> Task:
 
 
 def find_examples(
-    task: Task, data: DataConfig, seed: int
+    task: Task, data: DataConfig, seed: int, *, test: bool = False
 ) -> tuple[list[Example], list[Example]]:
     """Loads and draws the training and evaluation examples.
+
+    Args:
+        task: the task.
+        data: which examples.
+        seed: of the draws from the training examples.
+        test: evaluate on the task's evaluation examples even if training examples
+            are held out to choose by.
+
+    Returns:
+        Training and evaluation examples.
 
     Raises:
         ValueError: missing or malformed data, fewer examples than asked for, or a
@@ -101,7 +113,7 @@ def find_examples(
     if (n := data.validation_examples) is not None:
         with _naming("validation_examples"):
             train, evaluation = validation_split(train, n, seed)
-    else:
+    if n is None or test:
         evaluation = load_examples(task, "eval", **sources)
     if (n := data.eval_examples) is not None:
         with _naming("eval_examples"):
@@ -118,11 +130,12 @@ def _naming(option: str) -> Iterator[None]:
         raise ValueError(f"{option}: {error}") from None
 
 
-def prepare(config: TrainConfig) -> Problem:
+def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     """Loads model and data.
 
     Args:
         config: need not be resolved.
+        test: see `find_examples`.
 
     Returns:
         The problem, its parameters on the run's mesh.
@@ -131,7 +144,7 @@ def prepare(config: TrainConfig) -> Problem:
         ValueError: anything wrong with model, data or their fit.
     """
     task = find_task(config.data)
-    train, evaluation = find_examples(task, config.data, config.seed)
+    train, evaluation = find_examples(task, config.data, config.seed, test=test)
     mesh = make_mesh(config.mesh)
     pretrained = load_base(config, mesh)
     model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
@@ -144,7 +157,6 @@ def prepare(config: TrainConfig) -> Problem:
     _check_vocabulary(
         pretrained, [answers, *train_encoded.tokens, *eval_encoded.tokens]
     )
-    whole = NamedSharding(mesh, PartitionSpec())
     facts = {
         "task": task.name,
         "model": pretrained.name,
@@ -156,11 +168,12 @@ def prepare(config: TrainConfig) -> Problem:
     }
     return Problem(
         task,
+        mesh,
         model,
         pretrained.params,
         adapters,
         start,
-        jax.make_array_from_callback(answers.shape, whole, answers.__getitem__),
+        put_whole(answers, mesh),
         train_encoded,
         eval_encoded,
         facts,

@@ -10,7 +10,9 @@ Report = Callable[[int, str], None]
 
 
 @contextmanager
-def progress(title: str, total: int, every: int, done: int = 0) -> Iterator[Report]:
+def progress(
+    title: str, total: int, every: int, done: int = 0, show: bool = True
+) -> Iterator[Report]:
     """Shows a bar with speed and time left, or a line every so many units.
 
     Args:
@@ -18,11 +20,14 @@ def progress(title: str, total: int, every: int, done: int = 0) -> Iterator[Repo
         total: number of units.
         every: units between two plain lines.
         done: units that were done before.
+        show: or nothing at all.
 
     Yields:
         The function to call after each unit.
     """
-    if sys.stderr.isatty():
+    if not show:
+        yield lambda advance, text: None
+    elif sys.stderr.isatty():
         yield from _bar(title, total, done)
     else:
         yield _lines(title, total, every, done)

@@ -12,9 +12,11 @@ from jaxtyping import Float
 
 import ivon_jax
 from ivon_jax.files import write_bytes
+from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig, from_json, to_json
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
+BEST = "best.safetensors"
 CHECKPOINTS = "checkpoints"
 PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
 
@@ -157,6 +159,21 @@ def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a run ({error})") from None
+
+
+def read_posterior(out: Path, *, best: bool = False) -> Posterior:
+    """Reads what a run learned.
+
+    Args:
+        out: the run's folder.
+        best: read the posterior of lowest NLL on the way instead of the last one.
+
+    Raises:
+        ValueError: the run has none.
+    """
+    if best and not (out / BEST).exists():
+        raise ValueError(f"best: {out} has no {BEST}; train with --eval-steps")
+    return Posterior.load(out / (BEST if best else POSTERIOR))
 
 
 def write_predictions(

@@ -169,6 +169,12 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     return np.unique([np.arange(batch_size)[index] for index in held])
 
 
+def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Gives every device the whole of an array that all processes have."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.make_array_from_callback(array.shape, whole, array.__getitem__)
+
+
 def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     """Makes global arrays of the rows that each process holds.
 

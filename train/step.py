@@ -222,4 +222,4 @@ def predict_batch(
     def logits_fn(adapters: PyTree) -> Float[Array, "b c"]:
         return answer_logits(model, params, adapters, answers, batch, prefix)
 
-    return ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size)
+    return replicate(ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size))

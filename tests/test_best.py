@@ -1,0 +1,140 @@
+"""Scoring a run on held-out examples as it goes, and keeping the best of it."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_checkpoint import STEPS, result, train_in_two
+from test_checkpoint import train as train_run
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
+from ivon_jax.train import cli, loop
+from ivon_jax.train.config import MethodConfig, TrainConfig
+from ivon_jax.train.evaluate import Prediction, predict
+from ivon_jax.train.prepare import find_examples, find_task, prepare
+from ivon_jax.train.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
+
+optax_promotes = tiny.optax_promotes
+quick_compilation = tiny.quick_compilation
+
+# By step; not a number is never best, and of equals it is the newer one.
+SCRIPT = {3: 0.7, 6: 0.2, 9: float("nan"), 12: 0.5}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    return TrainConfig(
+        model,
+        data=dataclasses.replace(data, validation_examples=16),
+        lora=LoraConfig(rank=4),
+        hyper=MethodConfig(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        eval_steps=3,
+        keep_checkpoints=1,
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch) -> list:
+    """Scores by the script, and the adapters that they were asked for."""
+    seen = []
+    scores = iter(SCRIPT.values())
+
+    def validate(problem, adapters, key):
+        seen.append(jax.tree.map(np.asarray, adapters))
+        return {"eval_nll": next(scores)}
+
+    monkeypatch.setattr(loop, "validate", validate)
+    return seen
+
+
+def test_the_best_state_is_kept(base, scripted, tmp_path):
+    out = train_run(base, tmp_path / "run")
+    best = Posterior.load(out / BEST)
+    jax.tree.map(np.testing.assert_array_equal, best.mean, scripted[1])
+    assert best.precision
+    kept = sorted(int(path.name) for path in (out / CHECKPOINTS).iterdir())
+    assert kept == [6, 12]
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    found = {x["step"]: x["eval_nll"] for x in lines if "eval_nll" in x}
+    assert found == {3: 0.7, 6: 0.2, 9: None, 12: 0.5}
+
+
+def size(problem, adapters, key):
+    """Adapters grow, so the first ones scored are the best."""
+    squares = (float(np.square(leaf).sum()) for leaf in jax.tree.leaves(adapters))
+    return {"eval_nll": sum(squares)}
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_a_resumed_run_knows_the_best(step, base, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "validate", size)
+    wanted = train_run(base, tmp_path / "alone")
+    found = train_in_two(base, tmp_path / "two", monkeypatch, step=step)
+    assert result(found) == result(wanted)
+    assert (found / BEST).read_bytes() == (wanted / BEST).read_bytes()
+    kept = sorted(int(path.name) for path in (found / CHECKPOINTS).iterdir())
+    assert kept == [3, 12]
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    return train_run(base, tmp_path_factory.mktemp("scored") / "run")
+
+
+def test_scores_are_those_of_the_mean(base, run):
+    problem = prepare(base)
+    how, key = Prediction(0), jax.random.key(0)
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    scores = [line["eval_nll"] for line in lines if "eval_nll" in line]
+    assert len(scores) == 4
+    for file, wanted in ((POSTERIOR, scores[-1]), (BEST, min(scores))):
+        log_probs = predict(problem, Posterior.load(run / file), how, key)[0]
+        right = log_probs[np.arange(16), problem.eval.labels]
+        assert -right.mean() == pytest.approx(wanted, rel=1e-5)
+
+
+def command(*words: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ivon-jax", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code
+    return 0
+
+
+def test_the_best_is_judged_by_other_examples(base, run, capsys):
+    assert command("evaluate", run, "--best", "--test", "--samples", 2) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["eval_examples"] == 40
+    problem = prepare(base, test=True)
+    posterior = Posterior.load(run / BEST)
+    log_probs = predict(problem, posterior, Prediction(0), jax.random.key(0))[0]
+    right = log_probs.argmax(-1) == problem.eval.labels
+    assert found["rows"][0]["accuracy"] == pytest.approx(right.mean())
+
+
+def test_the_test_examples_are_the_tasks_own(base):
+    task = find_task(base.data)
+    held = find_examples(task, base.data, 0)
+    whole = dataclasses.replace(base.data, validation_examples=None)
+    all_of_it, test = find_examples(task, whole, 0)
+    assert find_examples(task, base.data, 0, test=True) == (held[0], test)
+    assert sorted(held[0] + held[1]) == sorted(all_of_it)
+
+
+def test_a_run_without_scores_has_no_best(base, tmp_path, capsys):
+    config = dataclasses.replace(base, eval_steps=None)
+    hyper = dataclasses.replace(base.hyper, steps=1, warmup=0)
+    out = train_run(dataclasses.replace(config, hyper=hyper), tmp_path / "run")
+    assert not (out / BEST).exists()
+    for words in (("evaluate", out), ("export", out, "--out", tmp_path / "peft")):
+        assert command(*words, "--best") == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"ivon-jax: best: {out} has no {BEST}")
