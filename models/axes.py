@@ -30,6 +30,10 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
     Returns:
         A name for each dimension; None for those that are never split.
 
+    Raises:
+        ValueError: the matrix of a layer that is not in the table, which would end up
+            whole on every device.
+
     Example:
         >>> logical_axes("layers/self_attn/q_proj/kernel", 3)
         (None, 'embed', 'heads')
@@ -39,6 +43,8 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
     # Both parts of a quantised kernel are split as the kernel is.
     path = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path)
     *_, layer, kind = ["", *path.split("/")]
+    if kind in ("kernel", "a", "b") and layer not in LAYERS:
+        raise ValueError(f"{path}: layer {layer!r} has no axes; add it to LAYERS")
     fan_in, fan_out = LAYERS.get(layer, (None, None))
     axes = {
         "kernel": (fan_in, fan_out),

@@ -1,4 +1,10 @@
-"""What accelerators can do, by their makers' data sheets."""
+"""What accelerators can do, by their makers' data sheets.
+
+TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose inter-chip bandwidths
+count both directions (400, 1200 and 800 GB/s): half of each is here. GPUs: NVIDIA's
+data sheets of the SXM modules with 80 GB, whose NVLink bandwidths (600 and 900 GB/s)
+count both directions too, and hold between the GPUs of one NVLink domain only.
+"""
 
 from typing import Literal, NamedTuple
 
