@@ -8,8 +8,15 @@ from pathlib import Path
 
 from ivon_jax.train.run import METRICS
 
+COMMAND_LINE = ("-m", "ivon_jax.train.cli")
 
-def start(*words: object, devices: int = 1, limit: str = "") -> subprocess.Popen:
+
+def start(
+    *words: object,
+    devices: int = 1,
+    limit: str = "",
+    program: tuple[object, ...] = COMMAND_LINE,
+) -> subprocess.Popen:
     """Start a command; `limit` is said to the shell before it, as `ulimit -f 4`."""
     env = dict(
         os.environ,
@@ -17,7 +24,7 @@ def start(*words: object, devices: int = 1, limit: str = "") -> subprocess.Popen
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",
     )
-    command = [sys.executable, "-m", "ivon_jax.train.cli", *map(str, words)]
+    command = [sys.executable, *map(str, program), *map(str, words)]
     if limit:
         command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]
     return subprocess.Popen(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import children
 import jax
+import noise_child
 import numpy as np
 import pytest
 import tiny
@@ -21,6 +22,7 @@ from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.processes import ProcessConfig
 from ivon_jax.train.run import METRICS, POSTERIOR
+from ivon_jax.train.sharding import device_count
 
 quick_compilation = tiny.quick_compilation
 
@@ -42,15 +44,24 @@ def alone(base, tmp_path_factory) -> Path:
     return out
 
 
-def launch(
-    base: TrainConfig, out: Path, count: int, devices: int, mesh: str, *more: object
-) -> list[subprocess.Popen]:
-    """Starts the processes as the documentation's launcher does."""
+def free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def launch(
+    base: TrainConfig,
+    out: Path,
+    count: int,
+    devices: int,
+    mesh: str,
+    *more: object,
+    only: int | None = None,
+) -> list[subprocess.Popen]:
+    """Starts the processes, or one of them, as the documentation's launcher does."""
     words = [
-        *("--coordinator", f"localhost:{port}", "--processes", count),
+        *("--coordinator", free_address(), "--processes", count),
         *("--model", base.model, "--task", "custom", "--rank", 4),
         *("--train-file", base.data.train_file, "--eval-file", base.data.eval_file),
         *("--prompt", tiny.PROMPT, "--labels", *tiny.LABELS),
@@ -59,7 +70,7 @@ def launch(
     ]
     return [
         children.start("train", *words, "--process", index, devices=devices)
-        for index in range(count)
+        for index in (range(count) if only is None else [only])
     ]
 
 
@@ -89,6 +100,32 @@ def test_two_processes_change_no_number(base, alone, tmp_path):
     out = tmp_path / "run"
     succeed(base, out, 2, 2, "data=2,fsdp=2", "--steps", STEPS)
     assert_same(out, alone)
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (2, "data=2,fsdp=2"),
+        pytest.param(4, "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
+    ],
+)
+def test_noise_is_the_same_to_the_bit(count, mesh, tmp_path):
+    address, devices = free_address(), device_count(mesh) // count
+    crew = [
+        children.start(
+            *(address, count, index, mesh, tmp_path / "noise.npz"),
+            devices=devices,
+            program=(noise_child.__file__,),
+        )
+        for index in range(count)
+    ]
+    said = finish(*crew)
+    assert [child.returncode for child in crew] == [0] * count, said
+    wanted = noise_child.draw("data=1")
+    found = np.load(tmp_path / "noise.npz")
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        assert found[name].tobytes() == values.tobytes(), name
 
 
 @pytest.mark.slow
@@ -133,14 +170,26 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     said = finish(*crew, timeout=180)
     other = 1 - victim
     assert crew[other].returncode not in (0, None)
-    named = "leader task" if victim == 0 else f"Task {victim} heartbeat timeout"
-    assert named in said[other]
+    last = said[other].splitlines()[-1]
+    assert last.startswith(f"ivon-jax: process {victim} died or cannot be reached")
+    assert "stack trace" not in said[other]
     before = taken(out)
     crew = launch(base, out, 2, 1, "data=2", "--steps", 1_000_000, "--resume")
     wait_for_steps(out, before + 2, *crew)
     crew[0].send_signal(signal.SIGTERM)
     said = finish(*crew)
     assert [child.returncode for child in crew] == [0, 0], said
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_nobody_meets_gives_up(index, base, tmp_path):
+    words = ["--wait-seconds", 1, "--steps", 1]
+    crew = launch(base, tmp_path / "run", 2, 1, "data=2", *words, only=index)
+    (said,) = finish(*crew)
+    assert crew[0].returncode not in (0, None)
+    (line,) = said.splitlines()
+    assert line.startswith("ivon-jax: coordinator: it did not answer, or not all")
+    assert not (tmp_path / "run").exists()
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:

@@ -1,6 +1,9 @@
 """Several processes, one run: how they meet, who writes, how all learn of an error."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -8,6 +11,8 @@ import jax
 import numpy as np
 import tyro
 from jax.experimental import multihost_utils
+
+from ivon_jax.train import last_words
 
 _one = tyro.conf.arg(metavar="...", help_behavior_hint="(default: one process)")
 
@@ -25,14 +30,18 @@ class ProcessConfig:
             cluster tells (TPU pods, GKE, SLURM, Open MPI).
         processes: how many there are, with HOST:PORT.
         process: which one this is, from 0, with HOST:PORT.
+        wait_seconds: how long to wait for the others at the start.
     """
 
     coordinator: Annotated[str | None, _one] = None
     processes: Annotated[int | None, _one] = None
     process: Annotated[int | None, _one] = None
+    wait_seconds: int = 300
 
     def __post_init__(self) -> None:
-        """Checks that the three go together."""
+        """Checks each field, and that they go together."""
+        if self.wait_seconds < 1:
+            raise ValueError(f"wait_seconds: {self.wait_seconds} is not >= 1")
         count, index = self.processes, self.process
         if self.coordinator in (None, "auto"):
             if (count, index) != (None, None):
@@ -54,15 +63,26 @@ def join(config: ProcessConfig) -> None:
     """
     if config.coordinator is None:
         return
+    _leave_last_words()
     try:
         jax.distributed.initialize(
             None if config.coordinator == "auto" else config.coordinator,
             config.processes,
             config.process,
+            initialization_timeout=config.wait_seconds,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"coordinator: {config.coordinator}: {error}") from None
+
+
+def _leave_last_words() -> None:
+    """Lets a child read this process's stderr, and say clearly how it ended."""
+    reader = subprocess.Popen(
+        [sys.executable, last_words.__file__], stdin=subprocess.PIPE
+    )
+    assert reader.stdin is not None
+    os.dup2(reader.stdin.fileno(), 2)  # where native code writes
 
 
 def on_first_process(act: Callable[[], None]) -> None:
