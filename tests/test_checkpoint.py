@@ -1,7 +1,9 @@
 """A run that is stopped, killed or damaged ends as one that was left alone."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -235,6 +237,51 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path):
     last = stderr.splitlines()[-1]
     assert last.startswith(f"ivon-jax: {out / CHECKPOINTS}: the checkpoint cannot be")
     assert (out / CHECKPOINTS / str(good) / SEAL).exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def sealed(out: Path) -> list[int]:
+    return sorted(
+        int(seal.parent.name) for seal in (out / CHECKPOINTS).glob(f"*/{SEAL}")
+    )
+
+
+def test_a_disk_that_is_full_in_truth(base, small_disk):
+    out, filler = small_disk / "run", small_disk / "filler"
+    child = process(base, out, steps=100_000)
+    wait_for_steps(out, 8, child)
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    (stderr,) = finish(child)
+    assert child.returncode == 2
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"ivon-jax: {out}")
+    assert "cannot be written" in last
+    good = sealed(out)
+    assert good
+    filler.unlink()
+    before = taken(out)
+    child = process(base, out, steps=100_000)
+    wait_for_steps(out, before + 1, child)
+    child.send_signal(signal.SIGTERM)
+    (stderr,) = finish(child)
+    assert child.returncode == 0, stderr
+    assert taken(out) > before
 
 
 def chaos(base: TrainConfig, folder: Path, kills: int, seed: int) -> None:

@@ -180,18 +180,21 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
         The function to call after each step. It ends a run that diverges.
     """
     first = jax.process_index() == 0
+    path = out / run.METRICS
     on_first_process(lambda: run.cut_metrics(out, done))
     bar = progress(f"train {method.name}", steps, every=25, done=done, show=first)
     with (
-        (out / run.METRICS if first else Path(os.devnull)).open("a") as metrics,
+        (path if first else Path(os.devnull)).open("ab", buffering=0) as metrics,
         bar as show,
     ):
 
         def report(counts: Counts, values: dict[str, float], batch_size: int) -> None:
             seconds = round(counts.seconds, 3)
             line = {"step": counts.step, **values, "seconds": seconds}
-            metrics.write(json.dumps(_finite_or_none(line)) + "\n")
-            metrics.flush()
+            try:
+                metrics.write(json.dumps(_finite_or_none(line)).encode() + b"\n")
+            except OSError as error:
+                raise OSError(f"{path}: cannot be written ({error})") from None
             speed = counts.step * batch_size / counts.seconds
             show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
             if counts.skipped_in_row == MAX_BAD_STEPS:
