@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
 from ivon_jax.models import load
 from ivon_jax.models.quantized import BLOCK, quantize
+from ivon_jax.train.batches import Batch
+from ivon_jax.train.methods import IvonLora
 from ivon_jax.train.sharding import make_mesh, placement
+from ivon_jax.train.step import Streams, first_state, train_step
 
 qwix = pytest.importorskip("qwix")
 
@@ -128,6 +131,22 @@ def test_adapters_see_the_dequantised_base(folder, kind, remat):
         wanted,
     )
     assert all(np.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(found[1]))
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
+    base = load(str(folder), dtype=jnp.bfloat16, quantization=kind, tokenizer=False)
+    model = Lora(base.model, LoraConfig(rank=4))
+    method = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10, 1)
+    full = np.full(2, 5, np.int32)
+    batch = Batch(np.asarray(TOKENS), full, 0 * full, np.ones(2, np.float32))
+    state = first_state(model, method, None, jax.random.key(0))
+    rest = (state, base.params, jnp.arange(4), batch, Streams.from_seed(0))
+    # Not compiled: lowered, JAX's own rule for attention's products promotes types.
+    state, logs = train_step.trace(model, method, *rest).out_info
+    assert {leaf.dtype for leaf in jax.tree.leaves(logs)} == {np.dtype(np.float32)}
+    kept = {leaf.dtype for leaf in jax.tree.leaves(state.adapters)}
+    assert kept == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])

@@ -239,6 +239,24 @@ def test_noise_moments_ignores_uncovered_leaves():
     assert_close(moments.squared_grad, {"out": jnp.square(PARAMS["out"])})
 
 
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_the_variance_of_the_hessian_estimate_falls_as_one_over_groups(groups):
+    # Where the gradient is x whatever the noise, the estimate of one group is
+    # z x sqrt(precision), and that of all is the mean of as many independent ones.
+    params, ess, hess = {"w": jnp.zeros(2)}, 50.0, 3.0
+    state = ivon(0.1, ess, hess_init=hess, weight_decay=0.0).init(params)
+    x = jnp.outer(jnp.arange(1.0, groups + 1), jnp.array([1.0, -0.5]))
+
+    def estimate(key):
+        gradients = value_and_grad(lambda p, x: p["w"] @ x, groups=groups)
+        return ess * hess * gradients(key, params, state, x)[2].noise_grad["w"]
+
+    found = jax.jit(jax.vmap(estimate))(jax.random.split(KEY, 20_000))
+    wanted = ess * hess * jnp.square(x).mean(0) / groups
+    np.testing.assert_allclose(found.var(0), wanted, rtol=0.05)
+    np.testing.assert_allclose(found.mean(0), 0, atol=4 * (wanted.max() / 2e4) ** 0.5)
+
+
 def test_groups_are_samples_of_their_own_on_parts_of_the_data():
     params = {"w": jnp.array([0.5, -1.0, 2.0])}
     opt_state = ivon(0.1, ess=5.0, hess_init=0.2).init(params)
