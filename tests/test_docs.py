@@ -1,6 +1,9 @@
 """What README and docs show is run, and what they link to exists."""
 
+import inspect
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,6 @@ def test_readme_python_runs():
 def options() -> dict[str, set[str]]:
     """Every option of every command, from the dataclasses and signatures."""
     import dataclasses
-    import inspect
 
     from ivon_jax.lora import LoraConfig
     from ivon_jax.train import cli
@@ -64,6 +66,25 @@ def test_shown_options_exist(page):
         if command := re.match(r".*ivon-jax (train|plan|compare|evaluate) ", line):
             shown = set(re.findall(r"--([\w.-]+)", line[command.end() :]))
             assert shown <= legal[command[1]], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_runs_are_legal(page, monkeypatch):
+    from ivon_jax.train import cli
+    from ivon_jax.train.config import resolve
+    from ivon_jax.train.prepare import find_task
+
+    commands = {"train": cli.train, "plan": cli.plan}
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("$1", "0")
+    text = text.replace("$DATA", "")  # more options
+    for line in re.findall(r"ivon-jax ((?:train|plan) [^;&\n]*)", text):
+        if line.count('"') % 2:  # the end of what is quoted for a remote shell
+            line = line.rstrip(' "')
+        monkeypatch.setattr(sys, "argv", ["ivon-jax", *shlex.split(line)])
+        call = cli._parse(commands)
+        bound = inspect.signature(call.func).bind(*call.args, **call.keywords)
+        config = bound.arguments["config"]
+        resolve(config, find_task(config.data).family, num_examples=1)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
