@@ -47,7 +47,7 @@ def alone(base, tmp_path_factory):
 
 def assert_close(found, wanted):
     jax.tree.map(
-        lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6),
+        lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-7),
         found,
         wanted,
     )

@@ -1,0 +1,329 @@
+"""How a training step and an ensemble scale: time, memory, compilation.
+
+    python -m benchmarks.scaling --figure-path docs/scaling.png
+
+The model is SmolLM2-135M's shape with a third of its layers and random weights, in
+float32. Every contestant runs in a process of its own; a group's processes wait while
+one of them takes a step, and take turns. Memory is the largest resident size while
+stepping (the kernel's count is reset after the first step, so the peaks of compiling
+and of making the model are not in it, but what compiling leaves behind is), less what
+the process had after its imports. Depth is varied in a narrow model, whose contestants
+come one after the other: there the time to the first step, which is mostly compiling,
+counts too.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.scaling_figure import figure
+from benchmarks.timing import machine, summary, write
+
+Step = Callable[[], None]
+Kind = Literal["adam", "ivon", "peft", "ensemble"]
+IMPORTS = {
+    "ours": ("ivon_jax.models", "ivon_jax.train.step"),
+    "peft": ("peft", "transformers.models.llama.modeling_llama"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One contestant at one size.
+
+    Attributes:
+        kind: our step with Adam or IVON-LoRA, PEFT's with Adam, or our prediction
+            from posterior samples.
+        batch: prompts.
+        length: tokens of each.
+        rank: of the adapters, on q_proj and v_proj.
+        samples: of the posterior, a step or in the ensemble.
+        chunk: samples at a time in the ensemble; None for all.
+        devices: fake ones, along data.
+        layers: of the model.
+        width: of the model; other than its own only with a small vocabulary.
+        scanned: whether one layer is compiled and looped over, or all of them.
+    """
+
+    kind: Kind
+    batch: int = 4
+    length: int = 64
+    rank: int = 8
+    samples: int = 1
+    chunk: int | None = None
+    devices: int = 1
+    layers: int = 10
+    width: int = 576
+    scanned: bool = True
+
+
+def llama(layers: int, width: int) -> Any:
+    """SmolLM2-135M's shape, of another depth and width."""
+    from ivon_jax.models import LlamaConfig
+    from ivon_jax.models.catalog import CATALOG
+
+    shape = dict(CATALOG["HuggingFaceTB/SmolLM2-135M"])
+    heads = max(width // 64, 1)
+    narrow = {} if width == shape["hidden_size"] else {
+        "hidden_size": width, "intermediate_size": 3 * width, "head_dim": 64,
+        "num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 512,
+    }  # fmt: skip
+    return LlamaConfig.from_hf(shape | narrow | {"num_hidden_layers": layers})
+
+
+def ours(point: Point) -> Step:
+    """Our jitted step, or our ensemble's prediction of a batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from ivon_jax.lora import Lora, LoraConfig
+    from ivon_jax.models import Llama
+    from ivon_jax.train.batches import Batch
+    from ivon_jax.train.methods import Adam, IvonLora, Method
+    from ivon_jax.train.sharding import make_mesh, put_batch, shardings
+    from ivon_jax.train.step import Streams, first_state, predict_batch, train_step
+
+    mesh = make_mesh(f"data={point.devices}")
+    base = Llama(llama(point.layers, point.width), scan_layers=point.scanned)
+    model = Lora(base, LoraConfig(rank=point.rank))
+    method: Method = Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)
+    if point.kind != "adam":
+        method = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, point.samples, 10**6, 1)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+
+    def make(key: Any) -> Any:
+        return base.init(key, tokens)["params"], first_state(model, method, None, key)
+
+    key = jax.random.key(0)
+    targets = shardings(jax.eval_shape(make, key), mesh)
+    params, state = jax.jit(make, out_shardings=targets)(key)
+    full = np.full(point.batch, point.length, np.int32)
+    labels = np.zeros_like(full)
+    ids = np.ones((point.batch, point.length), np.int32)
+    batch = put_batch(
+        Batch(ids, full, labels, labels.astype(np.float32)), mesh, point.batch
+    )
+    answers, streams = jnp.arange(4), Streams.from_seed(0)
+    posterior = method.posterior(state.adapters, state.method)
+
+    def train() -> None:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, _ = train_step(model, method, state, params, answers, batch, streams)
+        jax.block_until_ready(state)
+
+    def predict() -> None:
+        none, how = jnp.zeros(0, jnp.int32), (point.samples, point.chunk)
+        log_probs = predict_batch(
+            model, params, posterior, answers, none, batch, key, *how
+        )
+        jax.block_until_ready(log_probs)
+
+    return predict if point.kind == "ensemble" else train
+
+
+def peft(point: Point) -> Step:
+    """The same step with transformers' torch class, PEFT and torch's Adam."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = LlamaForCausalLM(LlamaConfig(**llama(point.layers, point.width).to_hf()))
+    config = LoraConfig(
+        r=point.rank, lora_alpha=16, lora_dropout=0.1,
+        target_modules=["q_proj", "v_proj"],
+    )  # fmt: skip
+    model = get_peft_model(base, config).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    tokens = torch.ones((point.batch, point.length), dtype=torch.long)
+    labels = torch.zeros(point.batch, dtype=torch.long)
+
+    def step() -> None:
+        out = model(input_ids=tokens, logits_to_keep=1, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(out.logits[:, -1, :4], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def resident(field: Literal["VmRSS", "VmHWM"]) -> int:
+    """Bytes that this process holds now, or held at most."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def serve(text: str) -> None:
+    """Makes a contestant, then takes a step for each line of stdin.
+
+    Args:
+        text: the `Point`, as JSON.
+    """
+    point = Point(**json.loads(text))
+    for module in IMPORTS["peft" if point.kind == "peft" else "ours"]:
+        importlib.import_module(module)
+    before = resident("VmRSS")
+    step = (peft if point.kind == "peft" else ours)(point)
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    Path("/proc/self/clear_refs").write_text("5")
+    print(json.dumps({"first_s": first}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
+    print(json.dumps({"memory_mb": (resident("VmHWM") - before) / 1e6}))
+
+
+class Server:
+    """A contestant's process."""
+
+    def __init__(self, point: Point) -> None:
+        flags = f"--xla_force_host_platform_device_count={point.devices}"
+        code = "import sys; from benchmarks.scaling import serve; serve(sys.argv[1])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(dataclasses.asdict(point))],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self) -> Any:
+        """Waits for its next line."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def step(self) -> float:
+        """Takes a step; returns its seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.read()
+
+    def end(self) -> Any:
+        """Returns what it says in the end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.read()
+
+    def kill(self) -> None:
+        """Ends it in any case."""
+        self._process.kill()
+        self._process.wait()
+
+
+def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]]:
+    """Lets contestants take turns.
+
+    Args:
+        points: by name.
+        rounds: steps of each.
+
+    Returns:
+        Median and quartiles, memory, and the time to the first step of each.
+    """
+    servers = {name: Server(point) for name, point in points.items()}
+    try:
+        first = {name: server.read() for name, server in servers.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in servers}
+        for _ in range(rounds):
+            for name, server in servers.items():
+                seconds[name].append(server.step())
+        last = {name: server.end() for name, server in servers.items()}
+    finally:
+        for server in servers.values():
+            server.kill()
+    return {k: summary(seconds[k]) | first[k] | last[k] for k in points}
+
+
+def sweeps(quick: bool) -> dict[str, dict[int, dict[str, Point]]]:
+    """The points to measure: by what is varied, its value, and the contestant."""
+    layers = 2 if quick else 10
+    keep = slice(None, None, 3) if quick else slice(None)
+    ways = {"vmap": None, "chunks of 5": 5, "loop": 1}
+
+    def training(**size: Any) -> dict[str, Point]:
+        kinds: tuple[Kind, ...] = ("adam", "ivon", "peft")
+        return {kind: Point(kind, layers=layers, **size) for kind in kinds}
+
+    def ensemble(samples: int) -> dict[str, Point]:
+        return {
+            way: Point("ensemble", samples=samples, chunk=chunk, layers=layers)
+            for way, chunk in ways.items()
+        }
+
+    def ivon(**size: Any) -> dict[str, Point]:
+        return {"ivon": Point("ivon", layers=layers, **size)}
+
+    def deep(layers: int) -> dict[str, Point]:
+        small = Point("ivon", 2, 32, layers=layers, width=128)
+        return {
+            name: dataclasses.replace(small, scanned=scanned)
+            for name, scanned in (("scanned", True), ("unrolled", False))
+        }
+
+    return {
+        "batch": {n: training(batch=n) for n in [1, 4, 16][keep]},
+        "length": {n: training(length=n) for n in [16, 64, 256][keep]},
+        "rank": {n: training(rank=n) for n in [2, 8, 64][keep]},
+        "samples": {n: ivon(samples=n) for n in [1, 2, 4, 8][keep]},
+        "devices": {n: ivon(batch=8, devices=n) for n in [1, 2, 4, 8][keep]},
+        "ensemble": {n: ensemble(n) for n in [1, 5, 10, 20][keep]},
+        "depth": {n: deep(n) for n in [2, 4, 8, 16, 32][keep]},
+    }
+
+
+def main(
+    out: Path = Path("runs/benchmarks/scaling.json"),
+    figure_path: Path | None = None,
+    rounds: int = 7,
+    quick: bool = False,
+) -> None:
+    """Measures and writes the results.
+
+    Args:
+        out: where to write.
+        figure_path: where to draw them too.
+        rounds: steps of each contestant, after one that is not measured.
+        quick: two layers and a third of the points, to try it.
+    """
+    before, start = machine(), time.monotonic()
+    results: dict[str, Any] = {}
+    done: dict[str, dict[str, dict[str, float]]] = {}
+    for sweep, points in sweeps(quick).items():
+        results[sweep] = {}
+        for n, contestants in points.items():
+            # Where compiling counts, nobody else may be at it.
+            apart = [{k: v} for k, v in contestants.items()]
+            groups = apart if sweep == "depth" else [contestants]
+            for group in groups:
+                if str(group) not in done:
+                    done[str(group)] = measure(group, rounds)
+            found = {k: v for group in groups for k, v in done[str(group)].items()}
+            results[sweep][n] = found
+            medians = {k: round(v["median_ms"]) for k, v in found.items()}
+            took = f"{time.monotonic() - start:4.0f} s"
+            print(f"{took}  {sweep} {n}: {medians} ms", file=sys.stderr)
+    write(out, {"machine": before, "rounds": rounds, "quick": quick, **results})
+    if figure_path is not None:
+        figure(results, figure_path)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,135 @@
+"""What a posterior sample for each data-parallel group (--noise per-shard) changes.
+
+    python -m benchmarks.shard_noise --out runs/benchmarks/shard_noise.json
+
+First the variance of one step's Hessian estimate over keys, all parameters held: where
+every group has the same prompts, so that the samples alone differ, and where a batch
+is split among the groups, as in training. Then a short run from the same start.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import ivon_jax
+from benchmarks.timing import machine, write
+from ivon_jax.ivon import posterior_precision
+from ivon_jax.lora import init_adapters
+from ivon_jax.train import run
+from ivon_jax.train.batches import Batch, train_batches
+from ivon_jax.train.config import (
+    DataConfig,
+    MethodConfig,
+    TrainConfig,
+    make_method,
+    resolve,
+)
+from ivon_jax.train.evaluate import validate
+from ivon_jax.train.loop import train
+from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.step import answer_logits
+
+GROUPS = (1, 2, 4, 8)
+
+
+def variance(problem: Problem, config: TrainConfig, batch: Batch, keys: int) -> float:
+    """Measures the variance of a step's Hessian estimate over keys.
+
+    Args:
+        problem: the model.
+        config: resolved; says how many groups.
+        batch: with a leading axis of groups if there is more than one.
+        keys: how many.
+
+    Returns:
+        The mean over all entries of the adapters.
+    """
+    method: Any = make_method(config)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    adapters = init_adapters(problem.model, jax.random.key(0), tokens)
+    # B is zero at the start, where A has no gradient.
+    adapters = jax.tree.map(
+        lambda a: a + 0.01 * jax.random.normal(jax.random.key(1), a.shape), adapters
+    )
+    state = method.init(adapters)
+    precision = posterior_precision(state)
+
+    @jax.jit
+    def estimate(key: Any, params: Any, answers: Any) -> Any:
+        def loss_fn(adapters: Any, batch: Batch) -> Any:
+            logits = answer_logits(problem.model, params, adapters, answers, batch)
+            labels = jnp.asarray(batch.labels)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean()
+
+        value_and_grad = ivon_jax.value_and_grad(loss_fn, groups=method.groups)
+        _, _, moments = value_and_grad(key, adapters, state, batch)
+        return {k: precision[k] * v for k, v in moments.noise_grad.items()}
+
+    base = jax.device_put((problem.params, problem.answers), jax.devices()[0])
+    found = [jax.device_get(estimate(jax.random.key(i), *base)) for i in range(keys)]
+    parts = [np.var([f[name] for f in found], axis=0, ddof=1) for name in precision]
+    return float(np.concatenate([part.ravel() for part in parts]).mean())
+
+
+def grouped(batch: Batch, groups: int) -> Batch:
+    """Splits a batch's rows among groups."""
+    if groups == 1:
+        return batch
+    return Batch(*(part.reshape(groups, -1, *part.shape[1:]) for part in batch))
+
+
+def main(
+    out: Path = Path("runs/benchmarks/shard_noise.json"),
+    keys: int = 16,
+    rows: int = 2,
+    batch_size: int = 8,
+    steps: int = 60,
+) -> None:
+    """Measures and writes the results.
+
+    Args:
+        out: where to write.
+        keys: of each variance.
+        rows: prompts of a group where all have the same.
+        batch_size: of the batch that is split, and of the run.
+        steps: of the run.
+    """
+    jax.config.update("jax_num_cpu_devices", max(GROUPS))
+    before = machine()
+    data = DataConfig(train_examples=256, eval_examples=100)
+    hyper = MethodConfig(
+        steps=steps, batch_size=batch_size, learning_rate=0.03, gamma=75.0
+    )
+    results: dict[int, dict[str, float]] = {}
+    for groups in GROUPS:
+        config = TrainConfig(
+            data=data, hyper=hyper, mesh=f"data={groups}", noise="per-shard"
+        )
+        problem = prepare(config)
+        config = resolve(config, problem.task.family, len(problem.train))
+        batch = next(train_batches(problem.train, batch_size, 0))
+        same = Batch(*(np.concatenate([p[:rows]] * groups) for p in batch))
+        with tempfile.TemporaryDirectory() as folder:
+            posterior = train(problem, config, Path(folder) / "run")
+            lines = (Path(folder) / "run" / run.METRICS).read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in lines]
+        results[groups] = {
+            "same_prompts": variance(problem, config, grouped(same, groups), keys),
+            "split_batch": variance(problem, config, grouped(batch, groups), keys),
+            "last_losses": float(np.mean(losses[-steps // 4 :])),
+            **validate(problem, posterior.mean, jax.random.key(0)),
+        }
+        print(groups, results[groups], flush=True)
+    write(out, {"machine": before, "keys": keys, "steps": steps, "groups": results})
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
