@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, run
+from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes
@@ -105,11 +106,23 @@ def test_evaluate(trained, capsys):
     assert (mean["predict"], mean["samples"]) == ("mean", 0)
     assert (samples["predict"], samples["samples"]) == ("samples", 3)
     assert (samples["tau"], samples["prune"]) == (2.0, 0.25)
-    stored = load_file(out / "predictions-3.safetensors")
+    stored = load_file(out / "predictions-3-tau2.0-prune0.25.safetensors")
     assert stored["log_probs"].shape == (3, 40, 2)
     probabilities = np.exp(stored["log_probs"]).mean(0)
     right = probabilities.argmax(-1) == stored["labels"]
     assert samples["accuracy"] == pytest.approx(right.mean())
+
+
+def test_predictions_of_other_settings_are_kept():
+    hows = [
+        Prediction(samples, tau, prune)
+        for samples in (2, 3)
+        for tau in (1.0, 0.5, 2.0)
+        for prune in (0.0, 0.1)
+    ]
+    assert len({how.name for how in hows}) == len(hows)
+    # The mean has no temperature.
+    assert Prediction(0, tau=2.0).name == Prediction(0).name == "mean"
 
 
 def test_evaluate_adam_has_its_mean_only(trained):

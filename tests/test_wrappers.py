@@ -19,6 +19,7 @@ from ivon_jax import (
     value_and_grad,
 )
 from ivon_jax.ivon import find_states, posterior_noise
+from ivon_jax.noise import gaussian, standard_normal
 
 STEPS = 12
 KEYS = jax.random.split(jax.random.key(7), STEPS)
@@ -330,3 +331,33 @@ def test_noise_does_not_depend_on_sharding():
     jax.tree.map(np.testing.assert_array_equal, there, theta)
     moved = one(KEYS[0], sharded, tx.init(sharded))
     assert_same(moved, one(KEYS[0], params, tx.init(params)))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 7, 3), (16, 37), (64, 5)])
+def test_noise_has_the_same_bits_however_it_is_compiled(shape):
+    low, high = jnp.log(1e-3), jnp.log(1e9)
+    uniform = jax.random.uniform(KEYS[1], shape, minval=low, maxval=high)
+    precision = {"w": jnp.exp(uniform)}
+
+    def draw(index, precision):
+        return gaussian(KEYS[0], precision, index)["w"]
+
+    normal = standard_normal(KEYS[0], "w", uniform, 1)
+    # Every operation after the normal is exactly rounded, so numpy has the same bits.
+    wanted = np.asarray(normal) * np.sqrt(1 / np.asarray(precision["w"]))
+    indices = jnp.arange(2)
+    draws = [
+        draw(1, precision),
+        jax.jit(draw)(1, precision),
+        jax.jit(lambda p: jax.lax.map(lambda i: draw(i, p), indices))(precision)[1],
+    ]
+    for devices in (2, 4, 8):
+        mesh = jax.make_mesh((devices,), ("x",), devices=jax.devices()[:devices])
+        sharding = NamedSharding(mesh, PartitionSpec("x"))
+        there = jax.jit(draw, out_shardings=sharding)(
+            1, jax.device_put(precision, sharding)
+        )
+        assert len(there.sharding.device_set) == devices
+        draws.append(there)
+    for found in draws:
+        np.testing.assert_array_equal(found, wanted)

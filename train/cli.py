@@ -115,7 +115,7 @@ def evaluate(
         for how, log_probs in predictions.items()
     ]
     for how, log_probs in predictions.items():
-        run.write_predictions(directory, how.samples, log_probs, labels)
+        run.write_predictions(directory, how.name, log_probs, labels)
     values = {**problem.facts, "best": best, "test": test, "rows": rows}
     run.write_json(directory / "evaluation.json", values)
     print(report.table(rows))

@@ -61,7 +61,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         rows.append({column: row[column] for column in ROW})
         if (name, how) in main:
             kept[report.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
-            run.write_predictions(out / name, how.samples, log_probs, labels)
+            run.write_predictions(out / name, how.name, log_probs, labels)
     facts = ("task", "model", "train_examples", "eval_examples")
     results = {
         **{name: problem.facts[name] for name in facts},

@@ -43,6 +43,17 @@ class Prediction:
         if not 0 <= self.prune < 1:
             raise ValueError(f"prune: {self.prune} is not in [0, 1)")
 
+    @property
+    def name(self) -> str:
+        """Spells what differs from the whole posterior, for the name of a file.
+
+        >>> Prediction(10, tau=2.0, prune=0.25).name
+        '10-tau2.0-prune0.25'
+        """
+        tau = f"-tau{self.tau}" if self.samples and self.tau != 1 else ""
+        prune = f"-prune{self.prune}" if self.prune else ""
+        return f"{self.samples or 'mean'}{tau}{prune}"
+
     def of(self, posterior: Posterior) -> tuple[Posterior, int]:
         """Returns the posterior to draw from and how many draws to average."""
         tau = self.tau if self.samples else math.inf

@@ -177,18 +177,17 @@ def read_posterior(out: Path, *, best: bool = False) -> Posterior:
 
 
 def write_predictions(
-    out: Path, samples: int, log_probs: Float[np.ndarray, "s n c"], labels: Any
+    out: Path, how: str, log_probs: Float[np.ndarray, "s n c"], labels: Any
 ) -> None:
     """Stores per-example log-probabilities of every sample, and the labels.
 
     Args:
         out: the run's folder.
-        samples: 0 for the mean; part of the file's name.
+        how: how they were made, see `Prediction.name`; part of the file's name.
         log_probs: of each sample.
         labels: the right classes.
     """
     from safetensors.numpy import save
 
     tensors = {"log_probs": log_probs, "labels": np.asarray(labels)}
-    name = f"predictions-{samples or 'mean'}.safetensors"
-    write_bytes(out / name, save(tensors))
+    write_bytes(out / f"predictions-{how}.safetensors", save(tensors))

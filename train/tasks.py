@@ -235,7 +235,8 @@ def get_task(name: str, prompt_style: str = "paper_code") -> Task:
         source = Source("nyu-mll/glue", name, f"{name}/train", f"{name}/validation")
         target = _label(len(glue_words))
         return Task(name, "glue", prompt, target, glue_words, source=source)
-    raise ValueError(f"unknown task {shown(name)}; legal: {', '.join(TASKS)}")
+    legal = ", ".join((*TASKS, "custom"))
+    raise ValueError(f"unknown task {shown(name)}; legal: {legal}")
 
 
 def custom_task(
