@@ -24,6 +24,7 @@ from benchmarks.timing import interleave, machine, summary, write
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
 from ivon_jax.train.batches import Batch
+from ivon_jax.train.host_memory import keep_freed_memory
 from ivon_jax.train.methods import Adam, IvonLora, Method
 from ivon_jax.train.step import Streams, TrainState, train_step
 
@@ -135,6 +136,7 @@ def main(
         step_rounds: whole training steps of each method.
         length: tokens of a prompt in the whole step.
     """
+    keep_freed_memory()  # as the command line does
     before = machine()
     pretrained = load(model, tokenizer=False)
     lora = Lora(pretrained.model, LoraConfig())

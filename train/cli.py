@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.chips import ChipName
 from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolve
+from ivon_jax.train.host_memory import keep_freed_memory
 from ivon_jax.train.processes import ALONE, ProcessConfig, join, on_first_process
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
@@ -333,6 +334,7 @@ def main() -> None:
         "models": models,
     }
     _keep_compilations()
+    keep_freed_memory()
     try:
         _parse(commands)()
     except (ValueError, OSError) as error:

@@ -1,0 +1,33 @@
+"""Freed memory is kept: the kernel is asked for a large block once."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Prints the page faults of one more call, after three.
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from ivon_jax.train.host_memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+f = jax.jit(lambda x: jnp.sum(jnp.cumsum(x[:, None] * x, axis=0)[::-1, 0]))
+x = jnp.ones(4096)  # 64 MiB in between
+for _ in range(3):
+    f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_a_steps_temporaries_reuse_the_last_ones_memory():
+    def faults(how):
+        command = [sys.executable, "-c", PROGRAM, how]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    assert faults("keep") < faults("leave") / 4
