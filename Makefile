@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs
+# The newest Python that is here: with it comes the newest JAX, and no torch.
+NEWEST ?= $(shell for python in python3.13 python3.12 \
+	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
+	do $$python --version >/dev/null 2>&1 && echo $$python && break; done)
 
 # Settings of `demo` and `seeds`, chosen with benchmarks/tune.py; README says how.
 CITIES := --task city-continent --train-examples 256 --eval-examples 400
@@ -13,7 +17,7 @@ SST2 := --task sst2 --train-examples 256 --eval-examples 400
 SST2_TUNED := --adam.steps 128 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 300
 
-.PHONY: help demo test test-slow seeds sst tasks lint format package clean
+.PHONY: help demo test test-newest test-slow seeds sst tasks lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -35,6 +39,10 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 test: $(VENV)/developing  ## the whole suite, but for what takes minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax
+
+test-newest:  ## the same on the newest Python, if one newer than 3.11 is here
+	@$(if $(NEWEST),,echo "no Python 3.12 or 3.13 found: not tested")
+	$(if $(NEWEST),$(MAKE) test PYTHON=$(NEWEST) VENV=$(VENV)-newest)
 
 test-slow: $(VENV)/developing  ## the rest of the suite
 	$(BIN)/python -m pytest -m slow
