@@ -92,7 +92,7 @@ def assert_same(out: Path, alone: Path) -> None:
         (found.precision, wanted.precision),
     ):
         jax.tree.map(
-            lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6), *pair
+            lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-7), *pair
         )
 
 
