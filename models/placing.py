@@ -1,7 +1,8 @@
-"""From tensors in files to leaves on devices, one tensor on the host at a time."""
+"""From tensors in files to leaves on devices, a few rows at a time."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax.sharding import Sharding, SingleDeviceSharding
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ivon_jax.models.quantized import Quantization, quantize
 from ivon_jax.noise import path_name
 
 # Where an array lives, by its path in the tree and its shape.
 Place = Callable[[str, tuple[int, ...]], Sharding]
+# Opens a tensor, which reads the part that it is indexed with.
+Open = Callable[[], Any]
+
+_ROWS = 32  # read at a time: they stay in a core's cache while they are transposed
+_ALIGNMENT = 64  # of the memory that JAX's CPU devices take over without a copy
 
 
 def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
@@ -23,94 +29,157 @@ def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
-def empty(
+def place_leaf(
     path: str,
+    layers: Sequence[Open],
     stack: tuple[int, ...],
     shape: tuple[int, ...],
     dtype: Dtype,
-    quantization: Quantization | None,
+    transposed: bool,
     place: Place,
-) -> PyTree[Array]:
-    """Make a leaf of zeros where it belongs.
+) -> tuple[Array, list[int]]:
+    """Read a leaf to where it lives: only what this process's devices hold is read.
+
+    CPU devices take over the memory that it is read into, so nothing is held twice.
+    For other devices the host holds their shares of one leaf at a time.
 
     Args:
         path: The leaf's, `/`-joined.
-        stack: The number of layers, if the leaf stacks them.
+        layers: The tensors it is made of; each is opened once.
+        stack: The number of layers if the leaf stacks them, in a first axis.
         shape: Of one layer.
         dtype: Of the leaf.
-        quantization: What it is quantised to, instead.
-        place: Where it lives.
-
-    Returns:
-        The array, or the quantised array.
-    """
-    source = jax.ShapeDtypeStruct(shape, dtype)
-    convert = functools.partial(_convert, dtype=dtype, quantization=quantization)
-
-    def zeros(part: Any, leaf: Any) -> Array:
-        whole = (*stack, *leaf.shape)
-        return jnp.zeros(whole, leaf.dtype, device=place(path_name(part), whole))
-
-    tree = {path: jax.eval_shape(convert, source)[0]}
-    return jax.tree_util.tree_map_with_path(zeros, tree)[path]
-
-
-def send(
-    path: str, shape: tuple[int, ...], tensor: Any, transposed: bool, place: Place
-) -> Array:
-    """Send a tensor where one layer of a leaf lives, in its own dtype.
-
-    Args:
-        path: The leaf's.
-        shape: Of the layer.
-        tensor: Reads the part that it is indexed with: only what this process's
-            devices hold is read.
-        transposed: Whether the tensor is (out, in) and the leaf is (in, out).
+        transposed: Whether the tensors are (out, in) and the leaf is (in, out).
         place: Where the leaf lives.
 
     Returns:
-        The layer.
+        The leaf, and the layers in which NaN or infinite values (as `dtype`) were
+        read.
     """
+    whole = (*stack, *shape)
+    sharding = place(path, whole)
+    bounds = {
+        device: _bounds((slice(0, 1), *index)[-1 - len(shape) :], (len(layers), *shape))
+        for device, index in sharding.addressable_devices_indices_map(whole).items()
+    }
+    shares = {bound: _allocate(bound, np.dtype(dtype)) for bound in bounds.values()}
+    bad = []
+    for layer, open_tensor in enumerate(layers):
+        tensor = open_tensor()
+        finite = [
+            _read(tensor, within, share[layer - start], transposed)
+            for ((start, stop), *within), share in shares.items()
+            if start <= layer < stop
+        ]
+        if not all(finite):
+            bad.append(layer)
+    arrays = [
+        jax.device_put(
+            shares[bound].reshape(sharding.shard_shape(whole)),
+            SingleDeviceSharding(device),
+        )
+        for device, bound in bounds.items()
+    ]
+    return jax.make_array_from_single_device_arrays(whole, sharding, arrays), bad
 
-    def part(index: Any) -> np.ndarray:
-        return tensor[index[::-1]].T if transposed else tensor[index]
 
-    return jax.make_array_from_callback(shape, place(path, shape), part)
-
-
-@functools.partial(jax.jit, static_argnames=("dtype", "quantization"), donate_argnums=0)
-def store(
-    leaf: PyTree[Array],
-    source: Array,
-    layer: int | Array,
-    dtype: Dtype,
-    quantization: Quantization | None,
-) -> tuple[PyTree[Array], Bool[Array, ""]]:
-    """Write one layer of a leaf in place, converted or quantised.
+def place_quantized(
+    path: str,
+    layers: Sequence[Open],
+    shape: tuple[int, ...],
+    quantization: Quantization,
+    transposed: bool,
+    place: Place,
+) -> tuple[PyTree[Array], list[int]]:
+    """Read a stacked leaf and quantise it where it lives, one layer at a time.
 
     Args:
-        leaf: See `empty`; its buffers are reused.
-        source: The layer, or the whole of a leaf that stacks none.
-        layer: Its number; 0 if the leaf stacks none.
-        dtype: Of the leaf.
-        quantization: What it is quantised to, instead.
+        path: See `place_leaf`, as for the other arguments.
+        layers: The tensors.
+        shape: Of one layer.
+        quantization: What to quantise it to.
+        transposed: Whether the tensors are transposed.
+        place: Where the kernel, and the parts of the quantised one, live.
 
     Returns:
-        The leaf, and whether all of the layer is finite in its new dtype.
+        The quantised leaf, and the layers that are not finite.
     """
-    value, finite = _convert(source, dtype, quantization)
+    kernel = jax.ShapeDtypeStruct(shape, jnp.float32)
+    one = {path: jax.eval_shape(lambda x: quantize(x, quantization), kernel)}
+
+    def zeros(part: Any, leaf: Any) -> Array:
+        stacked = (len(layers), *leaf.shape)
+        return jnp.zeros(stacked, leaf.dtype, device=place(path_name(part), stacked))
+
+    leaf = jax.tree_util.tree_map_with_path(zeros, one)[path]
+    bad = []
+    for i, layer in enumerate(layers):
+        source, wrong = place_leaf(
+            path, [layer], (), shape, jnp.float32, transposed, place
+        )
+        # Waits: else the host would read ahead of what the devices have done.
+        leaf = jax.block_until_ready(_store(leaf, source, i, quantization))
+        bad += [i] * len(wrong)
+    return leaf, bad
+
+
+@functools.partial(jax.jit, static_argnames="quantization", donate_argnums=0)
+def _store(
+    leaf: PyTree[Array],
+    kernel: Float[Array, "i o"],
+    layer: int | Array,
+    quantization: Quantization,
+) -> PyTree[Array]:
+    """Write one layer of a quantised leaf in place."""
 
     def write(old: Array, new: Array) -> Array:
-        new = new.reshape(*[1] * (old.ndim - new.ndim), *new.shape)
-        start = [layer] + [0] * (old.ndim - 1)
-        return jax.lax.dynamic_update_slice(old, new, start)
+        return jax.lax.dynamic_update_index_in_dim(old, new, layer, 0)
 
-    return jax.tree.map(write, leaf, value), finite
+    return jax.tree.map(write, leaf, quantize(kernel, quantization))
 
 
-def _convert(
-    source: Array, dtype: Dtype, quantization: Quantization | None
-) -> tuple[PyTree[Array], Bool[Array, ""]]:
-    value = source.astype(jnp.float32 if quantization else dtype)
-    finite = jnp.isfinite(value).all()
-    return quantize(value, quantization) if quantization else value, finite
+def _bounds(
+    index: tuple[slice, ...], shape: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    parts = zip(index, shape, strict=True)
+    return tuple(part.indices(size)[:2] for part, size in parts)
+
+
+def _allocate(bounds: tuple[tuple[int, int], ...], dtype: np.dtype) -> np.ndarray:
+    shape = [stop - start for start, stop in bounds]
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _read(
+    tensor: Any, bounds: Sequence[tuple[int, int]], out: np.ndarray, transposed: bool
+) -> bool:
+    """Copy a part of a tensor, converted; return whether all of it is finite."""
+    if transposed:
+        bounds, out = bounds[::-1], out.T
+    (start, stop), *others = bounds
+    columns = [slice(*bound) for bound in others]
+    finite = True
+    for row in range(start, stop, _ROWS):
+        rows = slice(row, min(row + _ROWS, stop))
+        with np.errstate(all="ignore"):
+            block = np.asarray(tensor[(rows, *columns)]).astype(out.dtype, copy=False)
+        finite = finite and _is_finite(block)
+        into = out[rows.start - start : rows.stop - start]
+        _bits(into)[...] = _bits(block)
+    return finite
+
+
+def _is_finite(block: np.ndarray) -> bool:
+    if block.dtype.itemsize != 2:
+        return bool(np.isfinite(block).all())
+    # NumPy's own test is slow for 16 bits: nothing but infinity and NaN is beyond.
+    infinity = _bits(np.full((), np.inf, block.dtype))
+    return bool((_bits(block) & 0x7FFF).max() < infinity)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    # NumPy copies numbers it knows faster than those of an extension, as bfloat16.
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))

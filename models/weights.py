@@ -1,6 +1,8 @@
 """From named tensors, as HF names them, to our parameter tree."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -9,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
+from jax.experimental import multihost_utils
 
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.llama import Llama
-from ivon_jax.models.placing import Place, empty, one_device, send, store
+from ivon_jax.models.placing import Place, one_device, place_leaf, place_quantized
 from ivon_jax.models.quantized import Quantization, is_quantized
 
 
@@ -57,8 +60,8 @@ def fill(
 ) -> dict[str, Any]:
     """Read all parameters of a model, one tensor at a time, layers stacked.
 
-    Each tensor is written where it belongs before the next one is read, so beyond
-    the parameters themselves no more than one tensor is held.
+    Each tensor is written where it belongs before the next one is read; see
+    `place_leaf` for what is held meanwhile.
 
     Args:
         config: The model they belong to.
@@ -85,20 +88,35 @@ def fill(
         {name: slot.source_shape for name, slot in slots.items()}, tensors.shapes
     )
     leaves: dict[str, Any] = {}
-    for name, slot in slots.items():
-        kind = quantization if is_quantized(slot.path) else None
-        if slot.path not in leaves:
-            stack = () if slot.layer is None else (config.num_hidden_layers,)
-            leaves[slot.path] = empty(slot.path, stack, slot.shape, dtype, kind, place)
-        tensor = tensors.read(name)
-        source = send(slot.path, slot.shape, tensor, slot.transposed, place)
-        leaves[slot.path], finite = store(
-            leaves[slot.path], source, slot.layer or 0, dtype, kind
-        )
-        if not finite:
-            shown = jnp.dtype(dtype).name
-            raise ValueError(f"tensor {name} has NaN or infinite values (as {shown})")
+    bad: list[str] = []
+    for path, group in itertools.groupby(slots.items(), lambda item: item[1].path):
+        names, (slot, *_) = zip(*group, strict=True)
+        layers = [functools.partial(tensors.read, name) for name in names]
+        if quantization and is_quantized(path):
+            leaf, wrong = place_quantized(
+                path, layers, slot.shape, quantization, slot.transposed, place
+            )
+        else:
+            stack = () if slot.layer is None else (len(layers),)
+            leaf, wrong = place_leaf(
+                path, layers, stack, slot.shape, dtype, slot.transposed, place
+            )
+        leaves[path] = leaf
+        bad += [names[i] for i in wrong]
+    _refuse_everywhere(bad, dtype)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:
+    """Stop all processes if one of them, which read its parts only, found NaN."""
+    found = np.array(bool(bad))
+    if jax.process_count() > 1:
+        found = multihost_utils.process_allgather(found)
+    if bad:
+        shown = jnp.dtype(dtype).name
+        raise ValueError(f"tensor {bad[0]} has NaN or infinite values (as {shown})")
+    if found.any():
+        raise ValueError("another process read NaN or infinite values")
 
 
 def hf_names(module: str, num_layers: int) -> list[str]:
