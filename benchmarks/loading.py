@@ -5,8 +5,9 @@
 Both load the same generated checkpoint, sharded safetensors in bfloat16, and put fresh
 rank-8 adapters on q_proj and v_proj. Every load runs in a process of its own, one of
 each contestant a round; what the process takes before (interpreter, imports) is
-measured too, and is not part of the time. Ours compiles its small programs anew in
-every process. Memory is anonymous and file pages together, at its peak.
+measured too, and is not part of the time. Memory is looked at every few milliseconds:
+`peak_anon` is the anonymous memory (RssAnon in /proc/self/status), which the machine
+cannot take back; `peak` counts the pages of mapped files too.
 """
 
 import json
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,12 +104,12 @@ def peft(folder: str, base: str) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-def peak() -> int:
-    """Returns the process's largest resident size so far, in bytes."""
-    # `getrusage` would count the parent's, up to the moment it started this one.
-    status = Path("/proc/self/status").read_text()
-    line = next(x for x in status.splitlines() if x.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
+def resident() -> dict[str, int]:
+    """Returns the process's anonymous memory, and all that is resident, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":") for line in lines if line.startswith(("Rss", "VmR")))
+    kilobytes = {name: int(value.split()[0]) for name, value in values.items()}
+    return {"anon": 1024 * kilobytes["RssAnon"], "all": 1024 * kilobytes["VmRSS"]}
 
 
 def load_once(contestant: str, folder: str) -> None:
@@ -120,14 +122,26 @@ def load_once(contestant: str, folder: str) -> None:
     else:
         from peft import get_peft_model  # noqa: F401
         from transformers import LlamaForCausalLM  # noqa: F401
-    before, start = peak(), time.perf_counter()
+    before = peak = resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.003):
+            now = resident()
+            peak = {name: max(value, now[name]) for name, value in peak.items()}
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start, cpu = time.perf_counter(), time.process_time()
     stays = (ours if kind == "ours" else peft)(folder, base)
-    seconds = time.perf_counter() - start
-    print(
-        json.dumps(
-            {"seconds": seconds, "before": before, "peak": peak(), "stays": stays}
-        )
-    )
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    done.set()
+    watcher.join()
+    found = {"seconds": seconds, "cpu_seconds": cpu, "stays": stays}
+    found |= {f"before_{name}": value for name, value in before.items()}
+    found |= {f"peak_{name}": value for name, value in peak.items()}
+    print(json.dumps(found))
 
 
 def measure(contestant: str, folder: Path) -> dict[str, float]:
@@ -145,6 +159,7 @@ def main(
     out: Path = Path("runs/benchmarks/loading.json"),
     layers: int = 12,
     rounds: int = 3,
+    contestants: tuple[str, ...] = CONTESTANTS,
 ) -> None:
     """Measures and writes the results.
 
@@ -152,24 +167,26 @@ def main(
         out: where to write.
         layers: of the generated model; 12 make 1.3 GB.
         rounds: loads of each contestant, after one that is not counted.
+        contestants: which to load.
     """
     before = machine()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory() as folder:
         size = generate(Path(folder), layers)
         for i in range(rounds + 1):
-            for name in CONTESTANTS:
+            for name in contestants:
                 found = measure(name, Path(folder))
                 if i:
                     runs[name].append(found)
     results = {}
     for name, loads in runs.items():
+        keys = ("stays", "before_anon", "before_all", "peak_anon", "peak_all")
         middle = {
-            f"{k}_mb": statistics.median(run[k] for run in loads) / 1e6
-            for k in ("before", "peak", "stays")
+            f"{k}_mb": statistics.median(run[k] for run in loads) / 1e6 for k in keys
         }
-        middle["above_what_stays_mb"] = (
-            middle["peak_mb"] - middle["before_mb"] - middle["stays_mb"]
+        middle["cpu_seconds"] = statistics.median(run["cpu_seconds"] for run in loads)
+        middle["anon_above_what_stays_mb"] = (
+            middle["peak_anon_mb"] - middle["before_anon_mb"] - middle["stays_mb"]
         )
         results[name] = summary([run["seconds"] for run in loads]) | middle
     write(

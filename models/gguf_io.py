@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.rope_config import Llama3Rope
+from ivon_jax.models.rotary import stretched
 from ivon_jax.models.weights import Tensors
 
 _SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}
@@ -54,6 +56,18 @@ _FIELDS = {
     "rope.freq_base": "rope_theta",
     "context_length": "max_position_embeddings",
 }
+
+# Of each kind of `rope.scaling.type`, what belongs to it.
+_ROPE_FIELDS = {
+    "linear": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor",
+        "original_context_length": "original_max_position_embeddings",
+        "yarn_beta_fast": "beta_fast",
+        "yarn_beta_slow": "beta_slow",
+    },
+}
+_FACTORS = "rope_freqs.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +153,10 @@ def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     header = _parse(data)
     config = _config(header)
+    if _FACTORS in header.tensors:
+        factors = _dequantize(data, header.tensors.pop(_FACTORS))
+        rope = _recognised(factors, config)
+        config = dataclasses.replace(config, rope_scaling=rope)
     original = {_hf_name(name): name for name in header.tensors}
 
     def read(name: str) -> np.ndarray:
@@ -239,6 +257,7 @@ def _config(header: _Header) -> LlamaConfig:
             "tie_word_embeddings": "output.weight" not in tensors,
             "attention_bias": "blk.0.attn_q.bias" in tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "rope_scaling": _rope_scaling(own),
         }
     )
     # Settings that are fine at one value only; others would change the result.
@@ -246,7 +265,6 @@ def _config(header: _Header) -> LlamaConfig:
         "vocab_size": config.vocab_size,
         "rope.dimension_count": config.head_dim,
         "attention.value_length": config.head_dim,
-        "rope.scaling.type": "none",
         "expert_count": 0,
         "expert_used_count": 0,
         "attention.causal": True,
@@ -255,12 +273,39 @@ def _config(header: _Header) -> LlamaConfig:
         if name not in neutral or value != neutral[name]:
             legal = repr(neutral.get(name, "it absent: it is not implemented"))
             raise ValueError(f"{kind}.{name} is {value!r:.80}, expected {legal}")
-    if "rope_freqs.weight" in tensors:
-        raise ValueError(
-            "tensor rope_freqs.weight (scaled rotary frequencies) is not implemented;"
-            " use the model's safetensors files"
-        )
     return config
+
+
+def _rope_scaling(own: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of the fields what HF calls `rope_scaling`."""
+    kind = own.pop("rope.scaling.type", "none")
+    own.pop("rope.scaling.finetuned", None)  # says nothing about what is computed
+    if kind == "none":
+        return {}
+    found = {
+        hf: own.pop(f"rope.scaling.{name}")
+        for name, hf in _ROPE_FIELDS.get(kind, {}).items()
+        if f"rope.scaling.{name}" in own
+    }
+    return {"rope_type": kind, **found}
+
+
+def _recognised(factors: np.ndarray, config: LlamaConfig) -> Llama3Rope:
+    """What stretches the frequencies by the factors that a file gives for each.
+
+    The file does not say how they came about; all of Meta's models have the same
+    borders, and differ in the largest factor only.
+    """
+    rope = Llama3Rope(float(factors.max()), 1.0, 4.0, 8192.0)
+    plain = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    wanted = plain / stretched(plain, rope)
+    fits = factors.shape == wanted.shape and np.allclose(factors, wanted, rtol=1e-3)
+    if config.rope_scaling is not None or not fits:
+        raise ValueError(
+            f"tensor {_FACTORS} stretches the rotary frequencies in another way than"
+            " Llama 3.1 to 3.3, which is not implemented"
+        )
+    return rope
 
 
 def _hf_name(name: str) -> str:

@@ -43,14 +43,21 @@ def _frequencies(
         case DynamicRope() as rope:
             return _dynamic(config, rope, half, positions)
         case Llama3Rope() as rope:
-            turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
-            span = rope.high_freq_factor - rope.low_freq_factor
-            keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)
-            freqs = freqs * (keep + (1 - keep) / rope.factor)
+            freqs = stretched(freqs, rope)
         case YarnRope() as rope:
             keep = 1 - _yarn_ramp(config, rope)
             freqs = freqs * (keep + (1 - keep) / rope.factor)
     return jnp.asarray(freqs, jnp.float32)
+
+
+def stretched(
+    freqs: Float[np.ndarray, " half"], rope: Llama3Rope
+) -> Float[np.ndarray, " half"]:
+    """Stretch frequencies as Llama 3.1 does: the low ones in full, the high not."""
+    turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
+    span = rope.high_freq_factor - rope.low_freq_factor
+    keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)
+    return freqs * (keep + (1 - keep) / rope.factor)
 
 
 def _dynamic(

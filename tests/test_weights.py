@@ -1,5 +1,6 @@
 """Reading pretrained weights: HF folders, GGUF files, and what is wrong with them."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+from gguf import RopeScalingType
 
 from ivon_jax.models import LlamaConfig, load
 from ivon_jax.models.known import KNOWN, fetch
@@ -326,14 +328,95 @@ def gguf_with(path, add):
         (lambda w: w.add_expert_count(8), "llama.expert_count is 8, expected 0"),
         (lambda w: w.add_rope_dimension_count(4), "rope.dimension_count is 4"),
         (lambda w: w.add_head_count_kv([4, 2]), "num_key_value_heads is 'array of 2'"),
-        (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, np.float32)),
-         "rope_freqs.weight"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.full(4, 2, np.float32)),
+         "rope_freqs.weight stretches"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.full(4, np.nan, np.float32)),
+         "rope_freqs.weight stretches"),
+        (lambda w: w.add_rope_scaling_type(RopeScalingType.LONGROPE), "'longrope'"),
+        (lambda w: w.add_rope_scaling_type(RopeScalingType.LINEAR), "factor is None"),
+        (lambda w: w.add_rope_scaling_factor(2.0), "rope.scaling.factor is 2.0"),
         (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones(4, np.float32)),
          "unexpected: model.layers.0.ffn_gate_inp.weight"),
     ],
 )  # fmt: skip
 def test_gguf_files_that_are_not_implemented(tmp_path, add, text):
     assert text in message(gguf_with(tmp_path / "m.gguf", add))
+
+
+THETA = 500000.0
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+
+def stretching(rope):
+    """Adds to a GGUF file what llama.cpp's converter writes for HF's rope settings."""
+
+    def add(writer):
+        if rope["rope_type"] == "llama3":
+            # From transformers' own frequencies, not from ours.
+            import torch
+            from transformers import LlamaConfig as HF
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+            settings = rope | {"rope_theta": THETA}
+            config = HF(head_dim=8, rope_parameters=settings)
+            scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+            plain = THETA ** -(torch.arange(0, 8, 2) / 8)
+            factors = (plain / scaled).numpy().astype(np.float32)
+            writer.add_tensor("rope_freqs.weight", factors)
+            return
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if "original_max_position_embeddings" in rope:
+            length = rope["original_max_position_embeddings"]
+            writer.add_rope_scaling_orig_ctx_len(length)
+
+    return add
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_stretched_gguf_computes_what_transformers_does(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    weights = {k: v / 4 for k, v in tiny.tensors().items()}
+    tiny.write_folder(
+        tmp_path / "hf", weights, rope_scaling=ROPES[name], rope_theta=THETA
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    tokens = np.arange(100)[None] % 50
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(tokens)).logits.numpy()
+    add = stretching(ROPES[name])
+    path = tiny.write_gguf(tmp_path / "m.gguf", weights, None, add, THETA)
+    loaded = load(str(path), tokenizer=False)
+
+    @jax.jit
+    def logits(variables):
+        hidden = loaded.model.apply(variables, jnp.asarray(tokens))
+        return loaded.model.apply(variables, hidden, method="unembed")
+
+    found = logits({"params": loaded.params})
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    plain = loaded.model.clone(
+        config=dataclasses.replace(loaded.model.config, rope_scaling=None)
+    )
+    other = plain.apply({"params": loaded.params}, jnp.asarray(tokens))
+    same = loaded.model.apply({"params": loaded.params}, jnp.asarray(tokens))
+    assert np.abs(other - same).max() > 1e-3
 
 
 def test_gguf_of_another_architecture(tmp_path):

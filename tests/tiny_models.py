@@ -1,6 +1,7 @@
 """Small random models for the tests, in the files other programs would write."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,13 @@ def write_folder(folder: Path, weights: dict, **changes: object) -> Path:
     return folder
 
 
-def write_gguf(path: Path, weights: dict, kinds: dict | None = None) -> Path:
+def write_gguf(
+    path: Path,
+    weights: dict,
+    kinds: dict | None = None,
+    add: Callable | None = None,
+    theta: float = 10000.0,
+) -> Path:
     """Write weights as llama.cpp's converter does, with tensor types by name."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
@@ -73,9 +80,11 @@ def write_gguf(path: Path, weights: dict, kinds: dict | None = None) -> Path:
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(theta)
     writer.add_rope_dimension_count(8)
     writer.add_token_list([f"<{i}>" for i in range(50)])
+    if add is not None:
+        add(writer)
     for name, tensor in weights.items():
         kind = (kinds or {}).get(name, GGMLQuantizationType.F32)
         rows = quantize(interleave(name, tensor), kind)
