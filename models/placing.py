@@ -59,7 +59,9 @@ def place_leaf(
     whole = (*stack, *shape)
     sharding = place(path, whole)
     bounds = {
-        device: _bounds((slice(0, 1), *index)[-1 - len(shape) :], (len(layers), *shape))
+        device: _bounds(
+            (slice(0, 1), *(index or ()))[-1 - len(shape) :], (len(layers), *shape)
+        )
         for device, index in sharding.addressable_devices_indices_map(whole).items()
     }
     shares = {bound: _allocate(bound, np.dtype(dtype)) for bound in bounds.values()}
@@ -67,9 +69,9 @@ def place_leaf(
     for layer, open_tensor in enumerate(layers):
         tensor = open_tensor()
         finite = [
-            _read(tensor, within, share[layer - start], transposed)
-            for ((start, stop), *within), share in shares.items()
-            if start <= layer < stop
+            _read(tensor, bound[1:], share[layer - bound[0][0]], transposed)
+            for bound, share in shares.items()
+            if layer in range(*bound[0])
         ]
         if not all(finite):
             bad.append(layer)
