@@ -6,8 +6,8 @@ nothing about devices; `ivon_jax.train.sharding` maps these axes onto a mesh.
 
 import re
 
-# Input and output axis of each linear layer.
-LAYERS: dict[str, tuple[str, str]] = {
+# Input and output axis of each linear layer, by the end of its path.
+LAYERS: dict[str, tuple[str | None, str | None]] = {
     "q_proj": ("embed", "heads"),
     "k_proj": ("embed", "heads"),
     "v_proj": ("embed", "heads"),
@@ -16,6 +16,18 @@ LAYERS: dict[str, tuple[str, str]] = {
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
     "lm_head": ("embed", "vocab"),
+    "query_proj": ("embed", "heads"),
+    "key_proj": ("embed", "heads"),
+    "value_proj": ("embed", "heads"),
+    "pos_query_proj": ("embed", "heads"),
+    "pos_key_proj": ("embed", "heads"),
+    "attention/output/dense": ("heads", "embed"),
+    "intermediate/dense": ("embed", "mlp"),
+    "output/dense": ("mlp", "embed"),
+    "embed_proj": (None, "embed"),
+    "conv/conv": (None, "embed"),
+    "pooler/dense": ("embed", None),
+    "classifier": ("embed", None),
 }
 
 
@@ -42,10 +54,14 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
     """
     # Both parts of a quantised kernel are split as the kernel is.
     path = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path)
-    *_, layer, kind = ["", *path.split("/")]
-    if kind in ("kernel", "a", "b") and layer not in LAYERS:
-        raise ValueError(f"{path}: layer {layer!r} has no axes; add it to LAYERS")
-    fan_in, fan_out = LAYERS.get(layer, (None, None))
+    *layer, kind = path.split("/")
+    ends = ("/".join(layer[i:]) for i in range(len(layer)))  # the longest first
+    known = next((end for end in ends if end in LAYERS), None)
+    if kind in ("kernel", "a", "b") and known is None:
+        raise ValueError(
+            f"{path}: layer {'/'.join(layer)!r} has no axes; add it to LAYERS"
+        )
+    fan_in, fan_out = LAYERS[known] if known else (None, None)
     axes = {
         "kernel": (fan_in, fan_out),
         "bias": (fan_out,),

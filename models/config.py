@@ -92,6 +92,12 @@ class LlamaConfig:
             f"{layers} of them (one a layer if there is a sliding_window)",
         )
 
+    def with_one_layer(self) -> "LlamaConfig":
+        """Returns the same shape one layer deep, with the same parameters in it."""
+        return dataclasses.replace(
+            self, num_hidden_layers=1, sliding_window=None, windowed_layers=()
+        )
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
         """Read the dictionary in HF's `config.json`.

@@ -1,4 +1,8 @@
-"""The parts of a Llama-like decoder, in Flax Linen, named as HF names them."""
+"""Layers in Flax Linen, named as HF names them: those of a Llama, and shared ones."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +35,65 @@ class RMSNorm(nn.Module):
         return y * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
+class LayerNorm(nn.Module):
+    """Zero mean and unit variance over the last axis, then a learnt scale and bias."""
+
+    features: int
+    epsilon: float
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make scale and bias."""
+        shape = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Normalise in float32, whatever the model computes in."""
+        return layer_norm(x, self.scale, self.bias, self.epsilon).astype(self.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*n d"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    epsilon: float,
+) -> Float[Array, "*n d"]:
+    """Layer normalisation in float32.
+
+    Args:
+        x: What to normalise over its last axis.
+        scale: Multiplied afterwards.
+        bias: Added last.
+        epsilon: Added to the variance.
+
+    Returns:
+        The same in float32.
+    """
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    scale, bias = (
+        jnp.expand_dims(value.astype(jnp.float32), range(x.ndim - 1))
+        for value in (scale, bias)
+    )
+    return y * scale + bias
+
+
+# HF's names.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "relu": nn.relu,
+    "sigmoid": nn.sigmoid,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
 def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     """Keep hidden states split by rows where flax's logical axis rules say so.
 
@@ -42,14 +105,15 @@ def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     )
 
 
-class _Projecting(nn.Module):
-    """What attention and MLP share: the settings, and plain Dense projections."""
+class Projecting(nn.Module):
+    """A module with settings, and the plain layers that it is made of."""
 
-    config: LlamaConfig
+    config: Any
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
-    def dense(self, features: int, use_bias: bool) -> nn.Dense:
+    def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
+        """Make a projection, whose kernel may be quantised."""
         return nn.Dense(
             features,
             use_bias=use_bias,
@@ -58,19 +122,29 @@ class _Projecting(nn.Module):
             promote_dtype=promote,
         )
 
+    def embedding(self, count: int, features: int) -> nn.Embed:
+        """Make a table of embeddings."""
+        return nn.Embed(count, features, dtype=self.dtype, param_dtype=self.param_dtype)
 
-class Attention(_Projecting):
+    def layer_norm(self, features: int, epsilon: float) -> LayerNorm:
+        """Make a layer normalisation."""
+        return LayerNorm(features, epsilon, self.dtype, self.param_dtype)
+
+
+class Attention(Projecting):
     """Causal self-attention with grouped keys and values and rotary positions."""
+
+    config: LlamaConfig
 
     def setup(self) -> None:
         """Make the four projections, and the norms of each head if there are any."""
         c = self.config
         queries = c.num_attention_heads * c.head_dim
         keys = c.num_key_value_heads * c.head_dim
-        self.q_proj = self.dense(queries, c.qkv_bias)
-        self.k_proj = self.dense(keys, c.qkv_bias)
-        self.v_proj = self.dense(keys, c.qkv_bias)
-        self.o_proj = self.dense(c.hidden_size, c.o_bias)
+        self.q_proj = self.linear(queries, c.qkv_bias)
+        self.k_proj = self.linear(keys, c.qkv_bias)
+        self.v_proj = self.linear(keys, c.qkv_bias)
+        self.o_proj = self.linear(c.hidden_size, c.o_bias)
         if c.qk_norm:
             kinds = (self.dtype, self.param_dtype)
             self.q_norm = RMSNorm(c.rms_norm_eps, *kinds)
@@ -104,15 +178,17 @@ class Attention(_Projecting):
         return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
 
 
-class MLP(_Projecting):
+class MLP(Projecting):
     """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    config: LlamaConfig
 
     def setup(self) -> None:
         """Make the three projections."""
         c = self.config
-        self.gate_proj = self.dense(c.intermediate_size, c.mlp_bias)
-        self.up_proj = self.dense(c.intermediate_size, c.mlp_bias)
-        self.down_proj = self.dense(c.hidden_size, c.mlp_bias)
+        self.gate_proj = self.linear(c.intermediate_size, c.mlp_bias)
+        self.up_proj = self.linear(c.intermediate_size, c.mlp_bias)
+        self.down_proj = self.linear(c.hidden_size, c.mlp_bias)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         """Apply the layer at every position."""

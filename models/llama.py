@@ -6,8 +6,7 @@ is a plain `nn.Dense`, so adapters can be added from outside by interception; th
 live in a `lora` collection, which the scan over layers already carries.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.layers import MLP, Attention, RMSNorm, split_batch
 from ivon_jax.models.rotary import Rotation, rotation
+from ivon_jax.models.stack import Remat, Stack, stack
 
 
 class KVCache(NamedTuple):
@@ -121,7 +121,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     scan_layers: bool = True
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -201,48 +201,15 @@ class Llama(nn.Module):
             preferred_element_type=jnp.float32,
         )
 
-    def _layers(self, keep_cache: bool) -> "_Stack":
-        settings = (self.config, keep_cache, self.dtype, self.param_dtype)
-        count = self.config.num_hidden_layers
-        kind = Block
-        if self.remat != "none":
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            policy = {"full": None, "dots": dots}[self.remat]
-            # Inside a scan the compiler cannot undo the recomputation anyway.
-            kind = nn.remat(Block, prevent_cse=not self.scan_layers, policy=policy)
-        if not self.scan_layers:
-            return _loop([kind(*settings, name=f"layers_{i}") for i in range(count)])
-        stack = nn.scan(
-            kind,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True, "lora": True, "dropout": True},
+    def _layers(self, keep_cache: bool) -> Stack:
+        return stack(
+            Block,
+            (self.config, keep_cache, self.dtype, self.param_dtype),
+            self.config.num_hidden_layers,
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
-            length=count,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
         )
-        return stack(*settings, name="layers")
-
-
-_Stack = Callable[..., tuple[Array, KVCache | None]]
-
-
-def _loop(blocks: Sequence[Block]) -> _Stack:
-    """Apply unstacked layers with the signature of the scanned stack."""
-
-    def apply(
-        x: Array,
-        past: KVCache | None,
-        windowed: Array | None,
-        turn: Rotation,
-        visible: Visible,
-    ) -> tuple[Array, KVCache | None]:
-        caches = []
-        for i, block in enumerate(blocks):
-            before, is_windowed = jax.tree.map(lambda leaf: leaf[i], (past, windowed))  # noqa: B023
-            x, cache = block(x, before, is_windowed, turn, visible)
-            caches.append(cache)
-        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
-
-    return apply
 
 
 def _visibility(
@@ -273,35 +240,3 @@ def _visibility(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, prefix:]
     mask = mask[:, None, None, :]
     return positions, Visible(causal & mask, None if near is None else near & mask)
-
-
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn stacked parameters into those of the model with `scan_layers=False`.
-
-    Args:
-        params: A tree with every layer stacked under `layers`.
-
-    Returns:
-        The tree with `layers_0`, `layers_1`, ... in its place.
-    """
-    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
-    count = len(jax.tree.leaves(params["layers"])[0])
-    layers = {
-        f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-        for i in range(count)
-    }
-    return rest | layers
-
-
-def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn unstacked parameters into those of the model with `scan_layers=True`.
-
-    Args:
-        params: A tree with the layers under `layers_0`, `layers_1`, ...
-
-    Returns:
-        The tree with all of them stacked under `layers`.
-    """
-    rest = {k: leaf for k, leaf in params.items() if not k.startswith("layers_")}
-    layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]
-    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

@@ -11,12 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from ivon_jax.models import families
 from ivon_jax.models.catalog import CATALOG
-from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import KNOWN, fetch, sha256
-from ivon_jax.models.llama import Llama
 from ivon_jax.models.placing import Place, one_device
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.models.safetensors_io import read_config, read_folder, weight_files
@@ -31,7 +30,8 @@ class Pretrained:
 
     Attributes:
         model: The module.
-        params: Its parameters, layers stacked.
+        params: Its parameters, layers stacked; those of a head only if the files
+            have one.
         tokenizer: The tokenizer of transformers; `None` if it was not asked for.
         name: The name or path it was loaded by.
         fingerprint: Identifies the weights: for a GGUF file its SHA-256; for a
@@ -39,7 +39,7 @@ class Pretrained:
             and of samples throughout each, which any further training changes.
     """
 
-    model: Llama
+    model: Any
     params: dict[str, Any]
     tokenizer: Any
     name: str
@@ -53,8 +53,9 @@ def load(
     quantization: Quantization | None = None,
     place: Place = one_device,
     tokenizer: bool = True,
+    num_labels: int | None = None,
 ) -> Pretrained:
-    """Load a pretrained Llama-like model.
+    """Load a pretrained model.
 
     Args:
         name_or_path: One of: a known model (`smollm2-135m-instruct`), fetched from
@@ -65,6 +66,8 @@ def load(
             norms, biases and the output layer keep the dtype.
         place: Where each parameter lives.
         tokenizer: Whether to load the tokenizer too.
+        num_labels: Outputs of the head, if the architecture has one; None for those
+            that the files say.
 
     Returns:
         The model, parameters, tokenizer and identity.
@@ -77,10 +80,14 @@ def load(
     is_gguf = path.suffix == ".gguf"
     with _naming(path):
         config, tensors = read_gguf(path) if is_gguf else read_folder(path)
+        family = families.family_of(config)
+        if num_labels is not None and family.head:
+            head: Any = {"num_labels": num_labels}
+            config = dataclasses.replace(config, **head)
         params = fill(config, tensors, dtype, quantization, place)
         fingerprint = sha256(path) if is_gguf else _sampled_sha256(path)
         return Pretrained(
-            model=Llama(config, dtype=dtype, param_dtype=dtype),
+            model=family.module(config, dtype=dtype, param_dtype=dtype),
             params=params,
             tokenizer=_tokenizer(path) if tokenizer else None,
             name=name_or_path,
@@ -88,7 +95,7 @@ def load(
         )
 
 
-def load_config(name: str) -> LlamaConfig:
+def load_config(name: str) -> families.Config:
     """Find out a model's shape, without its weights.
 
     Args:
@@ -102,7 +109,7 @@ def load_config(name: str) -> LlamaConfig:
     """
     known = (KNOWN[name].hub_id if name in KNOWN else name).removesuffix("-Instruct")
     if known in CATALOG:
-        return LlamaConfig.from_hf(CATALOG[known])
+        return families.read_config(CATALOG[known])
     path = _resolve(name)
     with _naming(path):
         return read_gguf(path)[0] if path.suffix == ".gguf" else read_config(path)

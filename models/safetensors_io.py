@@ -5,26 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models import families
 from ivon_jax.models.weights import Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
 
 
-def read_config(folder: Path) -> LlamaConfig:
+def read_config(folder: Path) -> families.Config:
     """Read `config.json` alone.
 
     Raises:
         ValueError: If it is missing, damaged, or holds what is not implemented.
     """
     try:
-        return LlamaConfig.from_hf(read_json(folder / "config.json"))
+        return families.read_config(read_json(folder / "config.json"))
     except ValueError as error:
         raise ValueError(f"config.json: {error}") from error
 
 
-def read_folder(folder: Path) -> tuple[LlamaConfig, Tensors]:
+def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
     """Open `config.json` and `model.safetensors`, or the shards its index lists.
 
     Args:

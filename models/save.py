@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from ivon_jax.files import new_folder, write_bytes
-from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.families import Config
 from ivon_jax.models.safetensors_io import INDEX, WEIGHTS
 from ivon_jax.models.weights import named_tensors
 
 
 def save(
     folder: Path,
-    config: LlamaConfig,
+    config: Config,
     params: Mapping[str, Any],
     tokenizer: Any,
     shard_bytes: int = 5 * 10**9,

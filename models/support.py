@@ -1,6 +1,6 @@
 """What can be loaded, told by the code that loads it."""
 
-from ivon_jax.models.config import MODEL_TYPES
+from ivon_jax.models.families import FAMILIES
 from ivon_jax.models.gguf_io import ARCHITECTURES
 from ivon_jax.models.known import KNOWN
 from ivon_jax.models.rope_config import KINDS
@@ -9,9 +9,10 @@ from ivon_jax.models.safetensors_io import DTYPES
 
 def table() -> str:
     """The supported models and formats, as a Markdown table."""
+    types = [name for family in FAMILIES for name in family.model_types]
     rows = {
         "known by name": KNOWN,
-        "`model_type` of config.json": MODEL_TYPES,
+        "`model_type` of config.json": types,
         "rotary scaling": ("default", *KINDS),
         "tensors in safetensors files": DTYPES,
         "architectures in GGUF files": ARCHITECTURES,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,8 +14,7 @@ import numpy as np
 from flax.typing import Dtype
 from jax.experimental import multihost_utils
 
-from ivon_jax.models.config import LlamaConfig
-from ivon_jax.models.llama import Llama
+from ivon_jax.models.families import Config, family_of, hf_names
 from ivon_jax.models.placing import Place, one_device, place_leaf, place_quantized
 from ivon_jax.models.quantized import Quantization, is_quantized
 
@@ -52,7 +52,7 @@ class _Slot:
 
 
 def fill(
-    config: LlamaConfig,
+    config: Config,
     tensors: Tensors,
     dtype: Dtype,
     quantization: Quantization | None = None,
@@ -71,7 +71,8 @@ def fill(
         place: Where each leaf lives.
 
     Returns:
-        The `params` tree of `Llama(config)`.
+        The `params` tree of the configuration's model; without a head if the file
+        has none of the tensors of its head.
 
     Raises:
         ValueError: If tensors are missing, unexpected or of a wrong shape, or one
@@ -84,8 +85,15 @@ def fill(
             f" but the weights are only {len(tensors.shapes)} tensors"
         )
     slots = _slots(config)
+    headless = {
+        name: slot for name, slot in slots.items() if not _in_head(config, slot)
+    }
+    if not tensors.shapes.keys() & (slots.keys() - headless.keys()):
+        slots = headless
     compare_shapes(
-        {name: slot.source_shape for name, slot in slots.items()}, tensors.shapes
+        {name: slot.source_shape for name, slot in slots.items()},
+        tensors.shapes,
+        family_of(config).unused,
     )
     leaves: dict[str, Any] = {}
     bad: list[str] = []
@@ -119,39 +127,13 @@ def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:
         raise ValueError("another process read NaN or infinite values")
 
 
-def hf_names(module: str, num_layers: int) -> list[str]:
-    """HF's names of one of our modules; HF differs only in the prefix `model.`.
-
-    Args:
-        module: Path in our tree, as `layers/self_attn/q_proj`.
-        num_layers: How many layers are stacked under `layers`.
-
-    Returns:
-        One name, or one a layer for what is stacked.
-
-    Example:
-        >>> hf_names("layers/mlp/up_proj", 2)
-        ['model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj']
-    """
-    first, *rest = module.split("/")
-    if first == "layers":
-        return [".".join(["model.layers", str(i), *rest]) for i in range(num_layers)]
-    prefix = "" if first == "lm_head" else "model."
-    return [prefix + ".".join([first, *rest])]
-
-
-def _slots(config: LlamaConfig) -> dict[str, _Slot]:
+def _slots(config: Config) -> dict[str, _Slot]:
     """Every tensor the model needs, by HF name.
 
     The names follow from the tree itself: HF calls kernels, scales and embeddings
     all `weight`.
     """
-    one: dict[str, Any] = {
-        "num_hidden_layers": 1,
-        "sliding_window": None,
-        "windowed_layers": (),
-    }
-    single = Llama(dataclasses.replace(config, **one), scan_layers=False)
+    single = family_of(config).module(config.with_one_layer(), scan_layers=False)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tree = jax.eval_shape(single.init, jax.random.key(0), tokens)["params"]
     slots = {}
@@ -165,38 +147,49 @@ def _slots(config: LlamaConfig) -> dict[str, _Slot]:
     return slots
 
 
+def _in_head(config: Config, slot: _Slot) -> bool:
+    return slot.path.partition("/")[0] in family_of(config).head
+
+
 def named_tensors(
-    config: LlamaConfig, params: Mapping[str, Any]
+    config: Config, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The inverse of `fill`: a model's tensors as HF stores them, one at a time.
 
     Args:
         config: The model's.
-        params: The `params` tree of `Llama(config)`, layers stacked.
+        params: Its `params` tree, layers stacked; a head may be missing.
 
     Yields:
         HF names with contents, linear weights as (out, in).
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     for name, slot in _slots(config).items():
+        if slot.path not in leaves and _in_head(config, slot):
+            continue
         leaf = leaves[slot.path]
         tensor = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
         yield name, np.ascontiguousarray(tensor.T) if slot.transposed else tensor
 
 
 def compare_shapes(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    unused: str = "",
 ) -> None:
     """Compare the tensors that are needed with those that are there.
 
     Args:
         wanted: Shapes by name.
         found: The same of a file.
+        unused: Those that may be there in vain, as a regular expression.
 
     Raises:
         ValueError: If tensors are missing, unexpected or misshaped; it names them.
     """
-    unused = {name for name in found.keys() - wanted.keys() if not _harmless(name)}
+    unexpected = {
+        name for name in found.keys() - wanted.keys() if not re.fullmatch(unused, name)
+    }
     misshaped = {
         f"{name} is {found[name]}, expected {wanted[name]}"
         for name in found.keys() & wanted.keys()
@@ -204,18 +197,12 @@ def compare_shapes(
     }
     problems = {
         "missing": wanted.keys() - found.keys(),
-        "unexpected": unused,
+        "unexpected": unexpected,
         "misshaped": misshaped,
     }
     report = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
     if report:
         raise ValueError("tensors do not fit; " + "; ".join(report))
-
-
-def _harmless(name: str) -> bool:
-    # Old files store the rotary frequencies, and tied models a copy of the
-    # embedding (an untied model wants `lm_head.weight`, so it never gets here).
-    return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
 
 
 def _some(names: Collection[str], limit: int = 4) -> str:

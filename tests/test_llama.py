@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivon_jax.models import KVCache, Llama, LlamaConfig
-from ivon_jax.models.llama import stack_layers, unstack_layers
+from ivon_jax.models.stack import stack_layers, unstack_layers
 from ivon_jax.models.weights import Tensors, fill
 
 SMALL = LlamaConfig(

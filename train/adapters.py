@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.families import hf_names
 from ivon_jax.models.safetensors_io import read_json
-from ivon_jax.models.weights import compare_shapes, hf_names
+from ivon_jax.models.weights import compare_shapes
 from ivon_jax.noise import by_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

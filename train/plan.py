@@ -10,8 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax.lora import Lora
-from ivon_jax.models.config import LlamaConfig
-from ivon_jax.models.llama import Llama
+from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.noise import path_name
 from ivon_jax.train.batches import Batch
@@ -68,7 +67,7 @@ class Plan:
 
 def make_plan(
     config: TrainConfig,
-    shape: LlamaConfig,
+    shape: Config,
     seq_length: int,
     classes: int,
     chip: ChipName,
@@ -118,7 +117,7 @@ def make_plan(
 
 
 def compile_step(
-    config: TrainConfig, shape: LlamaConfig, seq_length: int, classes: int, mesh: Mesh
+    config: TrainConfig, shape: Config, seq_length: int, classes: int, mesh: Mesh
 ) -> tuple[Any, PyTree, PyTree]:
     """Compiles the step of a resolved run, from shapes alone.
 
@@ -127,7 +126,9 @@ def compile_step(
     """
     assert config.hyper.batch_size is not None
     dtype, quantization = base_kind(config)
-    base = Llama(shape, remat=config.remat, dtype=dtype, param_dtype=dtype)
+    base: Any = family_of(shape).module(
+        shape, remat=config.remat, dtype=dtype, param_dtype=dtype
+    )
     model, method = Lora(base, config.lora), make_method(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -161,9 +162,7 @@ def compile_step(
         return lowered.compile(), params, state
 
 
-def flops(
-    config: TrainConfig, shape: LlamaConfig, seq_length: int, classes: int
-) -> float:
+def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> float:
     """Counts the operations of one step's matrix products, over all devices.
 
     A product with a frozen kernel is done once forward and once backward, one with
@@ -181,7 +180,7 @@ def flops(
     """
     assert config.hyper.batch_size is not None
     tokens = config.hyper.batch_size * seq_length
-    model = Lora(Llama(shape), config.lora)
+    model = Lora(family_of(shape).module(shape), config.lora)
     example = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(
         lambda key: model.init({"params": key, "lora": key}, example),

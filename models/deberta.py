@@ -1,0 +1,436 @@
+"""DeBERTa-v2 and v3: an encoder with disentangled attention, and its classifier.
+
+He et al., "DeBERTa: Decoding-enhanced BERT with disentangled attention" (2021,
+arXiv:2006.03654) and DeBERTaV3 (2021, arXiv:2111.09543). The parameter tree carries
+HF's names below `deberta.` and `deberta.encoder.`, layers stacked. Every projection
+is a plain `nn.Dense`, so adapters can be added from outside by interception.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ivon_jax.models.deberta_config import DebertaConfig
+from ivon_jax.models.layers import (
+    ACTIVATIONS,
+    Projecting,
+    layer_norm,
+    split_batch,
+)
+from ivon_jax.models.stack import Remat, stack
+
+
+class Relative(NamedTuple):
+    """Relative positions: their embeddings, and which of them each pair of tokens has.
+
+    Attributes:
+        embeddings: Of all r distances, normalised if the model does so.
+        distance: Index of the distance from query to key.
+    """
+
+    embeddings: Float[Array, "r d"]
+    distance: Int[Array, "s s"]
+
+
+class Convolved(NamedTuple):
+    """What the convolution adds to the first layer's output, and its normalisation."""
+
+    out: Float[Array, "b s d"]
+    scale: Float[Array, " d"]
+    bias: Float[Array, " d"]
+
+
+def relative_positions(length: int, buckets: int | None, largest: int) -> np.ndarray:
+    """Distances between the tokens of a sequence, the far ones in buckets.
+
+    Args:
+        length: Of the sequence.
+        buckets: Half of them hold a distance each, the rest grow logarithmically;
+            None for plain distances.
+        largest: The distance that the last bucket holds.
+
+    Returns:
+        The distance of query i to key j, at [i, j], int32.
+
+    Example:
+        >>> relative_positions(9, 6, 16)[-1]
+        array([5, 5, 5, 4, 4, 3, 2, 1, 0], dtype=int32)
+    """
+    index = np.arange(length, dtype=np.int32)
+    distance = index[:, None] - index[None]
+    if buckets is None:
+        return distance
+    # In float32, as HF's class: an edge between buckets may be a matter of rounding.
+    half = buckets // 2
+    far = np.maximum(np.abs(distance), half).astype(np.float32)
+    scale = np.log(np.float32((largest - 1) / half))
+    logarithm = np.log(far / np.float32(half)) / scale * np.float32(half - 1)
+    bucket = np.sign(distance) * (np.ceil(logarithm).astype(np.int32) + half)
+    return np.where(np.abs(distance) <= half, distance, bucket).astype(np.int32)
+
+
+class SelfAttention(Projecting):
+    """Attention by content, by content to position, and by position to content."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the projections of content, and of positions if they have their own."""
+        c = self.config
+        self.query_proj = self.linear(c.hidden_size)
+        self.key_proj = self.linear(c.hidden_size)
+        self.value_proj = self.linear(c.hidden_size)
+        if not c.share_att_key:
+            self.pos_key_proj = self.linear(c.hidden_size)
+            self.pos_query_proj = self.linear(c.hidden_size)
+        self.dropout = nn.Dropout(c.attention_probs_dropout_prob)
+        self.pos_dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        relative: Relative | None,
+        mask: Bool[Array, "b 1 s s"] | None,
+    ) -> Float[Array, "b s d"]:
+        """Attend from each token to every real one."""
+        c, training = self.config, self.has_rng("dropout")
+        query, key, value = (
+            self._heads(project(x))
+            for project in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        scores = _dot("bqhc,bkhc->bhqk", query, key)
+        if relative is not None:
+            embeddings = self.pos_dropout(relative.embeddings, not training)
+            scores = scores + self._by_position(
+                query, key, embeddings, relative.distance
+            )
+        scores = scores / np.sqrt(query.shape[-1] * (1 + len(c.pos_att_type))).item()
+        if mask is not None:
+            scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        weights = self.dropout(jax.nn.softmax(scores), not training)
+        out = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(value.dtype), value)
+        return out.reshape(x.shape)
+
+    def _by_position(
+        self,
+        query: Float[Array, "b s h c"],
+        key: Float[Array, "b s h c"],
+        embeddings: Float[Array, "r d"],
+        distance: Int[Array, "s s"],
+    ) -> Float[Array, "#b #h s s"]:
+        """Scores of each query with the key's position, and of each key with its."""
+        c = self.config
+        scores = jnp.zeros((1, 1, *distance.shape))
+        if "c2p" in c.pos_att_type:
+            project = self.key_proj if c.share_att_key else self.pos_key_proj
+            all_ = _dot("bqhc,rhc->bhqr", query, self._heads(project(embeddings)))
+            scores = scores + jnp.take_along_axis(all_, distance[None, None], -1)
+        if "p2c" in c.pos_att_type:
+            project = self.query_proj if c.share_att_key else self.pos_query_proj
+            all_ = _dot("bkhc,rhc->bhkr", key, self._heads(project(embeddings)))
+            by_key = jnp.take_along_axis(all_, distance.T[None, None], -1)
+            scores = scores + jnp.swapaxes(by_key, -1, -2)
+        return scores
+
+    def _heads(self, x: Float[Array, "*n d"]) -> Float[Array, "*n h c"]:
+        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+
+
+def _dot(how: str, a: Array, b: Array) -> Float[Array, "..."]:
+    return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+
+
+class Residual(Projecting):
+    """A projection, added to what it came from, and normalised."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the parts."""
+        c = self.config
+        self.dense = self.linear(c.hidden_size)
+        self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(
+        self, x: Float[Array, "b s e"], residual: Float[Array, "b s d"]
+    ) -> Float[Array, "b s d"]:
+        """Apply the layer at every position."""
+        out = self.dropout(self.dense(x), not self.has_rng("dropout"))
+        return split_batch(self.LayerNorm(out + residual))
+
+
+class SelfOutput(Projecting):
+    """Self-attention with its residual; HF's names are `self` and `output`."""
+
+    config: DebertaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        relative: Relative | None,
+        mask: Bool[Array, "b 1 s s"] | None,
+    ) -> Float[Array, "b s d"]:
+        """Apply the sublayer."""
+        settings = (self.config, self.dtype, self.param_dtype)
+        attended = SelfAttention(*settings, name="self")(x, relative, mask)
+        return Residual(*settings, name="output")(attended, x)
+
+
+class Intermediate(Projecting):
+    """The first half of the MLP."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the projection."""
+        self.dense = self.linear(self.config.intermediate_size)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s e"]:
+        """Apply the layer at every position."""
+        return ACTIVATIONS[self.config.hidden_act](self.dense(x))
+
+
+class Layer(Projecting):
+    """One encoder layer."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the sublayers under HF's names."""
+        settings = (self.config, self.dtype, self.param_dtype)
+        self.attention = SelfOutput(*settings)
+        self.intermediate = Intermediate(*settings)
+        self.output = Residual(*settings)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        first: Bool[Array, ""] | None,
+        relative: Relative | None,
+        mask: Bool[Array, "b 1 s s"] | None,
+        convolved: Convolved | None,
+    ) -> tuple[Float[Array, "b s d"], None]:
+        """Apply the layer; what was convolved is added after the first one."""
+        attended = self.attention(x, relative, mask)
+        x = self.output(self.intermediate(attended), attended)
+        if convolved is not None:
+            out, scale, bias = convolved
+            eps = self.config.layer_norm_eps
+            mixed = layer_norm(x + out, scale, bias, eps).astype(x.dtype)
+            if mask is not None:
+                mixed = mixed * mask[:, 0].any(-1)[..., None].astype(x.dtype)
+            x = jnp.where(first, mixed, x)  # type: ignore[arg-type]
+        return x, None
+
+
+class Convolution(Projecting):
+    """A convolution of the embeddings over neighbouring tokens."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the kernel, and the norm that the first layer's output goes through."""
+        c = self.config
+        self.conv = nn.Conv(
+            c.hidden_size,
+            (c.conv_kernel_size,),
+            padding=c.conv_kernel_size // 2,
+            feature_group_count=c.conv_groups,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None
+    ) -> Convolved:
+        """Convolve; nothing comes out at padding."""
+        out = self.conv(x)
+        if mask is not None:
+            out = jnp.where(mask[..., None], out, 0)
+        out = self.dropout(out, not self.has_rng("dropout"))
+        out = ACTIVATIONS[self.config.conv_act](out)
+        return Convolved(out, self.LayerNorm.scale, self.LayerNorm.bias)
+
+
+class Embeddings(Projecting):
+    """Embeddings of words and, where the config has them, positions and types."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the tables that there are."""
+        c = self.config
+        size = c.embedding_size or c.hidden_size
+        self.word_embeddings = self.embedding(c.vocab_size, size)
+        if c.position_biased_input:
+            self.position_embeddings = self.embedding(c.max_position_embeddings, size)
+        if c.type_vocab_size:
+            self.token_type_embeddings = self.embedding(c.type_vocab_size, size)
+        if c.embedding_size:
+            self.embed_proj = self.linear(c.hidden_size, use_bias=False)
+        self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
+        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        types: Int[Array, "b s"] | None,
+        mask: Bool[Array, "b s"] | None,
+    ) -> Float[Array, "b s d"]:
+        """Embed tokens; padding becomes zero."""
+        c = self.config
+        x = self.word_embeddings(tokens)
+        if c.position_biased_input:
+            x = x + self.position_embeddings(jnp.arange(tokens.shape[1]))[None]
+        if c.type_vocab_size:
+            types = jnp.zeros_like(tokens) if types is None else types
+            x = x + self.token_type_embeddings(types)
+        x = self.LayerNorm(self.embed_proj(x) if c.embedding_size else x)
+        if mask is not None:
+            x = x * mask[..., None].astype(x.dtype)
+        return split_batch(self.dropout(x, not self.has_rng("dropout")))
+
+
+class Pooler(Projecting):
+    """The first token's hidden state, projected: HF's `ContextPooler`."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the projection."""
+        self.dense = head_layer(self, self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.pooler_dropout)
+
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b d"]:
+        """Apply it."""
+        first = self.dropout(x[:, 0], not self.has_rng("dropout"))
+        return ACTIVATIONS[self.config.pooler_hidden_act](self.dense(first))
+
+
+def head_layer(module: Projecting, features: int) -> nn.Dense:
+    """Make a projection of the head, with HF's initial values."""
+    return nn.Dense(
+        features,
+        kernel_init=nn.initializers.normal(module.config.initializer_range),
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+    )
+
+
+class Deberta(Projecting):
+    """The encoder with its head for classification (or regression).
+
+    Attributes:
+        config: Sizes and switches.
+        dtype: What the layers compute in; norms, softmax and logits use float32.
+        param_dtype: What `init` makes the parameters in.
+        scan_layers: Compile one layer and loop over stacked parameters; otherwise
+            the layers are `layers_0`, `layers_1`, ...
+        remat: What the backward pass computes again to save memory: `"none"`,
+            `"full"` for each layer's inside, `"dots"` for all of it but its matrix
+            products.
+
+    Example:
+        >>> config = DebertaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=24,
+        ...     num_hidden_layers=2, num_attention_heads=4,
+        ...     relative_attention=True, pos_att_type=("c2p", "p2c"),
+        ... )
+        >>> model, tokens = Deberta(config), jnp.array([[1, 2, 3]])
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> model.apply(variables, tokens).shape
+        (1, 2)
+        >>> model.apply(variables, tokens, method="hidden_states").shape
+        (1, 3, 16)
+    """
+
+    config: DebertaConfig
+    scan_layers: bool = True
+    remat: Remat = "none"
+
+    def setup(self) -> None:
+        """Make everything but the layers."""
+        c = self.config
+        settings = (c, self.dtype, self.param_dtype)
+        self.embeddings = Embeddings(*settings)
+        if c.relative_attention:
+            self.rel_embeddings = self.embedding(2 * c.position_span, c.hidden_size)
+            if c.norm_rel_ebd:
+                self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
+        if c.conv_kernel_size:
+            self.conv = Convolution(*settings)
+        self.pooler = Pooler(*settings)
+        self.classifier = head_layer(self, c.num_labels)
+        rate = c.hidden_dropout_prob if c.cls_dropout is None else c.cls_dropout
+        self.dropout = nn.Dropout(rate)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        *,
+        mask: Bool[Array, "b s"] | None = None,
+        types: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b c"]:
+        """Compute the head's outputs.
+
+        Args:
+            tokens: Token ids, the first of which stands for the whole.
+            mask: True at real tokens, False at padding on either side.
+            types: 0 for tokens of the first text, 1 for those of the second; read
+                only by models with embeddings of types.
+
+        Returns:
+            Logits, or numbers, in float32.
+        """
+        pooled = self.pooler(self.hidden_states(tokens, mask=mask, types=types))
+        pooled = self.dropout(pooled, not self.has_rng("dropout"))
+        return self.classifier(pooled).astype(jnp.float32)
+
+    @nn.compact
+    def hidden_states(
+        self,
+        tokens: Int[Array, "b s"],
+        *,
+        mask: Bool[Array, "b s"] | None = None,
+        types: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """Compute the last layer's hidden states; see `__call__`."""
+        c = self.config
+        x = self.embeddings(tokens, types, mask)
+        convolved = self.conv(x, mask) if c.conv_kernel_size else None
+        first = jnp.arange(c.num_hidden_layers) == 0 if c.conv_kernel_size else None
+        pairs = None
+        if mask is not None:
+            # Padding attends to nothing, hence evenly to all: what it then computes
+            # counts where it comes first, in the pooler.
+            pairs = mask[:, None, :, None] & mask[:, None, None, :]
+        layers = stack(
+            Layer,
+            (c, self.dtype, self.param_dtype),
+            c.num_hidden_layers,
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+        )
+        x, _ = layers(x, first, self._relative(tokens.shape[1]), pairs, convolved)
+        return x
+
+    def _relative(self, length: int) -> Relative | None:
+        c = self.config
+        if not (c.relative_attention and c.pos_att_type):
+            return None
+        distance = relative_positions(length, c.position_buckets, c.largest_position)
+        span = c.position_span
+        embeddings = self.rel_embeddings.embedding.astype(self.dtype)
+        if c.norm_rel_ebd:
+            embeddings = self.LayerNorm(embeddings)
+        index = np.clip(distance + span, 0, 2 * span - 1)
+        return Relative(embeddings, jnp.asarray(index))

@@ -1,0 +1,236 @@
+"""The shape and the switches of a DeBERTa-v2 or v3, read from HF's `config.json`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ivon_jax.models.checks import boolean, check, either, integer, number
+from ivon_jax.models.layers import ACTIVATIONS
+
+DEBERTA_TYPES = ("deberta-v2",)
+POSITION_TERMS = ("c2p", "p2c")
+# Sizes beyond these come from damaged files; they would only exhaust the memory.
+_LARGEST, _MOST_LAYERS = 2**24, 2**12
+_MAY_BE_ZERO = ("type_vocab_size", "conv_kernel_size")
+_RATES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "pooler_dropout",
+    "cls_dropout",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DebertaConfig:
+    """Everything that decides what a DeBERTa classifier computes.
+
+    Names follow HF's `config.json`. Relative positions are `position_buckets` wide on
+    each side, on a logarithmic scale, or else `max_relative_positions` wide; neither
+    is -1 here. Dropout acts where a `dropout` key is given.
+
+    Example:
+        >>> config = DebertaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=24,
+        ...     num_hidden_layers=2, num_attention_heads=4,
+        ...     relative_attention=True, position_buckets=8,
+        ... )
+        >>> config.position_span
+        8
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-7
+    max_position_embeddings: int = 512
+    position_biased_input: bool = True
+    type_vocab_size: int = 0
+    embedding_size: int | None = None
+    relative_attention: bool = False
+    pos_att_type: tuple[str, ...] = ()
+    share_att_key: bool = False
+    norm_rel_ebd: bool = False
+    position_buckets: int | None = None
+    max_relative_positions: int | None = None
+    conv_kernel_size: int = 0
+    conv_groups: int = 1
+    conv_act: str = "tanh"
+    num_labels: int = 2
+    pooler_hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    pooler_dropout: float = 0.0
+    cls_dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: If one is out of range, or does not fit the others.
+        """
+        for name, value in vars(self).items():
+            if name in _RATES and value is not None:
+                check(0 <= value < 1, name, value, "a number in [0, 1)")
+            elif type(value) is int:
+                limit = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
+                least = 0 if name in _MAY_BE_ZERO else 1
+                legal = f"an integer from {least} to {limit}"
+                check(least <= value <= limit, name, value, legal)
+            elif name.endswith("_act"):
+                legal = f"one of {', '.join(ACTIVATIONS)}"
+                check(value in ACTIVATIONS, name, value, legal)
+        for name in ("layer_norm_eps", "initializer_range"):
+            number(name, getattr(self, name))
+        unknown = set(self.pos_att_type) - set(POSITION_TERMS)
+        legal = f"of {' and '.join(POSITION_TERMS)}"
+        check(not unknown, "pos_att_type", self.pos_att_type, legal)
+        for name in ("num_attention_heads", "conv_groups"):
+            value, size = getattr(self, name), self.hidden_size
+            check(size % value == 0, name, value, f"a divisor of hidden_size = {size}")
+        width = self.conv_kernel_size
+        check(width % 2 == 1 or not width, "conv_kernel_size", width, "an odd number")
+        if self.position_buckets is not None:
+            # The logarithmic part runs from half of the buckets to the largest.
+            fits = 1 < self.position_buckets < 2 * (self.largest_position - 1)
+            legal = f"2 to {2 * self.largest_position - 3}"
+            check(fits, "position_buckets", self.position_buckets, legal)
+
+    @property
+    def largest_position(self) -> int:
+        """The largest distance that has an embedding of its own, or a bucket's."""
+        return self.max_relative_positions or self.max_position_embeddings
+
+    @property
+    def position_span(self) -> int:
+        """Number of embeddings of relative positions on each side."""
+        return self.position_buckets or self.largest_position
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def with_one_layer(self) -> "DebertaConfig":
+        """Returns the same shape one layer deep."""
+        return dataclasses.replace(self, num_hidden_layers=1)
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "DebertaConfig":
+        """Read the dictionary in HF's `config.json`.
+
+        Args:
+            config: The parsed file.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If a field is missing, or asks for something that changes
+                the result and is not implemented here.
+        """
+        _reject_unsupported(config)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            required = field.default is dataclasses.MISSING
+            if required or config.get(field.name) is not None:
+                read = _READERS.get(field.name) or _READERS[field.type]
+                values[field.name] = read(config, field.name)
+        if values.get("embedding_size") == values["hidden_size"]:
+            values["embedding_size"] = None
+        for name in ("position_buckets", "max_relative_positions"):
+            values[name] = size if (size := values.get(name) or -1) > 0 else None
+        values["num_labels"] = _num_labels(config)
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns what `from_hf` reads, with the name of transformers' class."""
+        none = {"position_buckets": -1, "max_relative_positions": -1}
+        values = {
+            name: either(value, none.get(name)) for name, value in vars(self).items()
+        }
+        labels = [f"LABEL_{i}" for i in range(values.pop("num_labels"))]
+        return {
+            "architectures": ["DebertaV2ForSequenceClassification"],
+            "model_type": DEBERTA_TYPES[0],
+            **values,
+            "embedding_size": either(self.embedding_size, self.hidden_size),
+            "pos_att_type": list(self.pos_att_type),
+            "norm_rel_ebd": "layer_norm" if self.norm_rel_ebd else "none",
+            "pooler_hidden_size": self.hidden_size,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+
+
+def _reject_unsupported(config: Mapping[str, Any]) -> None:
+    model_type = config.get("model_type")
+    legal = " or ".join(DEBERTA_TYPES)
+    check(model_type in DEBERTA_TYPES, "model_type", model_type, legal)
+    quantization = config.get("quantization_config")
+    check(quantization is None, "quantization_config", quantization, "none")
+    hidden = integer(config, "hidden_size")
+    heads = max(integer(config, "num_attention_heads"), 1)
+    for name, wanted in (
+        ("attention_head_size", hidden // heads),
+        ("pooler_hidden_size", hidden),
+    ):
+        check(
+            integer(config, name, wanted) == wanted, name, config.get(name), f"{wanted}"
+        )
+    kind = config.get("problem_type")
+    kinds = (None, "regression", "single_label_classification")
+    check(
+        kind in kinds, "problem_type", kind, "regression or single_label_classification"
+    )
+
+
+def _text(config: Mapping[str, Any], field: str) -> str:
+    check(isinstance(config[field], str), field, config[field], "a string")
+    return config[field]
+
+
+def _float(config: Mapping[str, Any], field: str) -> float:
+    check(type(config[field]) in (int, float), field, config[field], "a number")
+    return float(config[field])
+
+
+def _position_terms(config: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    terms = config[field]
+    if isinstance(terms, str):
+        terms = _split(terms)
+    legal = isinstance(terms, list) and all(type(term) is str for term in terms)
+    check(legal, field, terms, "a list of strings")
+    return tuple(sorted({term for term in terms if term not in ("", "none")}))
+
+
+def _has_norm(config: Mapping[str, Any], field: str) -> bool:
+    return "layer_norm" in _split(_text(config, field))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.lower().split("|")]
+
+
+def _num_labels(config: Mapping[str, Any]) -> int:
+    names = config.get("id2label")
+    if names is None:
+        return integer(config, "num_labels", 2)
+    check(isinstance(names, dict), "id2label", names, "a JSON object")
+    return len(names)
+
+
+# How fields are read from HF's file: by name, or else by type.
+_READERS: Mapping[Any, Callable[[Mapping[str, Any], str], Any]] = {
+    "norm_rel_ebd": _has_norm,
+    "pos_att_type": _position_terms,
+    bool: boolean,
+    float: _float,
+    float | None: _float,
+    int: integer,
+    int | None: integer,
+    str: _text,
+}

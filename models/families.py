@@ -1,0 +1,121 @@
+"""The architectures, and what loading, saving and planning need to know of each."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from ivon_jax.models.checks import check
+from ivon_jax.models.config import MODEL_TYPES, LlamaConfig
+from ivon_jax.models.deberta import Deberta
+from ivon_jax.models.deberta_config import DEBERTA_TYPES, DebertaConfig
+from ivon_jax.models.llama import Llama
+
+Config = LlamaConfig | DebertaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """An architecture.
+
+    Attributes:
+        model_types: HF's names of it.
+        config: The class of its configurations; `from_hf` makes one.
+        module: The class of its modules, made of a configuration.
+        names: HF's names of the modules in our tree that begin so; `{}` stands for
+            the number of a stacked layer. The longest beginning counts.
+        unused: Tensors, as a regular expression, that files may hold in vain.
+        head: Modules of our tree that a file may lack, all of them together: they
+            are trained for one task, and whole.
+    """
+
+    model_types: tuple[str, ...]
+    config: Any
+    module: type[nn.Module]
+    names: Mapping[str, str]
+    unused: str
+    head: tuple[str, ...] = ()
+
+
+LLAMA = Family(
+    MODEL_TYPES,
+    LlamaConfig,
+    Llama,
+    {
+        "embed_tokens": "model.embed_tokens",
+        "layers": "model.layers.{}",
+        "norm": "model.norm",
+        "lm_head": "lm_head",
+    },
+    # Old files store the rotary frequencies, and tied models a copy of the embedding
+    # (an untied model wants it, so it is not left over).
+    unused=r".*rotary_emb\.inv_freq|lm_head\.weight",
+)
+DEBERTA = Family(
+    DEBERTA_TYPES,
+    DebertaConfig,
+    Deberta,
+    {
+        "embeddings": "deberta.embeddings",
+        "layers/attention": "deberta.encoder.layer.{}.attention",
+        "layers/intermediate": "deberta.encoder.layer.{}.intermediate",
+        "layers/output": "deberta.encoder.layer.{}.output",
+        "rel_embeddings": "deberta.encoder.rel_embeddings",
+        "LayerNorm": "deberta.encoder.LayerNorm",
+        "conv": "deberta.encoder.conv",
+        "pooler": "pooler",
+        "classifier": "classifier",
+    },
+    # The heads of pretraining, and embeddings of positions that are switched off.
+    unused=r"(cls|lm_predictions|mask_predictions)\..*"
+    r"|deberta\.embeddings\.position_(ids|embeddings\.weight)"
+    r"|deberta\.encoder\.(rel_embeddings|LayerNorm)\..*",
+    head=("pooler", "classifier"),
+)
+FAMILIES = (LLAMA, DEBERTA)
+
+
+def family_of(config: Any) -> Family:
+    """Finds the architecture that a configuration is of."""
+    return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def read_config(values: Mapping[str, Any]) -> Config:
+    """Read the dictionary in HF's `config.json`, whichever architecture it is of.
+
+    Raises:
+        ValueError: If no architecture here is that, or it is one with something that
+            is not implemented.
+    """
+    kind = values.get("model_type")
+    by_type = {name: family for family in FAMILIES for name in family.model_types}
+    check(kind in by_type, "model_type", kind, " or ".join(by_type))
+    return by_type[kind].config.from_hf(values)  # type: ignore[index]
+
+
+def hf_names(module: str, num_layers: int) -> list[str]:
+    """HF's names of one of our modules.
+
+    Args:
+        module: Path in our tree, as `layers/self_attn/q_proj`.
+        num_layers: How many layers are stacked under `layers`.
+
+    Returns:
+        One name, or one a layer for what is stacked.
+
+    Example:
+        >>> hf_names("layers/mlp/up_proj", 2)
+        ['model.layers.0.mlp.up_proj', 'model.layers.1.mlp.up_proj']
+        >>> hf_names("layers/output/dense", 1)
+        ['deberta.encoder.layer.0.output.dense']
+    """
+    names = {k: v for family in FAMILIES for k, v in family.names.items()}
+    parts = module.split("/")
+    for length in range(len(parts), 0, -1):
+        if (name := names.get("/".join(parts[:length]))) is not None:
+            whole = ".".join([name, *parts[length:]])
+            if "{}" in whole:
+                return [whole.format(i) for i in range(num_layers)]
+            return [whole]
+    raise KeyError(module)

@@ -1,0 +1,108 @@
+"""A stack of equal layers: scanned over stacked parameters, or one after another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+Remat = Literal["none", "full", "dots"]
+# Maps hidden states and what goes with them to hidden states and what is kept.
+Stack = Callable[..., tuple[Array, Any]]
+
+
+def stack(
+    layer: type[nn.Module],
+    settings: Sequence[Any],
+    count: int,
+    in_axes: tuple[Any, ...],
+    *,
+    scan_layers: bool,
+    remat: Remat,
+) -> Stack:
+    """Make a model's layers, inside its compact method.
+
+    Args:
+        layer: Maps hidden states and further inputs to hidden states and an output.
+        settings: What every layer is made of.
+        count: How many.
+        in_axes: For each further input 0, if each layer has its own along the first
+            axis, or `nn.broadcast`.
+        scan_layers: Compile one layer and loop over parameters stacked under
+            `layers`; otherwise the layers are `layers_0`, `layers_1`, ...
+        remat: What the backward pass computes again: nothing, each layer's inside,
+            or all of it but its matrix products.
+
+    Returns:
+        A function of the hidden states and the further inputs. It returns the last
+        hidden states, and the outputs of all layers stacked. Adapters in the
+        collection `lora` are carried along.
+    """
+    kind = layer
+    if remat != "none":
+        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = {"full": None, "dots": dots}[remat]
+        # Inside a scan the compiler cannot undo the recomputation anyway.
+        kind = nn.remat(layer, prevent_cse=not scan_layers, policy=policy)
+    if not scan_layers:
+        layers = [kind(*settings, name=f"layers_{i}") for i in range(count)]
+        return _loop(layers, in_axes)
+    scanned = nn.scan(
+        kind,
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True, "lora": True, "dropout": True},
+        in_axes=in_axes,
+        length=count,
+    )
+    return scanned(*settings, name="layers")
+
+
+def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Stack:
+    """Apply unstacked layers with the signature of the scanned stack."""
+
+    def apply(x: Array, *inputs: Any) -> tuple[Array, Any]:
+        outputs = []
+        for i, layer in enumerate(layers):
+            own = [
+                jax.tree.map(lambda leaf: leaf[i], value) if axis == 0 else value  # noqa: B023
+                for value, axis in zip(inputs, in_axes, strict=True)
+            ]
+            x, output = layer(x, *own)
+            outputs.append(output)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    return apply
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn stacked parameters into those of the model with `scan_layers=False`.
+
+    Args:
+        params: A tree with every layer stacked under `layers`.
+
+    Returns:
+        The tree with `layers_0`, `layers_1`, ... in its place.
+    """
+    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
+    count = len(jax.tree.leaves(params["layers"])[0])
+    layers = {
+        f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        for i in range(count)
+    }
+    return rest | layers
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn unstacked parameters into those of the model with `scan_layers=True`.
+
+    Args:
+        params: A tree with the layers under `layers_0`, `layers_1`, ...
+
+    Returns:
+        The tree with all of them stacked under `layers`.
+    """
+    rest = {k: leaf for k, leaf in params.items() if not k.startswith("layers_")}
+    layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

@@ -1,0 +1,267 @@
+"""The encoder equals transformers' torch class, and itself by other routes."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ivon_jax.models import Deberta, DebertaConfig
+from ivon_jax.models.deberta import relative_positions
+from ivon_jax.models.stack import unstack_layers
+from ivon_jax.models.weights import Tensors, fill
+
+# Of peft 0.21 with transformers 5.14.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+
+quick_compilation = tiny.quick_compilation
+
+LIKE_V3 = {
+    "model_type": "deberta-v2",
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+    "relative_attention": True,
+    "position_buckets": 6,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
+
+
+def relative(a, b):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+@st.composite
+def hf_configs(draw):
+    largest = draw(st.sampled_from([-1, 7, 20]))
+    act = st.sampled_from(["gelu", "gelu_new", "relu", "tanh"])
+    return LIKE_V3 | {
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": draw(st.sampled_from([1, 2, 4])),
+        "hidden_act": draw(act),
+        "layer_norm_eps": draw(st.sampled_from([1e-7, 1e-2])),
+        "relative_attention": draw(st.sampled_from([True, True, False])),
+        "position_buckets": draw(st.sampled_from([-1, 2, 4, 6, 9])),
+        "max_relative_positions": largest,
+        "norm_rel_ebd": draw(st.sampled_from(["none", "layer_norm"])),
+        "share_att_key": draw(st.booleans()),
+        "pos_att_type": draw(
+            st.sampled_from([None, "", "c2p", ["p2c"], ["c2p", "p2c"], "p2c|c2p"])
+        ),
+        "position_biased_input": draw(st.booleans()),
+        "type_vocab_size": draw(st.sampled_from([0, 2])),
+        "embedding_size": draw(st.sampled_from([24, 10])),
+        "conv_kernel_size": draw(st.sampled_from([0, 1, 3, 5])),
+        "conv_groups": draw(st.sampled_from([1, 3])),
+        "conv_act": draw(act),
+        "pooler_hidden_act": draw(act),
+        "num_labels": draw(st.integers(1, 3)),
+    }
+
+
+def torch_model(config, seed=0):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    values = {k: v for k, v in config.items() if k != "model_type"}
+    hf_config = transformers.AutoConfig.for_model(config["model_type"], **values)
+    torch.manual_seed(seed)
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_config(hf_config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+def from_torch(model, scan_layers=True):
+    """Our model with a torch model's weights, through both public mappings."""
+    config = DebertaConfig.from_hf(
+        json.loads(model.config.to_json_string(use_diff=False))
+    )
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    shapes = {name: value.shape for name, value in weights.items()}
+    params = fill(config, Tensors(shapes, weights.__getitem__), jnp.float32)
+    params = params if scan_layers else unstack_layers(params)
+    return Deberta(config, scan_layers=scan_layers), params
+
+
+def inputs(data, vocab=40, rows=3, length=11):
+    """Tokens, types and a mask of padding on either side; the first row has none."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    counts = data.draw(st.lists(st.integers(1, length), min_size=rows, max_size=rows))
+    mask = np.arange(length) < np.array([length, *counts[1:]])[:, None]
+    if data.draw(st.booleans(), label="left padding"):
+        mask = mask[:, ::-1].copy()
+    tokens = rng.integers(vocab, size=mask.shape).astype(np.int32)
+    return tokens, rng.integers(2, size=mask.shape).astype(np.int32), mask
+
+
+def torch_outputs(model, tokens, types, mask):
+    import torch
+
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.tensor(tokens).long(),
+            token_type_ids=torch.tensor(types).long(),
+            attention_mask=torch.tensor(mask).long(),
+            output_hidden_states=True,
+        )
+    return out.hidden_states[-1].float().numpy(), out.logits.float().numpy()
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def outputs(model, params, tokens, types=None, mask=None):
+    variables, extra = {"params": params}, {"types": types, "mask": mask}
+    hidden = model.apply(variables, tokens, **extra, method="hidden_states")
+    return hidden, model.apply(variables, tokens, **extra)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@given(config=hf_configs(), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_equals_transformers(scan_layers, config, seed, data):
+    theirs = torch_model(config, seed)
+    model, params = from_torch(theirs, scan_layers)
+    tokens, types, mask = inputs(data)
+    hidden, logits = torch_outputs(theirs, tokens, types, mask)
+    got_hidden, got_logits = outputs(model, params, tokens, types, mask)
+    assert relative(np.asarray(got_hidden)[mask], hidden[mask]) <= 1e-4
+    # With padding on the left the head reads a padding token: that too is alike.
+    assert relative(got_logits, logits) <= 1e-4
+
+
+@given(config=hf_configs())
+@settings(max_examples=50, deadline=None)
+def test_transformers_reads_our_configs_as_we_do(config):
+    transformers = pytest.importorskip("transformers")
+    ours = DebertaConfig.from_hf(config)
+    written = ours.to_hf()
+    assert DebertaConfig.from_hf(written) == ours
+    assert hasattr(transformers, written.pop("architectures")[0])
+    theirs = transformers.AutoConfig.for_model(**written)
+    read = json.loads(theirs.to_json_string(use_diff=False))
+    assert DebertaConfig.from_hf(read) == ours
+    assert theirs.num_labels == config["num_labels"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    {
+        "attention_head_size": 8,
+        "conv_act": "mish",
+        "conv_groups": 5,
+        "conv_kernel_size": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_dropout_prob": 1.0,
+        "hidden_size": 2**25,
+        "id2label": ["a"],
+        "layer_norm_eps": 0,
+        "model_type": "deberta",
+        "norm_rel_ebd": 1,
+        "num_attention_heads": 5,
+        "num_hidden_layers": "2",
+        "pooler_hidden_size": 12,
+        "pos_att_type": "p2p",
+        "position_buckets": 30,
+        "problem_type": "multi_label_classification",
+        "quantization_config": {},
+        "relative_attention": 1,
+        "vocab_size": None,
+    }.items(),
+)
+def test_what_is_not_implemented_is_named(field, value):
+    with pytest.raises(ValueError, match=f"config field {field} is ") as caught:
+        DebertaConfig.from_hf(LIKE_V3 | {field: value})
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    buckets=st.integers(2, 60), extra=st.integers(1, 300), length=st.integers(1, 400)
+)
+@settings(max_examples=25, deadline=None)
+def test_buckets_are_odd_and_grow(buckets, extra, length):
+    largest = buckets // 2 + 1 + extra
+    distance = relative_positions(length, buckets, largest)
+    np.testing.assert_array_equal(distance, -distance.T)
+    row = distance[-1, ::-1]  # distances 0, 1, 2, ...
+    near = min(buckets // 2 + 1, length)
+    np.testing.assert_array_equal(row[:near], np.arange(near))
+    assert (np.diff(row) >= 0).all()
+    assert row[min(length, largest) - 1] < buckets
+
+
+def test_remat_changes_no_gradient():
+    config = DebertaConfig.from_hf(LIKE_V3 | {"conv_kernel_size": 3})
+    tokens = jnp.arange(10).reshape(2, 5)
+    params = jax.jit(Deberta(config).init)(jax.random.key(0), tokens)
+
+    def gradient(remat):
+        model = Deberta(config, remat=remat)
+        loss = lambda p: jnp.square(model.apply(p, tokens)).sum()  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+
+    for a, b in zip(gradient("none"), gradient("full"), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_bfloat16_errs_no_more_than_torch_does():
+    torch = pytest.importorskip("torch")
+    theirs = torch_model(LIKE_V3 | {"num_labels": 3})
+    theirs.to(torch.bfloat16).float()  # weights that both precisions can hold
+    model, params = from_torch(theirs)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(40, size=(4, 16)).astype(np.int32)
+    types, mask = np.zeros_like(tokens), np.ones(tokens.shape, bool)
+    exact, _ = torch_outputs(theirs, tokens, types, mask)
+    rounded, _ = torch_outputs(theirs.to(torch.bfloat16), tokens, types, mask)
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+    model = Deberta(model.config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    hidden, logits = outputs(model, half, tokens)
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    assert relative(hidden, exact) <= 2 * relative(rounded, exact)
+
+
+def test_without_mask_and_types_equals_all_real_and_of_the_first_text():
+    config = DebertaConfig.from_hf(
+        LIKE_V3 | {"conv_kernel_size": 3, "type_vocab_size": 2}
+    )
+    tokens = jnp.arange(10).reshape(2, 5)
+    model, zeros, ones = Deberta(config), jnp.zeros_like(tokens), jnp.ones((2, 5), bool)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+    expected = outputs(model, params, tokens, zeros, ones)
+    for got, wanted in zip(outputs(model, params, tokens), expected, strict=True):
+        assert relative(got, wanted) <= 1e-5
+
+
+def test_dropout_acts_with_a_key_only():
+    rates = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    config = DebertaConfig.from_hf(LIKE_V3)
+    tokens = jnp.arange(10).reshape(2, 5)
+    params = jax.jit(Deberta(config).init)(jax.random.key(0), tokens)
+
+    def compute(seed, **changes):
+        model = Deberta(dataclasses.replace(config, **changes))
+        keys = {} if seed is None else {"dropout": jax.random.key(seed)}
+        hidden = model.apply(params, tokens, rngs=keys, method="hidden_states")
+        return np.asarray(hidden)
+
+    still = compute(None)
+    assert relative(compute(0, **dict.fromkeys(rates, 0.0)), still) <= 1e-6
+    for rate in rates:
+        others = dict.fromkeys(set(rates) - {rate}, 0.0)
+        assert relative(compute(0, **others), still) > 0.01
+        assert relative(compute(0, **others), compute(1, **others)) > 0.01
