@@ -10,6 +10,44 @@ from jaxtyping import Array, Float, Key, PyTree
 from ivon_jax.posterior import Posterior
 
 
+def ensemble_outputs(
+    outputs_fn: Callable[[PyTree], Float[Array, "n c"]],
+    posterior: Posterior,
+    key: Key[Array, ""],
+    samples: int,
+    chunk_size: int | None = None,
+) -> Float[Array, "s n c"]:
+    """Computes the outputs of each of several posterior samples.
+
+    Args:
+        outputs_fn: maps parameters to outputs.
+        posterior: where the parameters come from.
+        key: the ensemble's key; sample i is the same for any `samples`.
+        samples: how many, s.
+        chunk_size: how many at a time: all at once (None) is one `vmap`, 1 is a
+            loop, in between trades memory for speed.
+
+    Returns:
+        The outputs, at least float32. Of numbers to predict, their mean over samples
+        is the prediction.
+
+    Raises:
+        ValueError: `samples` or `chunk_size` is below 1.
+    """
+    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value} is not >= 1")
+
+    def one(index: Array) -> Float[Array, "n c"]:
+        outputs = outputs_fn(posterior.draw(key, index))
+        return outputs.astype(np.promote_types(outputs.dtype, np.float32))
+
+    indices = jnp.arange(samples)
+    if chunk_size is None or chunk_size >= samples:
+        return jax.vmap(one)(indices)
+    return jax.lax.map(one, indices, batch_size=chunk_size)
+
+
 def ensemble_log_probs(
     logits_fn: Callable[[PyTree], Float[Array, "n c"]],
     posterior: Posterior,
@@ -21,17 +59,13 @@ def ensemble_log_probs(
 
     Args:
         logits_fn: maps parameters to logits.
-        posterior: where the parameters come from.
-        key: the ensemble's key; sample i is the same for any `samples`.
-        samples: how many, s.
-        chunk_size: how many at a time: all at once (None) is one `vmap`, 1 is a
-            loop, in between trades memory for speed.
+        posterior: see `ensemble_outputs`, as for the other arguments.
+        key: the ensemble's key.
+        samples: how many.
+        chunk_size: how many at a time.
 
     Returns:
         Log-probabilities, at least float32.
-
-    Raises:
-        ValueError: `samples` or `chunk_size` is below 1.
 
     Example:
         >>> posterior = Posterior({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, {})
@@ -40,19 +74,8 @@ def ensemble_log_probs(
         >>> average(log_probs).shape
         (5, 2)
     """
-    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is not >= 1")
-
-    def one(index: Array) -> Float[Array, "n c"]:
-        logits = logits_fn(posterior.draw(key, index))
-        wide = np.promote_types(logits.dtype, np.float32)
-        return jax.nn.log_softmax(logits.astype(wide))
-
-    indices = jnp.arange(samples)
-    if chunk_size is None or chunk_size >= samples:
-        return jax.vmap(one)(indices)
-    return jax.lax.map(one, indices, batch_size=chunk_size)
+    outputs = ensemble_outputs(logits_fn, posterior, key, samples, chunk_size)
+    return jax.nn.log_softmax(outputs)
 
 
 def average(log_probs: Float[Array, "s n c"]) -> Float[Array, "n c"]:

@@ -33,6 +33,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree
 
 ALL_LINEAR = "all-linear"
+QUERY_VALUE = "query-value"
+_QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query_proj", "value_proj")
 OUTPUT_LAYER = "lm_head"
 
 
@@ -45,15 +47,20 @@ class LoraConfig:
         alpha: the adapter's output is scaled by alpha/r.
         dropout: rate on the adapter's input, where a ``dropout`` key is given.
         targets: each a layer's own name, a regular expression for its whole
-            ``/``-joined path, or ``"all-linear"`` for all but the output layer.
+            ``/``-joined path, ``"query-value"`` for the projections to queries and
+            values, or ``"all-linear"`` for all but the output layer.
         rslora: whether to scale by alpha/sqrt(r) instead.
+        modules_to_save: layers trained whole beside the adapters, as a new head; each
+            a name or a regular expression, as `targets`. Their kernel and bias live
+            in ``lora``, and those in ``params``, if any, are not used.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] = (QUERY_VALUE,)
     rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks each field."""
@@ -65,13 +72,9 @@ class LoraConfig:
             raise ValueError(f"alpha: {self.alpha} is not a number > 0")
         if not self.targets:
             raise ValueError("targets: name at least one layer")
-        for target in self.targets:
-            try:
-                re.compile(target)
-            except re.error as error:
-                raise ValueError(
-                    f"targets: {target!r} is not a regular expression ({error})"
-                ) from None
+        for field in ("targets", "modules_to_save"):
+            for target in getattr(self, field):
+                _check_regex(field, target)
 
     @property
     def scale(self) -> float:
@@ -79,9 +82,20 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+def _check_regex(field: str, target: str) -> None:
+    try:
+        re.compile(target)
+    except re.error as error:
+        raise ValueError(
+            f"{field}: {target!r} is not a regular expression ({error})"
+        ) from None
+
+
 def _matches(target: str, path: tuple[str, ...]) -> bool:
     if target == ALL_LINEAR:
         return path[-1:] != (OUTPUT_LAYER,)
+    if target == QUERY_VALUE:
+        return path[-1:] != () and path[-1] in _QUERY_VALUE_NAMES
     return path[-1:] == (target,) or bool(re.fullmatch(target, "/".join(path)))
 
 
@@ -116,14 +130,14 @@ class Lora(nn.Module):
         seen: list[tuple[str, ...]] = []
         with nn.intercept_methods(_interceptor(self.config, seen)):
             out = self.base(*args, **kwargs)
-        for target in self.config.targets:
-            if not any(_matches(target, path) for path in seen):
-                layers = (
-                    ", ".join(sorted({path[-1] for path in seen if path})) or "none"
-                )
-                raise ValueError(
-                    f"targets: {target!r} matches no linear layer; there are: {layers}"
-                )
+        for field in ("targets", "modules_to_save"):
+            for target in getattr(self.config, field):
+                if not any(_matches(target, path) for path in seen):
+                    names = ", ".join(sorted({path[-1] for path in seen if path}))
+                    raise ValueError(
+                        f"{field}: {target!r} matches no linear layer; there are:"
+                        f" {names or 'none'}"
+                    )
         return out
 
 
@@ -139,11 +153,14 @@ def _interceptor(config: LoraConfig, seen: list[tuple[str, ...]]) -> Callable[..
         linear = type(context.module) in (nn.Dense, nn.DenseGeneral)
         if not (linear and context.method_name == "__call__"):
             return next_fun(*args, **kwargs)
-        seen.append(context.module.path)
-        y = next_fun(*args, **kwargs)
-        if not any(_matches(target, context.module.path) for target in config.targets):
-            return y
+        path = context.module.path
+        seen.append(path)
         x = args[0] if args else kwargs["inputs"]
+        if any(_matches(target, path) for target in config.modules_to_save):
+            return _whole(context.module, x)
+        y = next_fun(*args, **kwargs)
+        if not any(_matches(target, path) for target in config.targets):
+            return y
         return y + _adapter(context.module, config, x, y.shape).astype(y.dtype)
 
     return intercept
@@ -168,6 +185,28 @@ def _adapter(
     if config.dropout and module.has_rng("dropout"):
         x = _dropout(module.make_rng("dropout"), x, config.dropout)
     return (config.scale * ((x @ a) @ b)).reshape(shape)
+
+
+def _whole(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    """Computes a layer with a kernel and a bias of the ``lora`` collection."""
+    if type(module) is not nn.Dense:
+        raise ValueError(
+            f"modules_to_save: {'/'.join(module.path)} is no nn.Dense, which alone can"
+            " be trained whole"
+        )
+
+    def leaf(name: str, init: Callable[..., Array], *shape: int) -> Array:
+        def make() -> Array:
+            return init(module.make_rng("lora"), shape, jnp.float32)
+
+        return module.variable("lora", name, make).value
+
+    shape = (x.shape[-1], module.features)
+    y = x.astype(jnp.float32) @ leaf("kernel", module.kernel_init, *shape)
+    if module.use_bias:
+        bias = leaf("bias", module.bias_init, module.features)
+        y = y + jnp.expand_dims(bias, range(y.ndim - 1))
+    return y.astype(module.dtype or x.dtype)
 
 
 def _dropout(
@@ -236,7 +275,7 @@ def init_adapters(
 
 
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-    """Adds the adapters to the kernels they adapt.
+    """Adds the adapters to the kernels they adapt, and puts in layers trained whole.
 
     Args:
         params: the base model's parameters.
@@ -254,7 +293,12 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
 
 
 def unmerge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-    """Takes merged adapters out again, exact to rounding; see `merge`."""
+    """Takes merged adapters out again, exact to rounding; see `merge`.
+
+    Raises:
+        ValueError: as `merge`; or a layer was trained whole, so what it replaced is
+            not known.
+    """
     return _add_to_kernels(params, adapters, config, -1)
 
 
@@ -263,7 +307,12 @@ def _add_to_kernels(
 ) -> PyTree:
     flat = flatten_dict(params)
     adapters = flatten_dict(adapters)
-    for *path, name in adapters:
+    for (*path, name), leaf in adapters.items():
+        if name in ("kernel", "bias"):
+            if sign < 0:
+                raise ValueError(f"adapters: {'/'.join(path)} replaced what was there")
+            old = flat.get((*path, name), leaf)
+            flat[(*path, name)] = leaf.astype(old.dtype)
         if name != "a":
             continue
         kernel_path = (*path, "kernel")

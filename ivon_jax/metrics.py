@@ -292,6 +292,59 @@ def aurc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array
     return jnp.mean(jnp.cumsum(errors) / covered)
 
 
+def matthews(
+    log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
+) -> Float[Array, ""]:
+    """Matthews' correlation of predicted classes with labels, for any number of them.
+
+    Args:
+        log_probs: log class probabilities, [n, c].
+        labels: class indices, [n].
+
+    Returns:
+        Scalar in [-1, 1]; 0 if there is one class only, among labels or predictions.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]))
+        >>> print(f"{matthews(log_probs, jnp.array([0, 1, 1])):.2f}")
+        0.50
+
+    References:
+        Gorodkin, "Comparing two K-category assignments by a K-category correlation
+        coefficient", Computational Biology and Chemistry, 2004.
+    """
+    predicted, right = _one_hots(log_probs, labels)
+    predicted, right = (x - x.mean(axis=0, keepdims=True) for x in (predicted, right))
+    scale = jnp.sum(predicted * predicted) * jnp.sum(right * right)
+    covariance = jnp.sum(predicted * right)
+    return jnp.where(
+        scale == 0, 0, covariance / jnp.sqrt(jnp.where(scale == 0, 1, scale))
+    )
+
+
+def f1(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
+    """F1 of class 1: the harmonic mean of its precision and recall.
+
+    Args:
+        log_probs: log class probabilities, [n, c].
+        labels: class indices, [n].
+
+    Returns:
+        Scalar in [0, 1]; 0 if the class occurs neither in labels nor predictions.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]))
+        >>> print(f"{f1(log_probs, jnp.array([0, 1, 1])):.2f}")
+        0.67
+
+    References:
+        van Rijsbergen, "Information retrieval", 1979.
+    """
+    predicted, right = (one_hot[:, 1] for one_hot in _one_hots(log_probs, labels))
+    there = jnp.sum(predicted + right)
+    return 2 * jnp.sum(predicted * right) / jnp.where(there == 0, 1, there)
+
+
 def summary(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> dict[str, Float[Array, ""]]:
@@ -367,6 +420,18 @@ def _top_class(
     predictions = jnp.argmax(log_probs, axis=1).astype(labels.dtype)
     correct = (predictions == labels).astype(log_probs.dtype)
     return log_confidence, jnp.where(jnp.isnan(log_confidence), jnp.nan, correct)
+
+
+def _one_hots(
+    log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
+) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
+    """Predicted and right classes; NaN for an example with wrong values."""
+    log_probs, labels = _checked(log_probs, labels)
+    wrong = jnp.isnan(log_probs).any(axis=1, keepdims=True)
+    kinds = (jnp.argmax(log_probs, axis=1), labels)
+    classes, dtype = log_probs.shape[1], log_probs.dtype
+    predicted, right = (jax.nn.one_hot(k, classes, dtype=dtype) for k in kinds)
+    return jnp.where(wrong, jnp.nan, predicted), jnp.where(wrong, jnp.nan, right)
 
 
 def _sorted_top_class(

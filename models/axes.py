@@ -26,8 +26,8 @@ LAYERS: dict[str, tuple[str | None, str | None]] = {
     "output/dense": ("mlp", "embed"),
     "embed_proj": (None, "embed"),
     "conv/conv": (None, "embed"),
-    "pooler/dense": ("embed", None),
-    "classifier": ("embed", None),
+    "pooler/dense": (None, None),
+    "classifier": (None, None),
 }
 
 

@@ -49,6 +49,24 @@ def _sizes(
     }
 
 
+_DEBERTA_3 = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "max_position_embeddings": 512,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
+
+
+def _encoder(hidden: int, layers: int, heads: int) -> dict[str, int]:
+    sizes = _sizes(hidden, 4 * hidden, layers, heads, heads)
+    return {k: v for k, v in sizes.items() if k != "num_key_value_heads"}
+
+
 _TIED = {"tie_word_embeddings": True}
 
 CATALOG: Mapping[str, Mapping[str, Any]] = {
@@ -90,4 +108,8 @@ CATALOG: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-0.6B": _QWEN_3 | _TIED | _sizes(1024, 3072, 28, 16, 8),
     "Qwen/Qwen3-8B": _QWEN_3 | _sizes(4096, 12288, 36, 32, 8),
     "Qwen/Qwen3-32B": _QWEN_3 | _sizes(5120, 25600, 64, 64, 8),
+    "microsoft/deberta-v3-xsmall": _DEBERTA_3 | _encoder(384, 12, 6),
+    "microsoft/deberta-v3-small": _DEBERTA_3 | _encoder(768, 6, 12),
+    "microsoft/deberta-v3-base": _DEBERTA_3 | _encoder(768, 12, 12),
+    "microsoft/deberta-v3-large": _DEBERTA_3 | _encoder(1024, 24, 16),
 }

@@ -316,11 +316,11 @@ class Pooler(Projecting):
 
 
 def head_layer(module: Projecting, features: int) -> nn.Dense:
-    """Make a projection of the head, with HF's initial values."""
+    """Make a projection of the head: in float32, with HF's initial values."""
     return nn.Dense(
         features,
         kernel_init=nn.initializers.normal(module.config.initializer_range),
-        dtype=module.dtype,
+        dtype=jnp.float32,
         param_dtype=module.param_dtype,
     )
 
@@ -392,7 +392,7 @@ class Deberta(Projecting):
         """
         pooled = self.pooler(self.hidden_states(tokens, mask=mask, types=types))
         pooled = self.dropout(pooled, not self.has_rng("dropout"))
-        return self.classifier(pooled).astype(jnp.float32)
+        return self.classifier(pooled)
 
     @nn.compact
     def hidden_states(

@@ -26,8 +26,8 @@ class Family:
         names: HF's names of the modules in our tree that begin so; `{}` stands for
             the number of a stacked layer. The longest beginning counts.
         unused: Tensors, as a regular expression, that files may hold in vain.
-        head: Modules of our tree that a file may lack, all of them together: they
-            are trained for one task, and whole.
+        head: Layers that a file may lack, all of them together: they belong to one
+            task, and are trained whole.
     """
 
     model_types: tuple[str, ...]
@@ -71,7 +71,7 @@ DEBERTA = Family(
     unused=r"(cls|lm_predictions|mask_predictions)\..*"
     r"|deberta\.embeddings\.position_(ids|embeddings\.weight)"
     r"|deberta\.encoder\.(rel_embeddings|LayerNorm)\..*",
-    head=("pooler", "classifier"),
+    head=("pooler/dense", "classifier"),
 )
 FAMILIES = (LLAMA, DEBERTA)
 
@@ -79,6 +79,14 @@ FAMILIES = (LLAMA, DEBERTA)
 def family_of(config: Any) -> Family:
     """Finds the architecture that a configuration is of."""
     return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def with_outputs(config: Config, count: int) -> Config:
+    """Give the head of an architecture that has one so many outputs."""
+    if not family_of(config).head:
+        return config
+    head: dict[str, Any] = {"num_labels": count}
+    return dataclasses.replace(config, **head)
 
 
 def read_config(values: Mapping[str, Any]) -> Config:

@@ -81,9 +81,8 @@ def load(
     with _naming(path):
         config, tensors = read_gguf(path) if is_gguf else read_folder(path)
         family = families.family_of(config)
-        if num_labels is not None and family.head:
-            head: Any = {"num_labels": num_labels}
-            config = dataclasses.replace(config, **head)
+        if num_labels is not None:
+            config = families.with_outputs(config, num_labels)
         params = fill(config, tensors, dtype, quantization, place)
         fingerprint = sha256(path) if is_gguf else _sampled_sha256(path)
         return Pretrained(

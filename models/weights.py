@@ -148,7 +148,7 @@ def _slots(config: Config) -> dict[str, _Slot]:
 
 
 def _in_head(config: Config, slot: _Slot) -> bool:
-    return slot.path.partition("/")[0] in family_of(config).head
+    return slot.path.rpartition("/")[0] in family_of(config).head
 
 
 def named_tensors(

@@ -54,6 +54,18 @@ def test_presets_are_the_papers(method, family):
     assert found == PAPER[method, family]
 
 
+@pytest.mark.parametrize(
+    ("examples", "steps"),
+    # The paper's App. D.4.1: RTE, CoLA, SST-2 and QQP; an epoch's last batch is short.
+    [(2490, 33 * 156), (8551, 10 * 535), (67349, 3 * 4210), (363846, 3 * 22741)],
+)
+def test_glue_trains_for_whole_epochs(examples, steps):
+    found = resolved("ivon-lora", "glue", n=examples)
+    assert (found.steps, found.warmup) == (steps, round(0.06 * steps))
+    assert resolved("ivon-lora", "glue", n=examples, steps=7).steps == 7
+    assert resolved("ivon-lora", "commonsense", n=examples).steps == 5000
+
+
 @pytest.mark.parametrize("method", ["adam", "ivon-lora"])
 def test_own_data_get_the_commonsense_presets(method):
     assert resolved(method, "custom") == resolved(method, "commonsense")

@@ -217,7 +217,7 @@ def test_local_data_may_be_csv_and_a_file_goes_first(tmp_path):
     (tmp_path / "sst2" / "validation.csv").write_text("sentence,label\nfine,1\n")
     task = get_task("sst2")
     (example,) = load_examples(task, "eval", data_dir=tmp_path)
-    assert example == Example("Review: fine\nSentiment:", 1)
+    assert example == Example("Review: fine\nSentiment:", 1, ("fine",))
     own = write_jsonl(tmp_path / "own.jsonl", [{"sentence": "bad", "label": 0}])
     (example,) = load_examples(task, "eval", data_dir=tmp_path, eval_file=own)
     assert example.label == 0

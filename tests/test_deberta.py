@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,19 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Deberta, DebertaConfig
 from ivon_jax.models.deberta import relative_positions
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.models.weights import Tensors, fill
+from ivon_jax.train.adapters import WEIGHTS, save_adapter
 
 # Of peft 0.21 with transformers 5.14.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`", "ignore:Could not find a config file"
+)
 
 quick_compilation = tiny.quick_compilation
 
@@ -142,6 +149,61 @@ def test_equals_transformers(scan_layers, config, seed, data):
     assert relative(np.asarray(got_hidden)[mask], hidden[mask]) <= 1e-4
     # With padding on the left the head reads a padding token: that too is alike.
     assert relative(got_logits, logits) <= 1e-4
+
+
+@given(config=hf_configs(), data=st.data())
+@settings(max_examples=5, deadline=None)
+def test_gradients_of_adapters_and_head_equal_those_of_peft(config, data):
+    peft = pytest.importorskip("peft")
+    import torch
+
+    theirs = torch_model(config)
+    base, params = from_torch(theirs)
+    head = ("pooler/dense", "classifier")
+    lora = LoraConfig(
+        rank=2, dropout=0.0, targets=("all-linear",), modules_to_save=head
+    )
+    model = Lora(base, lora)
+    tokens, types, mask = inputs(data, rows=2, length=7)
+    shapes = jax.eval_shape(
+        lambda key: init_adapters(model, key, jnp.asarray(tokens)), jax.random.key(0)
+    )
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32), shapes
+    )
+    weight = rng.normal(size=(2, config["num_labels"])).astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(adapters):
+        variables = {"params": params, "lora": adapters}
+        ids, real, kinds = map(jnp.asarray, (tokens, mask, types))
+        out = model.apply(variables, ids, mask=real, types=kinds)
+        return jnp.sum(out * weight), out
+
+    (_, logits), ours = loss(adapters)
+    with tempfile.TemporaryDirectory() as place:
+        save_adapter(Path(place), adapters, lora, "base")
+        tuned = peft.PeftModel.from_pretrained(theirs, place, is_trainable=True).eval()
+        save_adapter(Path(place), ours, lora, "base")
+        ours = load_file(Path(place) / WEIGHTS)
+    out = tuned(
+        input_ids=torch.tensor(tokens).long(),
+        token_type_ids=torch.tensor(types).long(),
+        attention_mask=torch.tensor(mask).long(),
+    ).logits
+    assert relative(logits, out.detach().numpy()) <= 1e-4
+    (out * torch.tensor(weight)).sum().backward()
+    grads = {
+        name.replace(".default", "").replace(".modules_to_save", ""): p.grad.numpy()
+        for name, p in tuned.named_parameters()
+        if p.grad is not None
+    }
+    assert grads.keys() == ours.keys()
+    scale = max(np.abs(grad).max() for grad in grads.values())
+    for name, grad in grads.items():
+        assert np.abs(ours[name] - grad).max() <= 1e-3 * scale
 
 
 @given(config=hf_configs())

@@ -17,6 +17,7 @@ CORE = (
     "prior",
     "noise",
     "metrics",
+    "regression",
     "sampling",
     "posterior",
     "ensemble",

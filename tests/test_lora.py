@@ -277,3 +277,38 @@ def test_equals_peft(rslora):
         theirs = wrapped(torch.tensor(np.array(X))).numpy()
     ours = model.apply({"params": params, "lora": adapters}, X)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_trained_whole_is_a_dense_layer_of_its_own():
+    config = LoraConfig(
+        rank=2, dropout=0.0, modules_to_save=("lm_head",), targets=("up",)
+    )
+    model, params, _, adapters = setup(Mlp(), config, X)
+    assert adapters.keys() == {"up", "lm_head"}
+    assert jax.tree.map(jnp.shape, adapters["lm_head"]) == {
+        "kernel": (8, 3),
+        "bias": (3,),
+    }
+    headless = {name: leaf for name, leaf in params.items() if name != "lm_head"}
+    out = model.apply({"params": headless, "lora": adapters}, X)
+    merged = merge(headless, adapters, config)
+    np.testing.assert_allclose(Mlp().apply({"params": merged}, X), out, atol=1e-5)
+    assert jnp.array_equal(merged["lm_head"]["kernel"], adapters["lm_head"]["kernel"])
+    with pytest.raises(ValueError, match="lm_head replaced what was there"):
+        unmerge(merged, adapters, config)
+
+
+def test_no_layer_to_save_of_that_name():
+    config = LoraConfig(targets=("up",), modules_to_save=("score",))
+    with pytest.raises(ValueError, match="modules_to_save: 'score' matches no linear"):
+        init_adapters(Lora(Mlp(), config), KEY, X)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "v_proj", "query_proj", "value_proj"])
+def test_by_default_queries_and_values_are_adapted(name):
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4, name="k_proj")(x) + nn.Dense(4, name=name)(x)
+
+    assert init_adapters(Lora(Attention(), LoraConfig()), KEY, X).keys() == {name}

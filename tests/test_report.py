@@ -70,6 +70,21 @@ def test_table_shows_the_rows():
     ]
 
 
+def test_a_table_has_the_metrics_of_its_rows():
+    def row(**values):
+        return {k: v for k, v in make_row().items() if not isinstance(v, float)} | {
+            "tau": 1.0,
+            "prune": 0.0,
+            **values,
+        }
+
+    head, line = cells(report.table([row(pearson=0.5, spearman=-0.25, mse=1.5)]))
+    assert head[1:] == ["Pearson %", "Spearman %", "MSE"]
+    assert line[1:] == ["50.0", "-25.0", "1.500"]
+    head, _ = cells(report.table([make_row(matthews=0.1, f1=0.2)]))
+    assert head[1:4] == ["accuracy %", "Matthews %", "F1 %"]
+
+
 def test_labels_tell_rows_apart():
     rows = [
         make_row("adam"),
@@ -95,7 +110,8 @@ def test_seeds_table_is_mean_and_standard_error():
     _, *body = cells(report.seeds_table(runs))
     for i, line in enumerate(body):
         assert line[0] == report.label(runs[0][i])
-        for name, cell in zip(report.COLUMNS, line[1:], strict=True):
+        names = ("accuracy", "ece", "ece15", "nll", "brier")
+        for name, cell in zip(names, line[1:], strict=True):
             values = [float(run[i][name]) for run in runs]
             scale, digits = (1, 3) if name in ("nll", "brier") else (100, 1)
             mean, error = (float(x) for x in cell.split(" ± "))

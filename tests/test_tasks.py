@@ -1,7 +1,9 @@
 """Prompts and labels. The strings are written from the published templates."""
 
+import jax.numpy as jnp
 import pytest
 
+from ivon_jax import metrics, regression
 from ivon_jax.train.fields import Template, class_index
 from ivon_jax.train.tasks import TASKS, Example, custom_task, get_task
 
@@ -136,18 +138,34 @@ def test_boolq_answer_is_a_truth_value(answer):
         ("mrpc", 1, "yes"),
         ("rte", 0, "yes"),
         ("qnli", 0, "yes"),
+        ("qqp", 1, "yes"),
     ],
 )
 def test_glue_label_ids(name, yes, word):
     task = get_task(name)
-    row = {key: f"<{key}> " for key in ("sentence", "sentence1", "sentence2")}
-    row |= {"question": "<question>", "label": yes}
+    names = ("sentence", "sentence1", "sentence2", "question", "question1", "question2")
+    row = {key: f"<{key}> " for key in names} | {"label": yes}
     example = task.example(row)
     assert task.words[example.label] == word
     assert task.family == "glue"
     # The label word, blank included, must follow the cue directly.
     assert example.prompt.endswith(":")
     assert " \n" not in example.prompt
+    # An encoder reads all that the prompt shows.
+    assert example.texts == tuple(row[key] for key in task.inputs)
+    assert all(text.strip() in example.prompt for text in example.texts)
+
+
+def test_stsb_asks_for_a_number():
+    task = get_task("stsb")
+    row = {"sentence1": "a", "sentence2": "b", "label": 3.8}
+    assert task.example(row) == Example("", 3.8, ("a", "b"))
+    assert task.example(row | {"label": "5"}).label == 5.0
+    assert (task.words, task.outputs) == ((), 1)
+    for label in (None, "x", True, [1], float("nan"), 10**400):
+        with pytest.raises(ValueError, match="'label' must be a number") as caught:
+            task.example(row | {"label": label})
+        assert len(str(caught.value)) < 120
 
 
 @pytest.mark.parametrize("label", [-1, 2, "2", None, True, 0.5, float("inf"), "x" * 99])
@@ -161,7 +179,11 @@ def test_glue_label_out_of_range(label):
 def test_every_task_has_distinct_words_and_rows(name):
     task = get_task(name)
     assert task.name == name
-    assert len(set(task.words)) == len(task.words) >= 2
+    if task.words:
+        assert task.outputs == len(set(task.words)) == len(task.words) >= 2
+        assert all(hasattr(metrics, name) for name in task.metrics)
+    else:
+        assert set(task.metrics) <= regression.summary(jnp.ones(2), jnp.ones(2)).keys()
     assert (task.source is None) != (task.rows is None)
 
 

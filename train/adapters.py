@@ -16,6 +16,13 @@ from ivon_jax.noise import by_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+CLASSIFIER = "classifier"  # the layer that makes a model a classifier
+_SUFFIXES = {
+    "a": "lora_A.weight",
+    "b": "lora_B.weight",
+    "kernel": "weight",
+    "bias": "bias",
+}
 
 # Fields that say nothing about what the adapter computes once its tensors are known.
 _DESCRIPTION = {
@@ -48,19 +55,23 @@ def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) 
 
     names = _names(adapters)
     arrays = {k: np.asarray(v) for k, v in by_path(adapters).items()}
+    whole = sorted({_module(path) for path in arrays if _is_whole(path)})
     tensors = {
         name: np.ascontiguousarray(_layer(arrays[path], layer).T)
         for name, (path, layer) in names.items()
     }
     values = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if CLASSIFIER in whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
-        "target_modules": sorted({_target(path) for path in arrays}),
+        "target_modules": sorted(
+            {_module(path) for path in arrays if not _is_whole(path)}
+        ),
+        "modules_to_save": whole or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -89,7 +100,10 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
     from safetensors.numpy import load_file
 
     try:
-        _check_config(_read_config(folder), config)
+        values = _read_config(folder)
+        if any(_is_whole(path) for path in by_path(shapes)):
+            values.pop("modules_to_save", None)  # the tensors tell which
+        _check_config(values, config)
         if not (folder / WEIGHTS).is_file():
             raise ValueError(_no_weights(folder))
         try:
@@ -121,12 +135,19 @@ def _names(adapters: PyTree) -> dict[str, tuple[str, int | None]]:
         module, _, kind = path.rpartition("/")
         stacked = path.startswith("layers/")
         for i, name in enumerate(hf_names(module, len(leaf) if stacked else 1)):
-            key = f"base_model.model.{name}.lora_{kind.upper()}.weight"
-            names[key] = (path, i if stacked else None)
+            names[f"base_model.model.{name}.{_SUFFIXES[kind]}"] = (
+                path,
+                i if stacked else None,
+            )
     return names
 
 
-def _target(path: str) -> str:
+def _is_whole(path: str) -> bool:
+    """Whether a leaf belongs to a layer that is trained whole."""
+    return path.endswith(("/kernel", "/bias"))
+
+
+def _module(path: str) -> str:
     """What PEFT compares the end of a layer's name with."""
     return path.rpartition("/")[0].removeprefix("layers/").replace("/", ".")
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -20,16 +21,18 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: token ids; those at or beyond a row's length mean nothing.
-        lengths: number of tokens of each row; the answer is predicted from token
-            `lengths - 1`.
-        labels: index of the right label word.
+        lengths: number of tokens of each row; a decoder predicts the answer from
+            token `lengths - 1`.
+        labels: index of the right class, or the number to predict.
         weights: 1, or 0 for a row that only fills the batch up.
+        seconds: where each row's second text begins; None for decoders.
     """
 
     tokens: Int[np.ndarray, "b s"]
     lengths: Int[np.ndarray, " b"]
-    labels: Int[np.ndarray, " b"]
+    labels: Int[np.ndarray, " b"] | Float[np.ndarray, " b"]
     weights: Float[np.ndarray, " b"]
+    seconds: Int[np.ndarray, " b"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +41,15 @@ class Encoded:
 
     Attributes:
         tokens: token ids of each prompt, int32, not padded.
-        labels: class indices, int32.
+        labels: class indices, int32; or numbers, float32.
         pad_id: what padding is filled with.
+        seconds: where each one's second text begins; None for decoders.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
     pad_id: int = 0
+    seconds: Int[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -142,9 +147,50 @@ def encode(
                 f"{max_length} tokens; the longest, example {longest + 1}, has "
                 f"{tokens[longest].size}: {shown(prompts[longest])}"
             )
+    return Encoded(tokens, _labels(examples), _pad_id(tokenizer))
+
+
+def encode_texts(
+    tokenizer: Any, examples: Sequence[Example], max_length: int
+) -> Encoded:
+    """Tokenises what an encoder reads; of long texts the end of the longer is cut.
+
+    Args:
+        tokenizer: a tokenizer in the manner of `transformers`.
+        examples: at least one.
+        max_length: most tokens of a text, or of two together.
+
+    Raises:
+        ValueError: no examples, or nothing left of one.
+    """
+    if not examples:
+        raise ValueError("no examples to encode")
+    texts = [example.texts or (example.prompt,) for example in examples]
+    encoded = tokenizer(
+        *map(list, zip(*texts, strict=True)),
+        padding=False,
+        truncation="longest_first",
+        max_length=max_length,
+        return_token_type_ids=True,
+    )
+    tokens = tuple(np.asarray(ids, np.int32) for ids in encoded["input_ids"])
+    if not all(ids.size for ids in tokens):
+        raise ValueError("the tokenizer makes no tokens of a text")
+    types = encoded["token_type_ids"]
+    seconds = np.array([row.index(1) if 1 in row else len(row) for row in types])
+    return Encoded(
+        tokens, _labels(examples), _pad_id(tokenizer), seconds.astype(np.int32)
+    )
+
+
+def _labels(examples: Sequence[Example]) -> np.ndarray:
+    labels = [example.label for example in examples]
+    return np.array(labels, np.float32 if isinstance(labels[0], float) else np.int32)
+
+
+def _pad_id(tokenizer: Any) -> int:
     pad_id = getattr(tokenizer, "pad_token_id", None)
-    labels = np.array([example.label for example in examples], np.int32)
-    return Encoded(tokens, labels, 0 if pad_id is None else int(pad_id))
+    return 0 if pad_id is None else int(pad_id)
 
 
 def bucket(length: int) -> int:
@@ -174,8 +220,10 @@ def collate(
     tokens = np.full((len(rows), width), encoded.pad_id, np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
-    labels = encoded.labels[np.asarray(indices)]
-    return Batch(tokens, lengths, labels, np.ones(len(rows), np.float32))
+    chosen = np.asarray(indices)
+    seconds = None if encoded.seconds is None else encoded.seconds[chosen]
+    weights = np.ones(len(rows), np.float32)
+    return Batch(tokens, lengths, encoded.labels[chosen], weights, seconds)
 
 
 @runtime_checkable
@@ -226,7 +274,7 @@ def train_batches(
 
     def batch(indices: Sequence[int]) -> Batch:
         whole = collate(encoded, indices)
-        return Batch(*(part[mine] for part in whole))
+        return jax.tree.map(lambda part: part[mine], whole)
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
     # run's second epoch would be the next run's first. Hashing takes them apart.

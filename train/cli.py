@@ -112,11 +112,11 @@ def evaluate(
         for how in (hows if posterior.precision else hows[:1])
     }
     rows = [
-        score(config.method, how, log_probs, labels)
-        for how, log_probs in predictions.items()
+        score(config.method, how, predicted, labels, problem.task.metrics)
+        for how, predicted in predictions.items()
     ]
-    for how, log_probs in predictions.items():
-        run.write_predictions(directory, how.name, log_probs, labels)
+    for how, predicted in predictions.items():
+        run.write_predictions(directory, how.name, predicted, labels)
     values = {**problem.facts, "best": best, "test": test, "rows": rows}
     run.write_json(directory / "evaluation.json", values)
     print(report.table(rows))
@@ -183,9 +183,8 @@ def plan(
     task = find_task(config.data)
     # The number of examples changes numbers, and no shape.
     config = resolve(config, task.family, num_examples=1)
-    classes = len(task.words)
     shape = load_config(config.model)
-    print(report(make_plan(config, shape, seq_length, classes, chip)))
+    print(report(make_plan(config, shape, seq_length, task.outputs, chip)))
 
 
 def data(config: Flat[DataConfig], seed: int = 0) -> None:
@@ -202,12 +201,14 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
     train_examples, eval_examples = find_examples(task, config, seed)
     print(f"tasks: {', '.join(TASKS)}, custom\n")
     print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
-    print(
-        f"{len(eval_examples)} evaluation examples; answers {', '.join(task.words)}\n"
-    )
+    answers = ", ".join(task.words) or "numbers"
+    print(f"{len(eval_examples)} evaluation examples; answers {answers}\n")
     for example in train_examples[:3]:
-        space = " " if task.leading_space else ""
-        print(f"{example.prompt}[{space}{task.words[example.label]}]\n")
+        if isinstance(example.label, int):
+            space = " " if task.leading_space else ""
+            print(f"{example.prompt}[{space}{task.words[example.label]}]\n")
+        else:
+            print(*example.texts, f"[{example.label:g}]\n", sep="\n")
 
 
 def models(fetch: str | None = None) -> None:

@@ -16,7 +16,7 @@ from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import find_task, prepare
 from ivon_jax.train.step import Streams
 
-# The columns of ``results.json``.
+# What ``results.json`` holds of each row, metrics as far as the task has them.
 ROW = ("method", "predict", "samples", "tau", "prune", *report.COLUMNS)
 
 
@@ -38,7 +38,10 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     check_counts(samples=config.samples, sweep_samples=config.sweep_samples)
     main, sweep = _main(config), _sweep(config)
     runs = {name: _train_config(config, name) for name in ("adam", "ivon-lora")}
-    family = find_task(config.data).family
+    task = find_task(config.data)
+    if not task.words:
+        raise ValueError(f"task: {task.name} has no classes to compare calibration on")
+    family = task.family
     for train_config in runs.values():
         resolve(train_config, family, num_examples=1)  # before the model is loaded
     run.check_new(out)
@@ -57,8 +60,8 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     rows, kept = [], {}
     for name, how in main + sweep:
         log_probs = predict(problem, posteriors[name], how, key)
-        row = score(name, how, log_probs, labels)
-        rows.append({column: row[column] for column in ROW})
+        row = score(name, how, log_probs, labels, task.metrics)
+        rows.append({column: row[column] for column in ROW if column in row})
         if (name, how) in main:
             kept[report.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
             run.write_predictions(out / name, how.name, log_probs, labels)

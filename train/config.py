@@ -35,7 +35,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "glue": {
+        # The fewest whole epochs that are at least these steps, and these epochs.
         "run": {"steps": 5000, "warmup": 300, "batch_size": 16},
+        "at_least": {"epochs": 3},
         "adam": {**_ADAM, "learning_rate": 5e-4},
         "ivon-lora": {
             **_IVON,
@@ -107,7 +109,7 @@ class MethodConfig:
     """Hyper-parameters; unset ones are the paper's for the task's family.
 
     Attributes:
-        steps: training steps.
+        steps: training steps; for GLUE so many or more, in whole epochs, at least 3.
         warmup: steps over which the learning rate rises; with other steps than the
             preset's, the same share of them.
         batch_size: examples a step.
@@ -262,7 +264,11 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
     values = defaults | given
     if "gamma" in values:
         values["ess"] = lora_ess(num_examples, values["gamma"])
-    if "steps" in given and "warmup" not in given:
+    if "at_least" in preset and "steps" not in given and values["batch_size"] > 0:
+        epoch = -(-num_examples // values["batch_size"])
+        epochs = max(preset["at_least"]["epochs"], -(-values["steps"] // epoch))
+        values["steps"] = epochs * epoch
+    if "warmup" not in given:
         # The preset's warm-up belongs to its own length.
         share = defaults["warmup"] / defaults["steps"]
         values["warmup"] = round(share * values["steps"])

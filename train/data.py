@@ -78,7 +78,7 @@ def _examples(task: Task, rows: Rows) -> Iterator[Example]:
             example = task.example(row)
             if example is not None:
                 # JSON can spell half a surrogate pair, which no tokenizer takes.
-                example.prompt.encode()
+                "".join((example.prompt, *example.texts)).encode()
         except UnicodeEncodeError:
             raise ValueError(f"{place}: the text is not valid Unicode") from None
         except ValueError as error:
@@ -122,7 +122,7 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, 
 
 def _by_class(examples: Sequence[Example], rng: np.random.Generator) -> list[list[int]]:
     """Indices of each class present, in class order, shuffled within the class."""
-    columns: dict[int, list[int]] = {}
+    columns: dict[float, list[int]] = {}
     for i in rng.permutation(len(examples)).tolist():
         columns.setdefault(examples[i].label, []).append(i)
     return [columns[label] for label in sorted(columns)]
@@ -198,12 +198,13 @@ def validation_split(
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 over prompts and labels in order: two equal ones hold the same data.
+    """SHA-256 over texts and labels in order: two equal ones hold the same data.
 
     >>> fingerprint([Example("a", 0)]) == fingerprint([Example("a", 1)])
     False
     """
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps([example.prompt, example.label]).encode() + b"\n")
+        parts = [example.prompt, example.label, *example.texts]
+        digest.update(json.dumps(parts).encode() + b"\n")
     return digest.hexdigest()

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from ivon_jax import metrics
+from ivon_jax import metrics, regression
 from ivon_jax.ensemble import average
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import Batch, common_prefix_length, eval_batches
+from ivon_jax.train.batches import common_prefix_length, eval_batches
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.progress import progress
 from ivon_jax.train.sharding import BATCH_AXES, local_rows, put_batch, put_whole
@@ -80,7 +80,7 @@ def predict(
     chunk_size: int | None = 1,
     show: bool = True,
 ) -> Float[np.ndarray, "s n c"]:
-    """Computes log-probabilities of the label words for every evaluation example.
+    """Computes log-probabilities of the classes, or numbers, for every example.
 
     The tokens that all prompts begin with are run once a batch and sample.
 
@@ -94,7 +94,7 @@ def predict(
         show: whether to show progress.
 
     Returns:
-        Log-probabilities of each sample, in the examples' order.
+        Predictions of each sample, in the evaluation examples' order.
 
     Raises:
         ValueError: the posterior is one of other adapters, or has no precision to
@@ -109,7 +109,8 @@ def predict(
     if how.prune and not posterior.precision:
         raise ValueError("prune: the method has no posterior to choose entries by")
     posterior, samples = how.of(posterior)
-    length = common_prefix_length(problem.eval)
+    # A decoder's alone are the same whatever comes after.
+    length = 0 if problem.answers is None else common_prefix_length(problem.eval)
     mesh = problem.mesh
     prefix = put_whole(problem.eval.tokens[0][:length], mesh)
     rest = dataclasses.replace(
@@ -118,24 +119,25 @@ def predict(
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     batch_size = -(-batch_size // shards) * shards
     rows = local_rows(mesh, batch_size)
-    out = np.zeros((samples, len(rest), len(problem.answers)), np.float32)
+    out = np.zeros((samples, len(rest), problem.task.outputs), np.float32)
     with (
         jax.set_mesh(mesh),
         progress("evaluate", len(rest), every=len(rest), show=show) as report,
     ):
         for batch, indices in eval_batches(rest, batch_size):
-            log_probs = predict_batch(
+            mine = jax.tree.map(lambda part: part[rows], batch)
+            predictions = predict_batch(
                 problem.model,
                 problem.params,
                 posterior,
                 problem.answers,
                 prefix,
-                put_batch(Batch(*(part[rows] for part in batch)), mesh, batch_size),
+                put_batch(mine, mesh, batch_size),
                 key,
                 samples,
                 chunk_size,
             )
-            out[:, indices] = np.asarray(log_probs)[:, : len(indices)]
+            out[:, indices] = np.asarray(predictions)[:, : len(indices)]
             report(len(indices), f"{samples} samples")
     return out
 
@@ -154,35 +156,47 @@ def validate(
         Metrics by the names they have in ``metrics.jsonl``.
     """
     how = Prediction(0)
-    log_probs = predict(problem, Posterior.point(adapters), how, key, show=False)
-    row = score("", how, log_probs, problem.eval.labels)
-    return {f"eval_{name}": row[name] for name in ("nll", "accuracy", "ece")}
+    predictions = predict(problem, Posterior.point(adapters), how, key, show=False)
+    row = score("", how, predictions, problem.eval.labels, problem.task.metrics)
+    names = ("nll", "accuracy", "ece", "mse", *problem.task.metrics)
+    return {f"eval_{name}": row[name] for name in names if name in row}
 
 
 def score(
     method: str,
     how: Prediction,
-    log_probs: Float[np.ndarray, "s n c"],
+    predictions: Float[np.ndarray, "s n c"],
     labels: Any,
+    extra: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Makes one row of a results table.
 
     Args:
         method: name of the method.
         how: how the predictions were made.
-        log_probs: of each sample.
-        labels: the right classes.
+        predictions: of each sample: log-probabilities of the classes, or numbers.
+        labels: the right classes, or numbers.
+        extra: metrics besides the usual ones, by name.
 
     Returns:
-        The row; accuracy and calibration errors as fractions.
+        The row; accuracy and calibration errors as fractions. Probabilities are
+        averaged over samples, and so are numbers.
     """
+
+    def summary(predictions: Array, labels: Array) -> dict[str, Array]:
+        if jnp.issubdtype(labels.dtype, jnp.floating):
+            return regression.summary(predictions[..., 0].mean(axis=0), labels)
+        log_probs = average(predictions)
+        own = {name: getattr(metrics, name)(log_probs, labels) for name in extra}
+        return metrics.summary(log_probs, labels) | own
+
     # Compiled whole: one by one its small operations take seconds to compile.
-    summary = jax.jit(metrics.summary)(average(jnp.asarray(log_probs)), labels)
+    values = jax.jit(summary)(jnp.asarray(predictions), jnp.asarray(labels))
     return {
         "method": method,
         "predict": "samples" if how.samples else "mean",
         "samples": how.samples,
         "tau": how.tau,
         "prune": how.prune,
-        **{name: float(value) for name, value in summary.items()},
+        **{name: float(value) for name, value in values.items()},
     }

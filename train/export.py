@@ -11,7 +11,7 @@ from ivon_jax.train import run
 from ivon_jax.train.adapters import save_adapter
 from ivon_jax.train.config import to_json
 from ivon_jax.train.evaluate import Prediction
-from ivon_jax.train.prepare import load_base
+from ivon_jax.train.prepare import find_task, load_base
 from ivon_jax.train.sharding import make_mesh
 from ivon_jax.train.step import Streams
 
@@ -78,7 +78,7 @@ def export_hf(directory: Path, out: Path, *, best: bool = False) -> None:
             f"format: hf merges the adapter into the base, which needs --base f32 or"
             f" bf16; {directory} has {config.base}"
         )
-    base = load_base(config, make_mesh("data=1"))
+    base = load_base(config, make_mesh("data=1"), find_task(config.data))
     if base.fingerprint != facts.get("model_fingerprint"):
         raise ValueError(f"{directory}: its model {config.model} has changed since")
     params = merge(base.params, posterior.mean, config.lora)

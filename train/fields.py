@@ -4,6 +4,7 @@ The messages name field and value only; the caller knows file and line and adds
 them in front.
 """
 
+import math
 import reprlib
 import string
 from collections.abc import Mapping
@@ -40,6 +41,23 @@ def text(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str | int | float):
         raise ValueError(f"field {shown(name)} must be text, not {shown(value)}")
     return str(value)
+
+
+def number(row: Mapping[str, Any], name: str) -> float:
+    """The value of a field as a number; digits in text are read.
+
+    Raises:
+        ValueError: no such field, or it holds no finite number.
+    """
+    value = field(row, name)
+    try:
+        # In Python true and false are numbers too.
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"field {shown(name)} must be a number, not {shown(value)}")
+    return found
 
 
 def class_index(value: object, words: tuple[str, ...]) -> int:

@@ -116,7 +116,7 @@ def train(
                     values |= validate(problem, state.adapters, streams.ensemble)
                 report(counts, values, hyper.batch_size)
                 if scored or checkpoints.due(counts.step):
-                    nll = values.get("eval_nll")
+                    nll = values.get("eval_nll", values.get("eval_mse"))
                     checkpoints.save(_saved(counts, state, batches, nll))
         checkpoints.save(_saved(counts, state, batches))
         best = checkpoints.restore_best(state) if config.eval_steps else None

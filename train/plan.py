@@ -10,14 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax.lora import Lora
-from ivon_jax.models.families import Config, family_of
+from ivon_jax.models.families import Config, family_of, with_outputs
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.noise import path_name
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
-from ivon_jax.train.prepare import base_kind
+from ivon_jax.train.prepare import adapted, base_kind
 from ivon_jax.train.sharding import BATCH_AXES, make_mesh, shardings
 from ivon_jax.train.step import Streams, first_state, train_step
 
@@ -78,7 +78,7 @@ def make_plan(
         config: the run, resolved.
         shape: of the model.
         seq_length: tokens of a prompt, padding included.
-        classes: number of label words.
+        classes: number of label words, or outputs of the head.
         chip: the accelerator.
 
     Returns:
@@ -91,6 +91,7 @@ def make_plan(
     if not 0 < seq_length <= limit:
         raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
     mesh = make_mesh(config.mesh)
+    shape = with_outputs(shape, classes)
     compiled, params, state = compile_step(config, shape, seq_length, classes, mesh)
     sizes = compiled.memory_analysis()
     donated = sizes.alias_size_in_bytes
@@ -125,11 +126,14 @@ def compile_step(
         The program; the base's and the state's shapes, with their shardings.
     """
     assert config.hyper.batch_size is not None
+    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    whole = NamedSharding(mesh, PartitionSpec())
     dtype, quantization = base_kind(config)
     base: Any = family_of(shape).module(
         shape, remat=config.remat, dtype=dtype, param_dtype=dtype
     )
-    model, method = Lora(base, config.lora), make_method(config)
+    has_head = bool(family_of(shape).head)
+    model, method = Lora(base, adapted(config.lora, shape)), make_method(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = jax.eval_shape(lambda key: base.init(key, tokens)["params"], key)
@@ -137,16 +141,12 @@ def compile_step(
         params = _quantized(params, quantization)
     state = jax.eval_shape(lambda key: first_state(model, method, None, key), key)
     rows = (config.hyper.batch_size,)
-    batch = Batch(
-        jax.ShapeDtypeStruct((*rows, seq_length), jnp.int32),  # type: ignore[arg-type]
-        *(
-            jax.ShapeDtypeStruct(rows, kind)  # type: ignore[arg-type]
-            for kind in (jnp.int32, jnp.int32, jnp.float32)
-        ),
-    )
+    ints, floats = (jax.ShapeDtypeStruct(rows, k) for k in (jnp.int32, jnp.float32))
+    texts = jax.ShapeDtypeStruct((*rows, seq_length), jnp.int32)
+    parts: Any = (texts, ints, ints, floats, ints if has_head else None)
+    batch = Batch(*parts)
+    answers = jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=whole)
     streams = jax.eval_shape(lambda: Streams.from_seed(0))
-    split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    whole = NamedSharding(mesh, PartitionSpec())
     params, state = (_placed(tree, shardings(tree, mesh)) for tree in (params, state))
     with jax.set_mesh(mesh):
         lowered = train_step.lower(
@@ -154,7 +154,7 @@ def compile_step(
             method,
             state,
             params,
-            jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=whole),
+            None if has_head else answers,
             _placed(batch, jax.tree.map(lambda _: split, batch)),
             _placed(streams, jax.tree.map(lambda _: whole, streams)),
             accumulate=config.accumulate,
@@ -173,14 +173,14 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
         config: the run, resolved.
         shape: of the model.
         seq_length: tokens of a prompt.
-        classes: number of label words.
+        classes: number of label words, or outputs of the head.
 
     Returns:
         Multiplications and additions, two for each pair.
     """
     assert config.hyper.batch_size is not None
     tokens = config.hyper.batch_size * seq_length
-    model = Lora(family_of(shape).module(shape), config.lora)
+    model = Lora(family_of(shape).module(shape), adapted(config.lora, shape))
     example = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(
         lambda key: model.init({"params": key, "lora": key}, example),

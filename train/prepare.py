@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from ivon_jax.lora import Lora, init_adapters
+from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Pretrained, load
+from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.adapters import load_adapter
-from ivon_jax.train.batches import Encoded, answer_tokens, encode
+from ivon_jax.train.batches import Encoded, answer_tokens, encode, encode_texts
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data import (
     data_folder,
@@ -29,6 +32,8 @@ from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
 EVAL_SEED = 0
+# Most tokens of an encoder's texts (App. D.4).
+MAX_TEXT = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Problem:
         model: the adapted model.
         params: the frozen base.
         adapters: shapes of the model's adapters.
-        start: the adapters to start from, on the host; None for fresh ones.
-        answers: token of each label word.
+        start: the adapters to start from, on the host; those missing are fresh.
+        answers: token of each label word; None for an encoder.
         train: encoded training examples.
         eval: encoded evaluation examples.
         facts: fingerprints and counts, recorded with the run.
@@ -54,7 +59,7 @@ class Problem:
     params: Any
     adapters: Any
     start: Any
-    answers: Int[Array, " c"]
+    answers: Int[Array, " c"] | None
     train: Encoded
     eval: Encoded
     facts: dict[str, Any]
@@ -146,17 +151,22 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed, test=test)
     mesh = make_mesh(config.mesh)
-    pretrained = load_base(config, mesh)
-    model = Lora(pretrained.model.clone(remat=config.remat), config.lora)
+    pretrained = load_base(config, mesh, task)
+    lora = adapted(config.lora, pretrained.model.config)
+    model = Lora(pretrained.model.clone(remat=config.remat), lora)
     adapters = _adapter_shapes(model)
-    start = config.adapter and load_adapter(config.adapter, adapters, config.lora)
-    answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
+    if config.adapter:
+        start = load_adapter(config.adapter, adapters, config.lora)
+    else:
+        start = _held_whole(pretrained.params, adapters)
+    answers = _answers(task, pretrained)
     limit = pretrained.model.config.max_position_embeddings
-    train_encoded = encode(pretrained.tokenizer, train, limit)
-    eval_encoded = encode(pretrained.tokenizer, evaluation, limit)
-    _check_vocabulary(
-        pretrained, [answers, *train_encoded.tokens, *eval_encoded.tokens]
-    )
+    encoder: Callable[..., Encoded] = functools.partial(encode, max_length=limit)
+    if answers is None:
+        encoder = functools.partial(encode_texts, max_length=min(limit, MAX_TEXT))
+    train_encoded = encoder(pretrained.tokenizer, train)
+    eval_encoded = encoder(pretrained.tokenizer, evaluation)
+    _check_vocabulary(pretrained, [*train_encoded.tokens, *eval_encoded.tokens])
     facts = {
         "task": task.name,
         "model": pretrained.name,
@@ -173,11 +183,41 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
         pretrained.params,
         adapters,
         start,
-        put_whole(answers, mesh),
+        None if answers is None else put_whole(answers, mesh),
         train_encoded,
         eval_encoded,
         facts,
     )
+
+
+def adapted(lora: LoraConfig, shape: Config) -> LoraConfig:
+    """Returns the adapters of a run on a base: with its head, if it has one."""
+    head = tuple(family_of(shape).head)
+    return dataclasses.replace(lora, modules_to_save=lora.modules_to_save + head)
+
+
+def _held_whole(params: Any, adapters: Any) -> Any:
+    """Copies what the base holds of the layers that are trained whole to the host."""
+    held = flatten_dict(params)
+    found = {path: held[path] for path in flatten_dict(adapters) if path in held}
+    for path, leaf in found.items():
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(f"modules_to_save: {'/'.join(path[:-1])} is quantised")
+    return unflatten_dict({k: np.asarray(v, np.float32) for k, v in found.items()})
+
+
+def _answers(task: Task, pretrained: Pretrained) -> np.ndarray | None:
+    """The token of each label word; None if the model answers with a head."""
+    if family_of(pretrained.model.config).head:
+        return None
+    if not task.words:
+        raise ValueError(
+            f"task: {task.name} asks for a number, which takes an encoder with a head"
+            f" (as microsoft/deberta-v3-base); {pretrained.name} is a decoder"
+        )
+    answers = answer_tokens(pretrained.tokenizer, task.words, task.leading_space)
+    _check_vocabulary(pretrained, [answers])
+    return answers
 
 
 def base_kind(config: TrainConfig) -> tuple[Any, Quantization | None]:
@@ -186,11 +226,16 @@ def base_kind(config: TrainConfig) -> tuple[Any, Quantization | None]:
     return jnp.float32 if config.base == "f32" else jnp.bfloat16, quantization
 
 
-def load_base(config: TrainConfig, mesh: Mesh) -> Pretrained:
-    """Loads a run's base model straight onto the mesh."""
+def load_base(config: TrainConfig, mesh: Mesh, task: Task) -> Pretrained:
+    """Loads a run's base model straight onto the mesh, with a head for its task."""
     dtype, quantization = base_kind(config)
-    place = placement(mesh)
-    return load(config.model, dtype=dtype, quantization=quantization, place=place)
+    return load(
+        config.model,
+        dtype=dtype,
+        quantization=quantization,
+        place=placement(mesh),
+        num_labels=task.outputs,
+    )
 
 
 def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:

@@ -10,7 +10,19 @@ from jaxtyping import Float, Int
 
 from ivon_jax import metrics
 
-COLUMNS = ("accuracy", "ece", "ece15", "nll", "brier")
+# Metric: title, factor, digits. A table has those that its rows have.
+COLUMNS = {
+    "accuracy": ("accuracy %", 100, 1),
+    "matthews": ("Matthews %", 100, 1),
+    "f1": ("F1 %", 100, 1),
+    "ece": ("ECE (10) %", 100, 1),
+    "ece15": ("ECE (15) %", 100, 1),
+    "nll": ("NLL", 1, 3),
+    "brier": ("Brier", 1, 3),
+    "pearson": ("Pearson %", 100, 1),
+    "spearman": ("Spearman %", 100, 1),
+    "mse": ("MSE", 1, 3),
+}
 COLORS = {"adam": "tab:orange", "ivon-lora": "tab:blue"}
 
 Row = dict[str, Any]
@@ -28,12 +40,21 @@ def label(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Formats rows as a Markdown table; accuracy and ECE in percent."""
-    cells = [["", "accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]]
+    """Formats rows as a Markdown table; what is between 0 and 1 in percent."""
+    columns = _columns(rows)
+    cells = [["", *(title for title, *_ in columns.values())]]
     for row in rows:
-        percent = [f"{100 * row[name]:.1f}" for name in COLUMNS[:3]]
-        cells.append([label(row), *percent, f"{row['nll']:.3f}", f"{row['brier']:.3f}"])
+        values = [
+            f"{scale * row[name]:.{digits}f}"
+            for name, (_, scale, digits) in columns.items()
+        ]
+        cells.append([label(row), *values])
     return markdown(cells)
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
+    """The columns that all rows have."""
+    return {k: v for k, v in COLUMNS.items() if all(k in row for row in rows)}
 
 
 def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
@@ -48,12 +69,12 @@ def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
     names = [[label(row) for row in rows] for rows in runs]
     if any(name != names[0] for name in names):
         raise ValueError("runs: they predict in different ways; compare like with like")
-    cells = [["", "accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]]
+    columns = _columns([row for rows in runs for row in rows])
+    cells = [["", *(title for title, *_ in columns.values())]]
     for same in zip(*runs, strict=True):
         line = [label(same[0])]
-        for name in COLUMNS:
+        for name, (_, scale, digits) in columns.items():
             values = np.array([row[name] for row in same])
-            scale, digits = (1, 3) if name in ("nll", "brier") else (100, 1)
             mean, error = scale * values.mean(), scale * _standard_error(values)
             line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
         cells.append(line)

@@ -177,17 +177,19 @@ def read_posterior(out: Path, *, best: bool = False) -> Posterior:
 
 
 def write_predictions(
-    out: Path, how: str, log_probs: Float[np.ndarray, "s n c"], labels: Any
+    out: Path, how: str, predictions: Float[np.ndarray, "s n c"], labels: Any
 ) -> None:
-    """Stores per-example log-probabilities of every sample, and the labels.
+    """Stores what every sample predicted of each example, and the labels.
 
     Args:
         out: the run's folder.
         how: how they were made, see `Prediction.name`; part of the file's name.
-        log_probs: of each sample.
-        labels: the right classes.
+        predictions: of each sample: log-probabilities of the classes, or numbers.
+        labels: the right classes, or numbers.
     """
     from safetensors.numpy import save
 
-    tensors = {"log_probs": log_probs, "labels": np.asarray(labels)}
+    labels = np.asarray(labels)
+    kind = "log_probs" if labels.dtype.kind == "i" else "numbers"
+    tensors = {kind: predictions, "labels": labels}
     write_bytes(out / f"predictions-{how}.safetensors", save(tensors))

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from ivon_jax.ensemble import ensemble_log_probs
+from ivon_jax.ensemble import ensemble_log_probs, ensemble_outputs
 from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.batches import Batch
@@ -48,45 +49,57 @@ def first_state(
     Args:
         model: the adapted model.
         method: how to step.
-        start: adapters to start from; None for fresh ones.
+        start: adapters to start from, or some of them; None for fresh ones.
         key: of fresh adapters.
 
     Returns:
         The state.
     """
-    if start is None:
-        start = init_adapters(model, key, jnp.zeros((1, 1), jnp.int32))
-    adapters = jax.tree.map(jnp.asarray, start)
+    fresh: Any = init_adapters(model, key, jnp.zeros((1, 1), jnp.int32))
+    leaves = flatten_dict(fresh) | flatten_dict(start or {})
+    adapters = unflatten_dict({path: jnp.asarray(x) for path, x in leaves.items()})
     return TrainState(jnp.int32(0), adapters, method.init(adapters))
 
 
-def answer_logits(
+def answer_outputs(
     model: Lora,
     params: PyTree,
     adapters: PyTree,
-    answers: Int[Array, " c"],
+    answers: Int[Array, " c"] | None,
     batch: Batch,
     prefix: Int[Array, " p"] | None = None,
     **apply_args: Any,
 ) -> Float[Array, "b c"]:
-    """Computes the label words' logits after each prompt's last token.
+    """Computes what is said of each class, or the number, that is asked for.
 
+    A decoder's outputs are the label words' logits after each prompt's last token.
     Only the label words' rows of the output embedding are used: no tensor of the
-    vocabulary's size is formed.
+    vocabulary's size is formed. An encoder's are those of its head.
 
     Args:
         model: the adapted model.
         params: the base model's parameters.
         adapters: its ``lora`` collection.
-        answers: token of each label word.
-        batch: prompts, without the prefix if one is given.
+        answers: token of each label word; None for an encoder.
+        batch: prompts, without the prefix if one is given; or an encoder's texts.
         prefix: tokens all prompts begin with, run once for the whole batch.
         **apply_args: for `Lora.apply`, as ``rngs``.
 
     Returns:
-        Logits, float32.
+        Outputs, float32.
     """
     variables = {"params": params, "lora": adapters}
+    if answers is None:
+        index = jnp.arange(batch.tokens.shape[1])[None]
+        mask, types = (
+            index < batch.lengths[:, None],
+            index >= jnp.expand_dims(batch.seconds, 1),  # type: ignore[arg-type]
+        )
+        types = types.astype(jnp.int32)
+        out: Any = model.apply(
+            variables, batch.tokens, mask=mask, types=types, **apply_args
+        )
+        return out
     past = None
     if prefix is not None and len(prefix):
         _, past = model.apply(variables, prefix[None], return_cache=True)
@@ -94,6 +107,22 @@ def answer_logits(
     last = hidden[jnp.arange(len(hidden)), batch.lengths - 1]
     logits: Any = model.base.apply({"params": params}, last, answers, method="unembed")
     return logits
+
+
+def mean_loss(outputs: Float[Array, "b c"], labels: Any) -> Float[Array, ""]:
+    """Averages the cross-entropy of classes, or the squared error of numbers.
+
+    Args:
+        outputs: logits of the classes, or one number each.
+        labels: classes as integers, or numbers as floats, (b,).
+
+    Returns:
+        The mean over the batch.
+    """
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return jnp.mean(jnp.square(outputs[:, 0] - labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return jnp.mean(losses)
 
 
 @functools.partial(
@@ -104,7 +133,7 @@ def train_step(
     method: Method,
     state: TrainState,
     params: PyTree,
-    answers: Int[Array, " c"],
+    answers: Int[Array, " c"] | None,
     batch: Batch,
     streams: Streams,
     accumulate: int = 1,
@@ -116,7 +145,7 @@ def train_step(
         method: how to step.
         state: the current state; its buffers are reused.
         params: the frozen base.
-        answers: token of each label word.
+        answers: token of each label word; None for an encoder.
         batch: the examples.
         streams: the run's keys; the step number is folded in.
         accumulate: micro-batches to compute the gradient in; all of a group's share
@@ -128,11 +157,10 @@ def train_step(
     dropout = jax.random.fold_in(streams.dropout, state.step)
 
     def loss_fn(adapters: PyTree, batch: Batch) -> Float[Array, ""]:
-        logits = answer_logits(
+        outputs = answer_outputs(
             model, params, adapters, answers, batch, rngs={"dropout": dropout}
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return jnp.mean(losses)
+        return mean_loss(outputs, batch.labels)
 
     key = jax.random.fold_in(streams.noise, state.step)
     if accumulate > 1:
@@ -195,20 +223,20 @@ def predict_batch(
     model: Lora,
     params: PyTree,
     posterior: Posterior,
-    answers: Int[Array, " c"],
+    answers: Int[Array, " c"] | None,
     prefix: Int[Array, " p"],
     batch: Batch,
     key: Key[Array, ""],
     samples: int,
     chunk_size: int | None,
 ) -> Float[Array, "s b c"]:
-    """Computes each posterior sample's log-probabilities of the label words.
+    """Computes each posterior sample's predictions.
 
     Args:
         model: the adapted model.
         params: the frozen base.
         posterior: of the adapters.
-        answers: token of each label word.
+        answers: token of each label word; None for an encoder.
         prefix: tokens that all prompts begin with and `batch` lacks.
         batch: the rest of the prompts.
         key: the ensemble's key.
@@ -216,10 +244,12 @@ def predict_batch(
         chunk_size: see `ensemble_log_probs`.
 
     Returns:
-        Log-probabilities.
+        Log-probabilities of the classes; or numbers, if the batch's labels are some.
     """
 
-    def logits_fn(adapters: PyTree) -> Float[Array, "b c"]:
-        return answer_logits(model, params, adapters, answers, batch, prefix)
+    def outputs_fn(adapters: PyTree) -> Float[Array, "b c"]:
+        return answer_outputs(model, params, adapters, answers, batch, prefix)
 
-    return replicate(ensemble_log_probs(logits_fn, posterior, key, samples, chunk_size))
+    numbers = jnp.issubdtype(batch.labels.dtype, jnp.floating)
+    ensemble = ensemble_outputs if numbers else ensemble_log_probs
+    return replicate(ensemble(outputs_fn, posterior, key, samples, chunk_size))

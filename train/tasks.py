@@ -1,8 +1,9 @@
 """Tasks: how a raw row becomes a prompt and a class, and where its rows live.
 
-Every task here is classification by label word: the model reads the prompt, and
-only the next-token scores of `Task.words` count. Prompt, target and metric are
-separate fields, so a task with another target can reuse the rest.
+A decoder reads the prompt, and only the next-token scores of `Task.words` count. An
+encoder reads the texts, and its head gives a score for each class; or, for a task
+without words, the number that is asked for. Which of them is used follows from the
+model.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from ivon_jax.train import choices, cities
-from ivon_jax.train.fields import Template, class_index, field, shown
+from ivon_jax.train.fields import Template, class_index, field, number, shown, text
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
@@ -19,10 +20,17 @@ PROMPT_STYLES = ("paper_code", "paper_table")
 
 
 class Example(NamedTuple):
-    """One prompt and the index of its right word in `Task.words`."""
+    """One question and its answer.
+
+    Attributes:
+        prompt: what a decoder reads; empty if the task is none for decoders.
+        label: index of the right word in `Task.words`, or the right number.
+        texts: what an encoder reads, one text or two; if there are none, the prompt.
+    """
 
     prompt: str
-    label: int
+    label: int | float
+    texts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,34 +61,41 @@ def _keep_all(row: Row) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification task.
+    """A task of classification, or of regression if it has no words.
 
     Attributes:
         name: what `--task` calls it.
         family: "commonsense", "glue" or "custom"; chooses the presets.
-        prompt: raw row to prompt.
-        target: raw row to class index.
+        prompt: raw row to prompt; None if there is none.
+        target: raw row to class index, or to the number asked for.
         words: label words in class order, without leading blank.
+        inputs: fields that an encoder reads; none for the prompt.
         leading_space: whether the answer token is that of " word" (what a model
             emits after "Answer:") or of the bare word.
         keep: rows it refuses are left out, silently: the published protocol.
         source: hub and local location; None if rows come from elsewhere.
         rows: builds the rows of a split, for a task that needs no files.
         balanced: whether a subsample takes equally many of every class.
-        metric: the headline metric.
+        metrics: the headline metrics, by their names in `ivon_jax.metrics`.
     """
 
     name: str
     family: Literal["commonsense", "glue", "custom"]
-    prompt: Callable[[Row], str]
-    target: Callable[[Row], int]
+    prompt: Callable[[Row], str] | None
+    target: Callable[[Row], int | float]
     words: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
     leading_space: bool = True
     keep: Callable[[Row], bool] = _keep_all
     source: Source | None = None
     rows: Callable[[Split], list[dict[str, str]]] | None = None
     balanced: bool = False
-    metric: str = "accuracy"
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a head: one for each class, or the number."""
+        return len(self.words) or 1
 
     def example(self, row: Row) -> Example | None:
         """Turns a row into an example, or None if the task leaves it out.
@@ -90,7 +105,9 @@ class Task:
         """
         if not self.keep(row):
             return None
-        return Example(self.prompt(row), self.target(row))
+        texts = tuple(text(row, name) for name in self.inputs)
+        prompt = self.prompt(row) if self.prompt else ""
+        return Example(prompt, self.target(row), texts)
 
 
 def _choice_task(name: str, question: str, source: Source) -> Task:
@@ -147,28 +164,57 @@ def _label(count: int) -> Callable[[Row], int]:
     return lambda row: class_index(field(row, "label"), unnamed)
 
 
-# Prompts of our own: the paper classifies GLUE with a head, not with label words.
-_GLUE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sst2": ("Review: {sentence}\nSentiment:", ("negative", "positive")),
-    "cola": (
+def _score(row: Row) -> float:
+    return number(row, "label")
+
+
+class _Glue(NamedTuple):
+    """A task of GLUE, with a prompt of our own: the paper has a head only."""
+
+    inputs: tuple[str, ...]
+    prompt: str
+    words: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+
+
+_PAIR = ("sentence1", "sentence2")
+_GLUE: dict[str, _Glue] = {
+    "sst2": _Glue(
+        ("sentence",), "Review: {sentence}\nSentiment:", ("negative", "positive")
+    ),
+    "cola": _Glue(
+        ("sentence",),
         "Sentence: {sentence}\nIs this sentence grammatical? Answer:",
         ("no", "yes"),
+        ("matthews", "accuracy"),
     ),
-    "rte": (
+    "rte": _Glue(
+        _PAIR,
         "Premise: {sentence1}\nHypothesis: {sentence2}\n"
         "Does the premise entail the hypothesis? Answer:",
         ("yes", "no"),
     ),
-    "mrpc": (
+    "mrpc": _Glue(
+        _PAIR,
         "Sentence 1: {sentence1}\nSentence 2: {sentence2}\n"
         "Do both sentences mean the same? Answer:",
         ("no", "yes"),
+        ("accuracy", "f1"),
     ),
-    "qnli": (
+    "qqp": _Glue(
+        ("question1", "question2"),
+        "Question 1: {question1}\nQuestion 2: {question2}\n"
+        "Do both questions ask the same? Answer:",
+        ("no", "yes"),
+        ("accuracy", "f1"),
+    ),
+    "qnli": _Glue(
+        ("question", "sentence"),
         "Question: {question}\nSentence: {sentence}\n"
         "Does the sentence answer the question? Answer:",
         ("yes", "no"),
     ),
+    "stsb": _Glue(_PAIR, "", (), ("pearson", "spearman")),
 }
 
 # name: (field of the question, hub id, configuration, local folder)
@@ -186,6 +232,19 @@ TASKS = (
     "boolq",
     *_GLUE,
 )
+
+
+def _glue_task(name: str, glue: _Glue) -> Task:
+    return Task(
+        name,
+        "glue",
+        Template(glue.prompt, strip=True) if glue.prompt else None,
+        _label(len(glue.words)) if glue.words else _score,
+        glue.words,
+        glue.inputs,
+        source=Source("nyu-mll/glue", name, f"{name}/train", f"{name}/validation"),
+        metrics=glue.metrics,
+    )
 
 
 def get_task(name: str, prompt_style: str = "paper_code") -> Task:
@@ -230,11 +289,7 @@ def get_task(name: str, prompt_style: str = "paper_code") -> Task:
         words = ("False", "True")
         return Task(name, "commonsense", prompt, _truth, words, source=source)
     if name in _GLUE:
-        template, glue_words = _GLUE[name]
-        prompt = Template(template, strip=True)
-        source = Source("nyu-mll/glue", name, f"{name}/train", f"{name}/validation")
-        target = _label(len(glue_words))
-        return Task(name, "glue", prompt, target, glue_words, source=source)
+        return _glue_task(name, _GLUE[name])
     legal = ", ".join((*TASKS, "custom"))
     raise ValueError(f"unknown task {shown(name)}; legal: {legal}")
 
@@ -282,4 +337,6 @@ def custom_task(
     def target(row: Row) -> int:
         return class_index(field(row, label_field), words)
 
-    return Task("custom", "custom", template, target, words, leading_space)
+    return Task(
+        "custom", "custom", template, target, words, leading_space=leading_space
+    )
