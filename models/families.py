@@ -1,10 +1,8 @@
 """The architectures, and what loading, saving and planning need to know of each."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import flax.linen as nn
 
 from ivon_jax.models.checks import check
 from ivon_jax.models.config import MODEL_TYPES, LlamaConfig
@@ -22,7 +20,7 @@ class Family:
     Attributes:
         model_types: HF's names of it.
         config: The class of its configurations; `from_hf` makes one.
-        module: The class of its modules, made of a configuration.
+        module: Makes its Linen module of a configuration.
         names: HF's names of the modules in our tree that begin so; `{}` stands for
             the number of a stacked layer. The longest beginning counts.
         unused: Tensors, as a regular expression, that files may hold in vain.
@@ -32,7 +30,7 @@ class Family:
 
     model_types: tuple[str, ...]
     config: Any
-    module: type[nn.Module]
+    module: Callable[..., Any]
     names: Mapping[str, str]
     unused: str
     head: tuple[str, ...] = ()
