@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
 import ivon_jax
@@ -34,7 +33,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare
-from ivon_jax.train.step import answer_logits
+from ivon_jax.train.step import answer_outputs, mean_loss
 
 GROUPS = (1, 2, 4, 8)
 
@@ -67,10 +66,8 @@ def variance(
     @jax.jit
     def estimate(key: Any, params: Any, answers: Any) -> Any:
         def loss_fn(adapters: Any, batch: Batch) -> Any:
-            logits = answer_logits(problem.model, params, adapters, answers, batch)
-            labels = jnp.asarray(batch.labels)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean()
+            outputs = answer_outputs(problem.model, params, adapters, answers, batch)
+            return mean_loss(outputs, jnp.asarray(batch.labels))
 
         value_and_grad = ivon_jax.value_and_grad(loss_fn, groups=method.groups)
         _, _, moments = value_and_grad(key, adapters, state, batch)
@@ -87,7 +84,7 @@ def grouped(batch: Batch, groups: int) -> Batch:
     """Splits a batch's rows among groups."""
     if groups == 1:
         return batch
-    return Batch(*(part.reshape(groups, -1, *part.shape[1:]) for part in batch))
+    return jax.tree.map(lambda part: part.reshape(groups, -1, *part.shape[1:]), batch)
 
 
 def main(
@@ -120,7 +117,7 @@ def main(
         problem = prepare(config)
         config = resolve(config, problem.task.family, len(problem.train))
         batch = next(train_batches(problem.train, batch_size, 0))
-        same = Batch(*(np.concatenate([p[:rows]] * groups) for p in batch))
+        same = jax.tree.map(lambda p: np.concatenate([p[:rows]] * groups), batch)
         with tempfile.TemporaryDirectory() as folder:
             posterior = train(problem, config, Path(folder) / "run")
             lines = (Path(folder) / "run" / run.METRICS).read_text().splitlines()
