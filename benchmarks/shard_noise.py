@@ -117,7 +117,7 @@ def main(
         problem = prepare(config)
         config = resolve(config, problem.task.family, len(problem.train))
         batch = next(train_batches(problem.train, batch_size, 0))
-        same = jax.tree.map(lambda p: np.concatenate([p[:rows]] * groups), batch)
+        same = jax.tree.map(lambda p, n=groups: np.concatenate([p[:rows]] * n), batch)
         with tempfile.TemporaryDirectory() as folder:
             posterior = train(problem, config, Path(folder) / "run")
             lines = (Path(folder) / "run" / run.METRICS).read_text().splitlines()

@@ -346,7 +346,7 @@ def test_answers_are_the_label_words(problem):
 
 def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
     batch = batch_of(problem, [3, 1, 4, 15])
-    found = step.answer_logits(
+    found = step.answer_outputs(
         problem.model, problem.params, adapters, problem.answers, batch
     )
     variables = {"params": problem.params, "lora": adapters}
@@ -375,8 +375,8 @@ def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
     rest = batch._replace(tokens=tokens[:, cut:], lengths=batch.lengths - cut)
     args = (problem.model, problem.params, adapters, problem.answers)
     np.testing.assert_allclose(
-        step.answer_logits(*args, rest, tokens[0, :cut]),
-        step.answer_logits(*args, whole),
+        step.answer_outputs(*args, rest, tokens[0, :cut]),
+        step.answer_outputs(*args, whole),
         rtol=0,
         atol=1e-5,
     )
@@ -423,7 +423,7 @@ def test_another_key_draws_other_samples(three, problem, posterior):
 def forward(problem: Problem, adapters: Any) -> np.ndarray:
     """All examples in one batch, in their own order, with the prefix left in."""
     batch = jax.device_put(collate(problem.eval, list(range(len(problem.eval)))))
-    logits = step.answer_logits(
+    logits = step.answer_outputs(
         problem.model, problem.params, adapters, problem.answers, batch
     )
     return np.asarray(jax.nn.log_softmax(logits))
