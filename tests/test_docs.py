@@ -25,6 +25,14 @@ def test_readme_python_runs():
     assert float(names["loss_fn"](names["params"], 0.0)) < 1.0
 
 
+def test_the_network_that_is_no_language_model_learns():
+    names: dict[str, object] = {}
+    exec("\n".join(blocks(ROOT / "docs" / "digits.md", "python")), names)
+    losses = names["losses"]
+    assert losses[-20:].mean() < losses[:20].mean() / 2
+    assert 0 <= names["ece"] < 0.3
+
+
 def options() -> dict[str, set[str]]:
     """Every option of every command, from the dataclasses and signatures."""
     import dataclasses
