@@ -13,6 +13,7 @@ from ivon_jax.ivon import (
     at_least_float32,
     noise_moments,
     posterior_noise,
+    posterior_precision,
     redraw_moments,
 )
 from ivon_jax.noise import by_path, path_name
@@ -140,8 +141,10 @@ class MultiStepsState(NamedTuple):
 
     mini_step: Int[Array, ""]  # int32
     inner_state: PyTree
-    grads: PyTree  # at least float32
-    moments: Moments
+    grads: PyTree[Float[Array, "..."]]  # at least float32
+    # As `Moments`; `optax.MaskedNode` in place of leaves that IVON does not cover.
+    noise_grad: PyTree[Float[Array, "..."]]
+    squared_grad: PyTree[Float[Array, "..."]]
 
 
 def multi_steps(
@@ -172,10 +175,21 @@ def multi_steps(
 
     def init_fn(params: PyTree) -> MultiStepsState:
         inner_state = inner.init(params)
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(at_least_float32(p)), params)
-        noise = posterior_noise(jax.random.key(0), inner_state)
-        moments = noise_moments(jax.tree.map(jnp.zeros_like, noise), zeros)
-        return MultiStepsState(jnp.zeros([], jnp.int32), inner_state, zeros, moments)
+        covered = posterior_precision(inner_state)
+
+        def zeros(leaf: Array) -> Array:
+            return jnp.zeros_like(at_least_float32(leaf))
+
+        def covered_zeros(path: Any, leaf: Array) -> Any:
+            return zeros(leaf) if path_name(path) in covered else optax.MaskedNode()
+
+        return MultiStepsState(
+            mini_step=jnp.zeros([], jnp.int32),
+            inner_state=inner_state,
+            grads=jax.tree.map(zeros, params),
+            noise_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
+            squared_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
+        )
 
     def update_fn(
         updates: PyTree,
@@ -188,27 +202,38 @@ def multi_steps(
     ) -> tuple[PyTree, MultiStepsState]:
         if moments is None:
             moments = redraw_moments(key, state.inner_state, updates)
-        covered = state.moments.noise_grad  # less than all where partitioned
-        moments = Moments(*({name: m[name] for name in covered} for m in moments))
-        grads, moments = jax.tree.map(
-            lambda total, x: total + x.astype(total.dtype) / every,
-            (state.grads, state.moments),
-            (updates, moments),
-        )
+
+        def add(total: Array, x: Array) -> Array:
+            return total + x.astype(total.dtype) / every
+
+        def add_moment(total: PyTree, moment: dict[str, Float[Array, "..."]]) -> PyTree:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: add(leaf, moment[path_name(path)]), total
+            )
+
+        grads = jax.tree.map(add, state.grads, updates)
+        noise_grad = add_moment(state.noise_grad, moments.noise_grad)
+        squared_grad = add_moment(state.squared_grad, moments.squared_grad)
+        totals = (grads, noise_grad, squared_grad)
 
         def emit() -> tuple[PyTree, MultiStepsState]:
             mean = jax.tree.map(lambda g, u: g.astype(u.dtype), grads, updates)
             out, inner_state = inner.update(
-                mean, state.inner_state, params, key=key, moments=moments, **extra_args
+                mean,
+                state.inner_state,
+                params,
+                key=key,
+                moments=Moments(by_path(noise_grad), by_path(squared_grad)),
+                **extra_args,
             )
-            zeros = jax.tree.map(jnp.zeros_like, (grads, moments))
+            zeros = jax.tree.map(jnp.zeros_like, totals)
             step = jnp.zeros_like(state.mini_step)
             return out, MultiStepsState(step, inner_state, *zeros)
 
         def hold() -> tuple[PyTree, MultiStepsState]:
             step = state.mini_step + 1
             zeros = jax.tree.map(jnp.zeros_like, updates)
-            return zeros, MultiStepsState(step, state.inner_state, grads, moments)
+            return zeros, MultiStepsState(step, state.inner_state, *totals)
 
         return jax.lax.cond(state.mini_step == every - 1, emit, hold)
 

@@ -123,6 +123,31 @@ def test_map_params_reaches_every_parameter_tree(make):
     assert state.count.dtype == jnp.int32 and state.ess.shape == ()
 
 
+@pytest.mark.parametrize("inside", ["nothing", "masked"])
+def test_map_params_reaches_what_multi_steps_accumulates(inside):
+    """Given a tree like the parameters, as of partition specs, and where masked."""
+    inner, params = ivon_lora(0.1, ess=100.0), draw_params()
+    specs = {"a": "spec of a", "b": {"c": "spec of c"}}
+    kept = specs
+    if inside == "masked":
+        inner = optax.masked(inner, {"a": True, "b": {"c": False}})
+        kept = {"a": "spec of a", "b": {"c": optax.MaskedNode()}}
+    tx = multi_steps(inner, every=2)
+    marked = optax.tree.map_params(
+        tx,
+        lambda leaf, spec: leaf if isinstance(leaf, optax.MaskedNode) else spec,
+        tx.init(params),
+        specs,
+        transform_non_params=lambda _: None,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+    )
+    (state,) = find_states(marked)
+    assert marked.grads == specs
+    trees = (marked.noise_grad, marked.squared_grad, state.mu, state.hess, state.delta)
+    assert all(tree == kept for tree in trees)
+    assert marked.mini_step is state.count is state.ess is None
+
+
 def rosenbrock(params):
     x, y = params["x"], params["y"]
     return jnp.sum(jnp.square(1 - x) + 2 * jnp.square(y - jnp.square(x)))
