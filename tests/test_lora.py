@@ -112,7 +112,14 @@ def test_unmatched_pattern_lists_the_layers():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}, {"targets": ()}]
+    "wrong",
+    [
+        {"rank": 0},
+        {"alpha": math.nan},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"targets": ()},
+    ],
 )
 def test_wrong_config(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: "):
