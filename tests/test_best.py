@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 from test_checkpoint import STEPS, result, train_in_two
 from test_checkpoint import train as train_run
 
@@ -111,13 +112,26 @@ def command(*words: object) -> int:
 
 def test_the_best_is_judged_by_other_examples(base, run, capsys):
     assert command("evaluate", run, "--best", "--test", "--samples", 2) == 0
-    found = json.loads((run / "evaluation.json").read_text())
+    found = json.loads((run / "evaluation-2-best-test.json").read_text())
     assert found["eval_examples"] == 40
     problem = prepare(base, test=True)
     posterior = Posterior.load(run / BEST)
     log_probs = predict(problem, posterior, Prediction(0), jax.random.key(0))[0]
     right = log_probs.argmax(-1) == problem.eval.labels
     assert found["rows"][0]["accuracy"] == pytest.approx(right.mean())
+    written = load_file(run / "predictions-mean-best-test.safetensors")
+    np.testing.assert_allclose(written["log_probs"][0], log_probs, rtol=1e-5)
+
+
+def test_an_evaluation_leaves_the_others_alone(run):
+    kept = {}
+    for options in ((), ("--best",), ("--test",), ("--tau", 2)):
+        assert command("evaluate", run, "--samples", 3, *options) == 0
+        found = [*run.glob("evaluation-3*"), *run.glob("predictions-3*")]
+        now = {path: path.read_bytes() for path in found}
+        assert len(now) == len(kept) + 2
+        assert kept.items() <= now.items()
+        kept = now
 
 
 def test_the_test_examples_are_the_tasks_own(base):

@@ -101,12 +101,13 @@ def test_evaluate(trained, capsys):
     out = trained["ivon-lora"]
     assert command("evaluate", out, "--samples", 3, "--tau", 2, "--prune", 0.25) == 0
     assert "ivon-lora, 3 samples, tau 2, prune 0.25" in capsys.readouterr().out
-    written = json.loads((out / "evaluation.json").read_text())
+    name = "3-tau2.0-prune0.25"
+    written = json.loads((out / f"evaluation-{name}.json").read_text())
     mean, samples = written["rows"]
     assert (mean["predict"], mean["samples"]) == ("mean", 0)
     assert (samples["predict"], samples["samples"]) == ("samples", 3)
     assert (samples["tau"], samples["prune"]) == (2.0, 0.25)
-    stored = load_file(out / "predictions-3-tau2.0-prune0.25.safetensors")
+    stored = load_file(out / f"predictions-{name}.safetensors")
     assert stored["log_probs"].shape == (3, 40, 2)
     probabilities = np.exp(stored["log_probs"]).mean(0)
     right = probabilities.argmax(-1) == stored["labels"]
@@ -127,7 +128,7 @@ def test_predictions_of_other_settings_are_kept():
 
 def test_evaluate_adam_has_its_mean_only(trained):
     assert command("evaluate", trained["adam"]) == 0
-    written = json.loads((trained["adam"] / "evaluation.json").read_text())
+    written = json.loads((trained["adam"] / "evaluation-mean.json").read_text())
     assert [row["predict"] for row in written["rows"]] == ["mean"]
 
 
@@ -186,7 +187,8 @@ def test_compare_writes_logs_report_and_figures(compared):
 def test_a_run_of_a_comparison_can_be_evaluated(compared):
     assert command("evaluate", compared / "ivon-lora", "--samples", 3) == 0
     results = json.loads((compared / "results.json").read_text())["rows"]
-    rows = json.loads((compared / "ivon-lora" / "evaluation.json").read_text())["rows"]
+    path = compared / "ivon-lora" / "evaluation-3.json"
+    rows = json.loads(path.read_text())["rows"]
     for row, same in zip(rows, results[1:3], strict=True):
         assert {name: row[name] for name in COLUMNS} == pytest.approx(
             {name: same[name] for name in COLUMNS}
@@ -365,7 +367,7 @@ def test_evaluation_chooses_its_own_mesh(problem, tmp_path):
     found = []
     for mesh in ([], ["--mesh", "fsdp=2,tensor=2"]):
         assert command("evaluate", out, "--samples", 2, *mesh) == 0
-        found.append(json.loads((out / "evaluation.json").read_text())["rows"])
+        found.append(json.loads((out / "evaluation-2.json").read_text())["rows"])
     for one, split in zip(*found, strict=True):
         assert one["nll"] == pytest.approx(split["nll"], rel=1e-4)
 
@@ -488,7 +490,7 @@ def test_interrupt_keeps_what_was_learned(problem, tmp_path):
     assert f"interrupted after step {done} of 1000000; " in stderr.splitlines()[-1]
     assert "ivon-jax evaluate" in stdout
     assert command("evaluate", out, "--samples", 2) == 0
-    rows = json.loads((out / "evaluation.json").read_text())["rows"]
+    rows = json.loads((out / "evaluation-2.json").read_text())["rows"]
     assert [row["predict"] for row in rows] == ["mean", "samples"]
 
 

@@ -78,6 +78,9 @@ def evaluate(
 ) -> None:
     """Evaluates a run at its mean and averaged over posterior samples.
 
+    What it writes into the run's folder is named by what was asked, so that results of
+    other settings stay.
+
     Args:
         directory: a folder written by "ivon-jax train".
         samples: posterior samples to average; a run with Adam has only its mean.
@@ -115,10 +118,12 @@ def evaluate(
         score(config.method, how, predicted, labels, problem.task.metrics)
         for how, predicted in predictions.items()
     ]
+    of = "-best" * best + "-test" * test
     for how, predicted in predictions.items():
-        run.write_predictions(directory, how.name, predicted, labels)
+        run.write_predictions(directory, how.name + of, predicted, labels)
     values = {**problem.facts, "best": best, "test": test, "rows": rows}
-    run.write_json(directory / "evaluation.json", values)
+    # Named after the last row, whose settings are the others' too.
+    run.write_json(directory / f"evaluation-{how.name}{of}.json", values)
     print(report.table(rows))
 
 

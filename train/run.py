@@ -183,7 +183,8 @@ def write_predictions(
 
     Args:
         out: the run's folder.
-        how: how they were made, see `Prediction.name`; part of the file's name.
+        how: how they were made, see `Prediction.name`, and of what; part of the
+            file's name.
         predictions: of each sample: log-probabilities of the classes, or numbers.
         labels: the right classes, or numbers.
     """
