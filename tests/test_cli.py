@@ -494,6 +494,27 @@ def test_interrupt_keeps_what_was_learned(problem, tmp_path):
     assert [row["predict"] for row in rows] == ["mean", "samples"]
 
 
+def test_an_interrupted_comparison_leaves_its_run(problem, tmp_path):
+    out = tmp_path / "compared"
+    steps = [option for name in ("adam", "ivon-lora") for option in (
+        f"--{name}.steps", 1_000_000, f"--{name}.batch-size", 2)]  # fmt: skip
+    child = children.start("compare", *problem, *steps, "--out", out)
+    try:
+        children.wait_for_steps(out / "adam", 1, child)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, stderr
+    done = children.taken(out / "adam")
+    assert stderr.splitlines()[-1] == (
+        f"ivon-jax: adam interrupted after step {done} of 1000000;"
+        f" next: ivon-jax evaluate {out / 'adam'}"
+    )
+    assert {path.name for path in out.iterdir()} == {"config.json", "adam"}
+    assert command("evaluate", out / "adam") == 0
+
+
 def test_a_process_refuses_in_one_line(problem, tmp_path):
     child = children.start(
         "train", *problem, "--targets", "w_proj", "--out", tmp_path / "out"

@@ -62,7 +62,8 @@ def train(
         raise ValueError(f"another process stopped: {error}") from None
     if jax.process_index() == 0:
         if interrupt:
-            print(interrupt, file=sys.stderr)
+            advice = "the same command with --resume goes on"
+            print(f"{interrupt}; {advice}", file=sys.stderr)
         print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
 
 
@@ -271,6 +272,7 @@ def compare(config: Annotated[CompareConfig, Whole], out: Out) -> None:
     """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
 
     Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
+    Ctrl-C ends it; the runs in its folder, the interrupted one too, can be evaluated.
     """
     from ivon_jax.train import report
     from ivon_jax.train.compare import compare
@@ -346,8 +348,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print("ivon-jax:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ivon-jax: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("ivon-jax:", str(error) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

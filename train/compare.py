@@ -12,7 +12,7 @@ from ivon_jax.ensemble import average
 from ivon_jax.train import report, run
 from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
-from ivon_jax.train.loop import train
+from ivon_jax.train.loop import Interrupted, train
 from ivon_jax.train.prepare import find_task, prepare
 from ivon_jax.train.step import Streams
 
@@ -33,7 +33,8 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: bad input of any kind, before anything is trained or written.
-        Interrupted: SIGINT came while training.
+        Interrupted: SIGINT or SIGTERM came while training; the runs up to then are
+            in their folders, as `train` leaves them.
     """
     check_counts(samples=config.samples, sweep_samples=config.sweep_samples)
     main, sweep = _main(config), _sweep(config)
@@ -53,7 +54,11 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     posteriors, seconds = {}, {}
     for name, train_config in runs.items():
         start = time.monotonic()
-        posteriors[name] = train(problem, train_config, out / name)
+        try:
+            posteriors[name] = train(problem, train_config, out / name)
+        except Interrupted as error:
+            advice = f"next: ivon-jax evaluate {out / name}"
+            raise Interrupted(f"{name} {error}; {advice}") from None
         seconds[name] = round(time.monotonic() - start, 1)
     key = Streams.from_seed(config.seed).ensemble
     labels = problem.eval.labels

@@ -130,10 +130,7 @@ def train(
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
         print(message, file=sys.stderr)
     if counts.step < hyper.steps:
-        raise Interrupted(
-            f"interrupted after step {counts.step} of {hyper.steps};"
-            " the same command with --resume goes on"
-        )
+        raise Interrupted(f"interrupted after step {counts.step} of {hyper.steps}")
     return posterior
 
 
