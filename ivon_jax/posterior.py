@@ -335,7 +335,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"not a readable safetensors file ({error})") from None
+        raise ValueError(f"not a readable safetensors file ({str(error)!a})") from None
     if header.get("format") != FORMAT:
         raise ValueError(f"not an {FORMAT} file")
     if header.get("version") != VERSION:

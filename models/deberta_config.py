@@ -194,8 +194,10 @@ def _text(config: Mapping[str, Any], field: str) -> str:
 
 
 def _float(config: Mapping[str, Any], field: str) -> float:
-    check(type(config[field]) in (int, float), field, config[field], "a number")
-    return float(config[field])
+    value = config[field]
+    fits = type(value) in (int, float) and abs(value) < 1e30
+    check(fits, field, value, "a number")
+    return float(value)
 
 
 def _position_terms(config: Mapping[str, Any], field: str) -> tuple[str, ...]:

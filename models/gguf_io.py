@@ -272,7 +272,8 @@ def _config(header: _Header) -> LlamaConfig:
     for name, value in own.items():
         if name not in neutral or value != neutral[name]:
             legal = repr(neutral.get(name, "it absent: it is not implemented"))
-            raise ValueError(f"{kind}.{name} is {value!r:.80}, expected {legal}")
+            field = ascii(f"{kind}.{name}")[1:-1][:80]
+            raise ValueError(f"{field} is {value!r:.80}, expected {legal}")
     return config
 
 

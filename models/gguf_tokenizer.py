@@ -74,6 +74,8 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], single_digits: bool) 
     )
     tokenizer.decoder = decoders.ByteLevel()
     kinds = fields.get("token_type", [])
+    if not isinstance(kinds, list):
+        raise ValueError(f"{_PREFIX}token_type is {kinds!r:.40}, expected a list")
     for token, kind in zip(tokens, kinds, strict=False):
         if kind in (_CONTROL, _USER_DEFINED):
             added = AddedToken(token, special=kind == _CONTROL, normalized=False)

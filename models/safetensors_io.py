@@ -67,10 +67,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise ValueError(f"neither {WEIGHTS} nor {INDEX} found")
     names = set(_weight_map(folder).values())
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{INDEX}: {name!r:.80} is no file name")
         if not (folder / name).is_file():
-            raise ValueError(f"{INDEX}: its file {name} is missing")
+            raise ValueError(f"{INDEX}: its file {name!a:.80} is missing")
     return [folder / name for name in sorted(names)]
 
 
@@ -104,6 +102,9 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
         raise ValueError(f"{INDEX}: {error}") from error
     if not isinstance(weight_map, dict):
         raise ValueError(f"{INDEX}: it has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{INDEX}: {name!r:.80} is no file name")
     return weight_map
 
 
@@ -124,7 +125,7 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file.name}: {error!s:.160}") from error
+        raise ValueError(f"{file.name}: {str(error)!a:.160}") from error
 
 
 def _shape(name: str, file: str, handle: Any) -> tuple[int, ...]:

@@ -179,25 +179,17 @@ def test_other_settings_are_refused(config, message, adapter, base):
 def test_damaged_adapters_are_refused(adapter, base):
     config, shapes = CONFIGS["paper"], random_adapters(base, CONFIGS["paper"])
     weights = adapter / peft_files.WEIGHTS
-    whole = weights.read_bytes()
     tensors = load_file(weights)
-    rng = np.random.default_rng(0)
-    for _ in range(300):  # whatever the damage: one line, or an adapter of this shape
-        broken = bytearray(whole[: rng.integers(len(whole) + 1)])
-        for position in rng.integers(max(len(broken), 1), size=rng.integers(1, 5)):
-            if broken:
-                broken[position] = rng.integers(256)
-        weights.write_bytes(bytes(broken))
-        try:
-            loaded = load_adapter(adapter, shapes, config)
-        except ValueError as error:
-            assert "\n" not in str(error)
-        else:
-            same(*(jax.tree.map(jnp.shape, tree) for tree in (loaded, shapes)))
     name = next(iter(tensors))
-    save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, weights)
-    with pytest.raises(ValueError, match=r"lora_A\.weight has NaN"):
-        load_adapter(adapter, shapes, config)
+    one = tensors[name]
+    for wrong, message in (
+        (np.full_like(one, np.nan), "has NaN"),
+        (np.full_like(one, 1e300, np.float64), "has NaN or infinite"),
+        (one.view(np.int32), "is int32"),
+    ):
+        save_file(tensors | {name: wrong}, weights)
+        with pytest.raises(ValueError, match=rf"lora_A\.weight {message}"):
+            load_adapter(adapter, shapes, config)
     weights.rename(adapter / peft_files.PICKLE)
     with pytest.raises(ValueError, match="is a pickle"):
         load_adapter(adapter, shapes, config)

@@ -152,7 +152,7 @@ def test_shards(tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     folder, _, _ = sharded(tmp_path)
     (folder / "1.safetensors").unlink()
-    assert "its file 1.safetensors is missing" in message(folder)
+    assert "its file '1.safetensors' is missing" in message(folder)
 
 
 def test_a_swapped_shard_is_named(tmp_path):

@@ -109,7 +109,7 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
         try:
             found = load_file(folder / WEIGHTS)
         except (SafetensorError, OSError, TypeError, KeyError) as error:
-            raise ValueError(f"{WEIGHTS}: {error!s:.160}") from None
+            raise ValueError(f"{WEIGHTS}: {str(error)!a:.160}") from None
         leaves = {k: np.empty(v.shape, np.float32) for k, v in by_path(shapes).items()}
         targets = {
             name: _layer(leaves[path], layer).T
@@ -120,9 +120,13 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
             {name: tensor.shape for name, tensor in found.items()},
         )
         for name, target in targets.items():
-            if not np.isfinite(found[name]).all():
+            kind = found[name].dtype
+            if not jax.numpy.issubdtype(kind, jax.numpy.floating):
+                raise ValueError(f"tensor {name} is {kind}, expected floating point")
+            with np.errstate(over="ignore"):
+                target[...] = found[name]
+            if not np.isfinite(target).all():
                 raise ValueError(f"tensor {name} has NaN or infinite values")
-            target[...] = found[name]
     except ValueError as error:
         raise ValueError(f"adapter {folder}: {error}") from None
     return jax.tree.unflatten(jax.tree.structure(shapes), list(leaves.values()))
@@ -194,4 +198,5 @@ def _check_config(values: dict[str, Any], config: LoraConfig) -> None:
             raise ValueError(f"its {field} is {found!r:.80}, but {option} is {wanted}")
     for field, value in values.items():
         if field not in _DESCRIPTION and value not in _OFF:
-            raise ValueError(f"{field} is {value!r:.80}, which is not implemented")
+            shown = ascii(field)[1:-1][:80]
+            raise ValueError(f"{shown} is {value!r:.80}, which is not implemented")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from pathlib import Path
@@ -316,7 +317,7 @@ def to_json(config: TrainConfig | CompareConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def from_json(values: dict[str, Any]) -> TrainConfig:
+def from_json(values: Any) -> TrainConfig:
     """Rebuilds a configuration.
 
     Raises:
@@ -343,6 +344,9 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     if kind is Path and isinstance(values, str):
         return Path(values)
     # By exact type: in Python true and false are integers too.
-    if type(values) is kind or (kind is float and type(values) is int):
+    is_number = type(values) in (int, float)
+    fits = type(values) is kind or (kind is float and is_number)
+    # NaN is not, nor are integers that no float can hold.
+    if fits and (not is_number or abs(values) <= sys.float_info.max):
         return values
     raise ValueError(f"{where}: {values!r:.80} is not a legal value")
