@@ -146,7 +146,7 @@ def no_loading(monkeypatch):
 
 
 EARLY = {
-    "unknown task": ({"task": "chess"}, "qnli, custom"),
+    "unknown task": ({"task": "chess"}, "stsb, custom"),
     "no such data file": ({"train_file": "data/no.jsonl"}, "data/no.jsonl"),
     "no such evaluation file": ({"eval_file": "data/no.jsonl"}, "data/no.jsonl"),
     "kind of data file": ({"train_file": "data/train.txt"}, "data/train.txt"),
