@@ -113,7 +113,9 @@ def test_an_interrupted_comparison_compares_nothing(
     monkeypatch.setattr(loop, "train_step", interrupted)
     code, stdout, stderr = ivon_jax_command(*compare(out=tmp_path / "out"))
     assert (code, stdout) == (130, "")
-    assert stderr.splitlines()[-1] == "ivon-jax: interrupted"
+    last = stderr.splitlines()[-1]
+    assert last.startswith("ivon-jax: adam interrupted after step 1 of ")
+    assert last.endswith(f"; next: ivon-jax evaluate {tmp_path / 'out' / 'adam'}")
     assert not (tmp_path / "out" / "results.json").exists()
     assert not (tmp_path / "out" / "ivon-lora").exists()
 
