@@ -58,7 +58,7 @@ def relative_positions(length: int, buckets: int | None, largest: int) -> np.nda
 
     Example:
         >>> relative_positions(9, 6, 16)[-1]
-        array([5, 5, 5, 4, 4, 3, 2, 1, 0], dtype=int32)
+        array([5, 5, 4, 4, 4, 3, 2, 1, 0], dtype=int32)
     """
     index = np.arange(length, dtype=np.int32)
     distance = index[:, None] - index[None]
