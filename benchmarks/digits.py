@@ -27,6 +27,7 @@ from benchmarks.timing import machine, write
 from ivon_jax.ensemble import average, ensemble_log_probs
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.train.report import markdown
+from ivon_jax.train.step import mean_loss
 
 CLASSES, SHOTS, VALIDATION, BATCH, SAMPLES = 5, 8, 20, 8, 32
 RATES = {"adam": (3e-3, 1e-2, 3e-2, 1e-1), "ivon-lora": (0.1, 0.3, 1.0, 3.0)}
@@ -66,11 +67,6 @@ def load(seed: int) -> tuple[Data, Data, Data, Data]:
         (jnp.asarray(pixels[i]), jnp.asarray(digits[i] % CLASSES)) for i in chosen
     )
     return old, train, validation, test
-
-
-def mean_loss(logits: Float[Array, "n c"], labels: Any) -> Float[Array, ""]:
-    """Returns the cross-entropy."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def pretrain(data: Data) -> PyTree:
