@@ -236,6 +236,11 @@ def _entry(
 
 def _config(header: _Header) -> LlamaConfig:
     fields, tensors = header.fields, header.tensors
+    if (parts := fields.get("split.count", 1)) != 1:
+        raise ValueError(
+            f"split.count is {parts!r:.80}, expected 1; join the parts with"
+            " llama-gguf-split --merge"
+        )
     kind = fields.get("general.architecture")
     if kind not in ARCHITECTURES:
         legal = " or ".join(ARCHITECTURES)

@@ -1,6 +1,5 @@
-"""Reading pretrained weights: HF folders, GGUF files, and what is wrong with them."""
+"""Reading pretrained weights from HF folders, and what is wrong with them."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
-from gguf import RopeScalingType
 
 from ivon_jax.models import LlamaConfig, load
 from ivon_jax.models.known import KNOWN, fetch
@@ -261,171 +259,6 @@ def test_rope_settings_old_and_new_agree():
     assert LlamaConfig.from_hf(old).rope_theta == 500000.0
 
 
-def test_gguf_holds_the_dequantised_weights(tmp_path):
-    from gguf import GGMLQuantizationType as Kind
-    from gguf.quants import dequantize, quantize
-
-    weights = tiny.tensors() | {
-        "lm_head.weight": np.ones((50, 32), np.float32),
-        "model.layers.0.self_attn.q_proj.bias": np.arange(32, dtype=np.float32),
-    }
-    weights |= {
-        f"model.layers.{i}.self_attn.{p}_proj.bias": np.arange(n, dtype=np.float32)
-        for i in (0, 1)
-        for p, n in {"q": 32, "k": 16, "v": 16, "o": 32}.items()
-    }
-    kinds = dict.fromkeys(weights, Kind.F32)
-    choice = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1]
-    matrices = [name for name, tensor in weights.items() if tensor.ndim == 2]
-    kinds |= {name: choice[i % len(choice)] for i, name in enumerate(matrices)}
-    path = tiny.write_gguf(tmp_path / "m.gguf", weights, kinds)
-    assert set(kinds.values()) == set(choice)
-    params = load(str(path), tokenizer=False).params
-    for name, tensor in weights.items():
-        if name.endswith("bias"):
-            _, _, i, _, projection, _ = name.split(".")
-            got = params["layers"]["self_attn"][projection]["bias"][int(i)]
-        else:
-            got = leaf(params, name)
-        expected = dequantize(quantize(tensor, kinds[name]), kinds[name])
-        np.testing.assert_array_equal(np.asarray(got), expected, err_msg=name)
-
-
-def test_gguf_and_folder_are_the_same_model(tmp_path):
-    weights = tiny.tensors()
-    one = load(str(tiny.write_gguf(tmp_path / "m.gguf", weights)), tokenizer=False)
-    two = load(str(tiny.write_folder(tmp_path / "m", weights)), tokenizer=False)
-    same = jax.tree.map(np.array_equal, one.params, two.params)
-    assert all(jax.tree.leaves(same))
-    settings = vars(two.model.config) | {"rms_norm_eps": np.float32(1e-5)}
-    assert vars(one.model.config) == settings
-
-
-def gguf_with(path, add):
-    """A GGUF file with one field or tensor more."""
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, "llama")
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_context_length(128)
-    writer.add_tensor("token_embd.weight", np.ones((50, 32), np.float32))
-    add(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.parametrize(
-    ("add", "text"),
-    [
-        (lambda w: w.add_sliding_window(4), "llama.attention.sliding_window is 4"),
-        (lambda w: w.add_expert_count(8), "llama.expert_count is 8, expected 0"),
-        (lambda w: w.add_rope_dimension_count(4), "rope.dimension_count is 4"),
-        (lambda w: w.add_head_count_kv([4, 2]), "num_key_value_heads is 'array of 2'"),
-        (lambda w: w.add_tensor("rope_freqs.weight", np.full(4, 2, np.float32)),
-         "rope_freqs.weight stretches"),
-        (lambda w: w.add_tensor("rope_freqs.weight", np.full(4, np.nan, np.float32)),
-         "rope_freqs.weight stretches"),
-        (lambda w: w.add_rope_scaling_type(RopeScalingType.LONGROPE), "'longrope'"),
-        (lambda w: w.add_rope_scaling_type(RopeScalingType.LINEAR), "factor is None"),
-        (lambda w: w.add_rope_scaling_factor(2.0), "rope.scaling.factor is 2.0"),
-        (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones(4, np.float32)),
-         "unexpected: model.layers.0.ffn_gate_inp.weight"),
-    ],
-)  # fmt: skip
-def test_gguf_files_that_are_not_implemented(tmp_path, add, text):
-    assert text in message(gguf_with(tmp_path / "m.gguf", add))
-
-
-THETA = 500000.0
-ROPES = {
-    "linear": {"rope_type": "linear", "factor": 4.0},
-    "yarn": {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}
-
-
-def stretching(rope):
-    """Adds to a GGUF file what llama.cpp's converter writes for HF's rope settings."""
-
-    def add(writer):
-        if rope["rope_type"] == "llama3":
-            # From transformers' own frequencies, not from ours.
-            import torch
-            from transformers import LlamaConfig as HF
-            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-            settings = rope | {"rope_theta": THETA}
-            config = HF(head_dim=8, rope_parameters=settings)
-            scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-            plain = THETA ** -(torch.arange(0, 8, 2) / 8)
-            factors = (plain / scaled).numpy().astype(np.float32)
-            writer.add_tensor("rope_freqs.weight", factors)
-            return
-        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(rope["factor"])
-        if "original_max_position_embeddings" in rope:
-            length = rope["original_max_position_embeddings"]
-            writer.add_rope_scaling_orig_ctx_len(length)
-
-    return add
-
-
-@pytest.mark.parametrize("name", ROPES)
-def test_stretched_gguf_computes_what_transformers_does(name, tmp_path):
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    weights = {k: v / 4 for k, v in tiny.tensors().items()}
-    tiny.write_folder(
-        tmp_path / "hf", weights, rope_scaling=ROPES[name], rope_theta=THETA
-    )
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    tokens = np.arange(100)[None] % 50
-    with torch.no_grad():
-        wanted = theirs(torch.tensor(tokens)).logits.numpy()
-    add = stretching(ROPES[name])
-    path = tiny.write_gguf(tmp_path / "m.gguf", weights, None, add, THETA)
-    loaded = load(str(path), tokenizer=False)
-
-    @jax.jit
-    def logits(variables):
-        hidden = loaded.model.apply(variables, jnp.asarray(tokens))
-        return loaded.model.apply(variables, hidden, method="unembed")
-
-    found = logits({"params": loaded.params})
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
-    plain = loaded.model.clone(
-        config=dataclasses.replace(loaded.model.config, rope_scaling=None)
-    )
-    other = plain.apply({"params": loaded.params}, jnp.asarray(tokens))
-    same = loaded.model.apply({"params": loaded.params}, jnp.asarray(tokens))
-    assert np.abs(other - same).max() > 1e-3
-
-
-def test_gguf_of_another_architecture(tmp_path):
-    path = tmp_path / "m.gguf"
-    gguf_with(path, lambda w: None)
-    path.write_bytes(path.read_bytes().replace(b"llama", b"gemma", 1))
-    assert "general.architecture is 'gemma', expected llama or qwen2" in message(path)
-
-
 def test_fingerprints_tell_weights_apart(tmp_path):
     weights = tiny.tensors()
     other = weights | {"model.norm.weight": np.full(32, 2, np.float32)}
@@ -496,44 +329,3 @@ class TestFetch:
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="expected smollm2-135m-instruct"):
             fetch("gpt-5")
-
-
-@pytest.mark.parametrize(
-    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"]
-)
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_every_kind_of_gguf_tensor(kind, architecture, tmp_path):
-    from gguf import GGMLQuantizationType, GGUFWriter
-    from gguf.constants import GGML_QUANT_SIZES
-    from gguf.quants import dequantize
-
-    from ivon_jax.models.gguf_io import read_gguf
-
-    kind = GGMLQuantizationType[kind]
-    block, size = GGML_QUANT_SIZES[kind]
-    rng = np.random.default_rng(int(kind))
-    # Any bytes are a tensor; small ones keep 16-bit scales and floats finite.
-    raw = rng.integers(0, 100, size=(50, 512 // block * size)).astype(np.uint8)
-    writer = GGUFWriter(tmp_path / "model.gguf", architecture)
-    writer.add_context_length(128)
-    writer.add_embedding_length(512)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_key_length(128)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tensor("token_embd.weight", raw, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    config, tensors = read_gguf(tmp_path / "model.gguf")
-    assert (config.qkv_bias, config.qk_norm) == (
-        architecture == "qwen2",
-        architecture == "qwen3",
-    )
-    got = tensors.read("model.embed_tokens.weight")
-    assert got.shape == (50, 512)
-    assert np.isfinite(got).all()
-    np.testing.assert_array_equal(got, dequantize(raw, kind))
