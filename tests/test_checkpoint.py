@@ -13,6 +13,7 @@ from pathlib import Path
 
 import children
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -20,8 +21,8 @@ from children import finish, kill, taken, wait_for_steps
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import loop
-from ivon_jax.train.checkpoint import SEAL
+from ivon_jax.train import checkpoint, loop
+from ivon_jax.train.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
@@ -118,6 +119,29 @@ def test_resuming_nothing_starts(base, alone, tmp_path):
 def test_the_newest_checkpoints_are_kept(alone):
     kept = sorted(int(path.name) for path in (alone / CHECKPOINTS).iterdir())
     assert kept == [4, 8, 12]
+
+
+def test_the_only_checkpoint_stays_until_the_next_is_sealed(tmp_path, monkeypatch):
+    state = {"x": jnp.arange(3.0)}
+
+    def killed(folder: Path) -> None:
+        assert folder.name == "2"
+        assert folder.is_dir()  # written, and not yet known to be whole
+        raise OSError("killed")
+
+    with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
+        checkpoints.save(Saved(1, state, {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_seal", killed)
+        with pytest.raises(OSError, match="killed"):
+            with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
+                checkpoints.save(Saved(2, state, {}))
+    with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
+        found = checkpoints.restore(state)
+        assert found is not None
+        assert found.step == 1
+        checkpoints.save(Saved(2, state, {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
 @pytest.mark.parametrize("seed", range(6))

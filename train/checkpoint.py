@@ -68,20 +68,13 @@ class Checkpoints:
         ]
         if steps is not None:
             policies.insert(0, when.FixedIntervalPolicy(steps))
-        which = training.preservation_policies
-        best = which.BestN(
-            get_metric_fn=lambda metrics: -metrics["score"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._folder = folder
+        self._folder, self._keep = folder, keep
         self._pending: int | None = None
         self._orbax = training.Checkpointer(
             folder.absolute(),
             save_decision_policy=when.AnySavePolicy(policies),
-            preservation_policy=which.AnyPreservationPolicy(
-                [which.LatestN(keep), best]
-            ),
+            # Orbax would remove an old one before the new one is sealed.
+            preservation_policy=training.preservation_policies.PreserveAll(),
             cleanup_tmp_directories=True,
         )
 
@@ -126,11 +119,12 @@ class Checkpoints:
             The checkpoint, or None if none has a score.
         """
         self._finish()
+        best = self._best()
+        return None if best is None else self._load(best, like)
+
+    def _best(self) -> Any:
         scored = [found for found in self._orbax.checkpoints if found.metrics]
-        if not scored:
-            return None
-        best = min(scored, key=lambda found: (found.metrics["score"], -found.step))
-        return self._load(best, like)
+        return min(scored, key=lambda x: (x.metrics["score"], -x.step), default=None)
 
     def _load(self, found: Any, like: PyTree) -> Saved:
         shapes = jax.tree.map(
@@ -181,6 +175,14 @@ class Checkpoints:
             self._orbax.wait()
             if jax.process_index() == 0:
                 _seal(self._folder / str(step))
+                self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Removes all but the newest and the best; Orbax goes on listing them."""
+        best = self._best()
+        for path in _by_step(self._folder)[: -self._keep]:
+            if best is None or path.name != str(best.step):
+                shutil.rmtree(path)
 
 
 @contextmanager
@@ -223,9 +225,13 @@ def _damage(folder: Path) -> str | None:
     return f"was altered in {altered[0]}" if altered else None
 
 
+def _by_step(folder: Path) -> list[Path]:
+    steps = (path for path in folder.glob("*") if path.name.isdecimal())
+    return sorted(steps, key=lambda path: int(path.name))
+
+
 def _remove_damaged(folder: Path) -> None:
-    steps = [path for path in folder.glob("*") if path.name.isdecimal()]
-    for path in sorted(steps, key=lambda path: int(path.name)):
+    for path in _by_step(folder):
         if (why := _damage(path)) is not None:
             print(f"checkpoint {path} {why}: removed", file=sys.stderr)
             shutil.rmtree(path)
