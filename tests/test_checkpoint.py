@@ -131,11 +131,13 @@ def test_the_only_checkpoint_stays_until_the_next_is_sealed(tmp_path, monkeypatc
 
     with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
         checkpoints.save(Saved(1, state, {}))
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_seal", killed)
-        with pytest.raises(OSError, match="killed"):
-            with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
-                checkpoints.save(Saved(2, state, {}))
+    monkeypatch.setattr(checkpoint, "_seal", killed)
+    with (
+        pytest.raises(OSError, match="killed"),
+        Checkpoints(tmp_path, None, 10, keep=1) as checkpoints,
+    ):
+        checkpoints.save(Saved(2, state, {}))
+    monkeypatch.undo()
     with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
         found = checkpoints.restore(state)
         assert found is not None
