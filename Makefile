@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs
+TESTS ?= tests
 # The newest Python that is here: with it comes the newest JAX, and no torch.
 NEWEST ?= $(shell for python in python3.13 python3.12 \
 	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
@@ -37,7 +38,7 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 		--taus 0.5 1 2 4 16 --prunes 0.1 0.3 0.5 --out $(OUT)/demo
 
 test: $(VENV)/developing  ## the whole suite, but for what takes minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 	$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax
 
 test-newest:  ## the same on the newest Python, if one newer than 3.11 is here

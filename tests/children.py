@@ -22,7 +22,6 @@ def start(
         os.environ,
         # Not the flags of the tests.
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
     )
     command = [sys.executable, *map(str, program), *map(str, words)]
     if limit:

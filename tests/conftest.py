@@ -1,6 +1,7 @@
 """Strict settings for every test: they turn silent numerical slips into errors."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -8,8 +9,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What is tested is compiled anew, and leaves nothing in the user's cache.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Compiling takes most of the suite's time: programs are optimised little, and what one
+# test compiled is there for the next. Nothing is left in the user's cache.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, or a child
+    cache = tempfile.TemporaryDirectory(prefix="ivon-jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook
 

@@ -21,7 +21,6 @@ from ivon_jax.train.prepare import find_examples, find_task, prepare
 from ivon_jax.train.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 
 # By step; not a number is never best, and of equals it is the newer one.
 SCRIPT = {3: 0.7, 6: 0.2, 9: float("nan"), 12: 0.5}

@@ -18,7 +18,6 @@ from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 
 TASK = ["--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS]
 SHORT = ["--steps", "6", "--batch-size", "8"]

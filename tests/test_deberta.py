@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -27,7 +26,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`", "ignore:Could not find a config file"
 )
 
-quick_compilation = tiny.quick_compilation
 
 LIKE_V3 = {
     "model_type": "deberta-v2",

@@ -18,7 +18,6 @@ from ivon_jax.train.adapters import load_adapter, save_adapter
 from ivon_jax.train.step import Streams
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 

@@ -21,7 +21,6 @@ from ivon_jax.train.step import answer_outputs, mean_loss
 from ivon_jax.train.tasks import Example
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`", "ignore:Could not find a config file"

@@ -17,7 +17,6 @@ from ivon_jax.train.sharding import parse_mesh
 from ivon_jax.train.step import train_step
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 
 MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 
@@ -61,17 +60,13 @@ def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
     assert train_step._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
-def test_predictions_are_those_of_one_device(method, base, tmp_path):
-    hyper = dataclasses.replace(base.hyper, gamma=None, learning_rate=0.01)
-    base = dataclasses.replace(base, method=method, hyper=hyper)
+def test_predictions_are_those_of_one_device(base, tmp_path):
     found = []
     for mesh in ("data=1", "data=2,fsdp=2,tensor=2"):
         config = resolve(dataclasses.replace(base, mesh=mesh), "custom", 64)
         problem = prepare(config)
         posterior = loop.train(problem, config, tmp_path / mesh)
-        how = Prediction(2 if method == "ivon-lora" else 0)
-        found.append(predict(problem, posterior, how, jax.random.key(4)))
+        found.append(predict(problem, posterior, Prediction(2), jax.random.key(4)))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 

@@ -24,8 +24,6 @@ from ivon_jax.train.processes import ProcessConfig
 from ivon_jax.train.run import METRICS, POSTERIOR
 from ivon_jax.train.sharding import device_count
 
-quick_compilation = tiny.quick_compilation
-
 STEPS = 8
 
 

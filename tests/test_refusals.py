@@ -16,7 +16,6 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, loop
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 
 STEPS = 6
 

@@ -29,7 +29,6 @@ from ivon_jax.train.run import METRICS, POSTERIOR
 from ivon_jax.train.sharding import make_mesh
 
 optax_promotes = tiny.optax_promotes
-quick_compilation = tiny.quick_compilation
 
 HYPER = {
     "adam": MethodConfig(steps=80, batch_size=8, learning_rate=1e-2),

@@ -111,11 +111,3 @@ def optax_promotes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adam, "_tx", property(relaxed))
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half of the time would go into optimizing programs that run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
