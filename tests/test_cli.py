@@ -1,6 +1,7 @@
 """The command line: what each command writes, and how it refuses bad input."""
 
 import io
+import itertools
 import json
 import shutil
 import signal
@@ -13,7 +14,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import cli, run
+from ivon_jax.train import cli, compare, loop, run
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.tasks import TASKS
 
@@ -66,14 +67,19 @@ def trained(home, problem):
 
 
 @pytest.fixture(scope="module")
-def compared(home, problem):
-    """A comparison with a sweep."""
+def comparison(problem):
+    """The words of a comparison with a sweep."""
     steps = [option for name in ("adam", "ivon-lora") for option in (
         f"--{name}.steps", "6", f"--{name}.batch-size", "8")]  # fmt: skip
     sweep = ["--taus", "0.5", "1", "4", "--prunes", "0", "0.5"]
     counts = ["--samples", "3", "--sweep-samples", "2", "--seed", "0"]
+    return ["compare", *problem, *steps, *sweep, *counts]
+
+
+@pytest.fixture(scope="module")
+def compared(home, comparison):
     out = home / "compared"
-    assert command("compare", *problem, *steps, *sweep, *counts, "--out", out) == 0
+    assert command(*comparison, "--out", out) == 0
     return out
 
 
@@ -181,6 +187,43 @@ def test_compare_writes_logs_report_and_figures(compared):
         assert imread(compared / f"{name}.png")[..., :3].std() > 0.01
     for method in ("adam", "ivon-lora"):
         assert run.read_config(compared / method)[0].method == method
+
+
+def interrupt(patch, module, name, call):
+    """Send SIGINT in one of the calls of a module's function."""
+    real, calls = getattr(module, name), itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    patch.setattr(module, name, interrupted)
+
+
+def test_a_comparison_goes_on_where_it_stopped(
+    comparison, compared, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out"
+    for module, name, call, what in (
+        (loop, "train_step", 3, "adam interrupted after step 3 of 6"),
+        (loop, "train_step", 5, "ivon-lora interrupted after step 2 of 6"),
+        (compare, "predict", 2, "interrupted"),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt(patch, module, name, call)
+            assert command(*comparison, "--out", out, "--resume") == 130
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"ivon-jax: {what}; the same command with --resume goes on"
+        assert not (out / "results.json").exists()
+    assert command(*comparison, "--out", out, "--resume", "--samples", 4) == 2
+    assert "samples: is now 4, but" in one_line(capsys)
+    assert command(*comparison, "--out", out, "--resume") == 0
+    found, wanted = (
+        json.loads((path / "results.json").read_text()) for path in (out, compared)
+    )
+    assert found.pop("seconds").keys() == wanted.pop("seconds").keys()
+    assert found == wanted
 
 
 def test_a_run_of_a_comparison_can_be_evaluated(compared):
@@ -508,7 +551,7 @@ def test_an_interrupted_comparison_leaves_its_run(problem, tmp_path):
     done = children.taken(out / "adam")
     assert stderr.splitlines()[-1] == (
         f"ivon-jax: adam interrupted after step {done} of 1000000;"
-        f" next: ivon-jax evaluate {out / 'adam'}"
+        " the same command with --resume goes on"
     )
     assert {path.name for path in out.iterdir()} == {"config.json", "adam"}
     assert command("evaluate", out / "adam") == 0

@@ -214,12 +214,12 @@ def test_json_and_back(model, method, seed, data, lora, hyper):
     config = TrainConfig(model, method, seed, *parts)
     values = json.loads(json.dumps(to_json(config)))
     before = copy.deepcopy(values)
-    assert from_json(values) == config
+    assert from_json(values, TrainConfig) == config
     assert values == before
 
 
 def test_what_is_absent_is_the_default():
-    assert from_json({"seed": 3}) == TrainConfig(seed=3)
+    assert from_json({"seed": 3}, TrainConfig) == TrainConfig(seed=3)
 
 
 @pytest.mark.parametrize(
@@ -251,5 +251,5 @@ def test_damaged_json_is_refused(where, value, message):
         node = node[name]
     node[last] = value
     with pytest.raises(ValueError) as caught:
-        from_json(values)
+        from_json(values, TrainConfig)
     assert str(caught.value).startswith(message)

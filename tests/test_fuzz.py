@@ -144,7 +144,7 @@ def legal_model(read: Any, whole: Any) -> None:
 def legal_run(read: Any, whole: Any) -> None:
     assert np.isfinite(read.lora.scale)
     text = json.dumps(to_json(read), allow_nan=False)
-    assert from_json(json.loads(text)) == read
+    assert from_json(json.loads(text), TrainConfig) == read
 
 
 def some_tokenizer(read: Any, whole: Any) -> None:

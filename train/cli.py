@@ -26,6 +26,8 @@ Resume = Annotated[
     bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
 ]
 
+GO_ON = "the same command with --resume goes on"
+
 
 def train(
     config: Annotated[TrainConfig, Whole],
@@ -62,8 +64,7 @@ def train(
         raise ValueError(f"another process stopped: {error}") from None
     if jax.process_index() == 0:
         if interrupt:
-            advice = "the same command with --resume goes on"
-            print(f"{interrupt}; {advice}", file=sys.stderr)
+            print(f"{interrupt}; {GO_ON}", file=sys.stderr)
         print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
 
 
@@ -268,16 +269,22 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
 
 
-def compare(config: Annotated[CompareConfig, Whole], out: Out) -> None:
+def compare(
+    config: Annotated[CompareConfig, Whole], out: Out, resume: Resume = False
+) -> None:
     """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
 
     Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
-    Ctrl-C ends it; the runs in its folder, the interrupted one too, can be evaluated.
+    After Ctrl-C, the runs in its folder can be evaluated, the interrupted one too.
     """
     from ivon_jax.train import report
     from ivon_jax.train.compare import compare
 
-    print(report.table(compare(config, out)["rows"]))
+    try:
+        results = compare(config, out, resume)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {GO_ON}") from None
+    print(report.table(results["rows"]))
 
 
 def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:

@@ -1,7 +1,6 @@
 """Adam against IVON-LoRA on the same adapters, batches and examples."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,21 @@ from ivon_jax.train.step import Streams
 ROW = ("method", "predict", "samples", "tau", "prune", *report.COLUMNS)
 
 
-def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
+def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
     """Trains, evaluates and reports both methods.
 
     Args:
         config: what to compare.
         out: folder for ``results.json``, ``metrics.jsonl``, ``report.md``, figures,
             and a run folder for each method.
+        resume: go on with the runs as far as they are in the folder, if they are.
 
     Returns:
         The contents of ``results.json``.
 
     Raises:
-        ValueError: bad input of any kind, before anything is trained or written.
+        ValueError: bad input of any kind, before anything is trained or written; or
+            the folder holds another comparison.
         Interrupted: SIGINT or SIGTERM came while training; the runs up to then are
             in their folders, as `train` leaves them.
     """
@@ -45,21 +46,20 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     family = task.family
     for train_config in runs.values():
         resolve(train_config, family, num_examples=1)  # before the model is loaded
-    run.check_new(out)
+    if not resume:
+        run.check_new(out)
     problem = prepare(runs["adam"])
     n = len(problem.train)
     runs = {k: resolve(v, family, n) for k, v in runs.items()}
-    run.create(out)
-    run.write_config(out, config, **problem.facts)
-    posteriors, seconds = {}, {}
+    run.start(out, config, problem.facts, resume=resume)
+    posteriors, logs = {}, {}
     for name, train_config in runs.items():
-        start = time.monotonic()
         try:
-            posteriors[name] = train(problem, train_config, out / name)
+            posteriors[name] = train(problem, train_config, out / name, resume)
         except Interrupted as error:
-            advice = f"next: ivon-jax evaluate {out / name}"
-            raise Interrupted(f"{name} {error}; {advice}") from None
-        seconds[name] = round(time.monotonic() - start, 1)
+            raise Interrupted(f"{name} {error}") from None
+        lines = (out / name / run.METRICS).read_text().splitlines()
+        logs[name] = [json.loads(line) for line in lines]
     key = Streams.from_seed(config.seed).ensemble
     labels = problem.eval.labels
     rows, kept = [], {}
@@ -76,11 +76,11 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         "seed": config.seed,
         "steps": runs["adam"].hyper.steps,
         "rows": rows,
-        "seconds": seconds,
+        "seconds": {name: lines[-1]["seconds"] for name, lines in logs.items()},
         "versions": run.versions(),
     }
     run.write_json(out / "results.json", results)
-    _write_report(out, results, kept, labels)
+    _write_report(out, results, logs, kept, labels)
     return results
 
 
@@ -112,13 +112,12 @@ def _sweep(config: CompareConfig) -> list[tuple[str, Prediction]]:
 
 
 def _write_report(
-    out: Path, results: dict[str, Any], kept: dict[str, Any], labels: Any
+    out: Path,
+    results: dict[str, Any],
+    logs: dict[str, list[dict[str, Any]]],
+    kept: dict[str, Any],
+    labels: Any,
 ) -> None:
-    logs = {
-        name: [json.loads(line) for line in path.read_text().splitlines()]
-        for name in results["seconds"]
-        if (path := out / name / run.METRICS)
-    }
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (out / run.METRICS).write_text(text)

@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
@@ -18,6 +18,7 @@ from ivon_jax.train.methods import METHODS, Method
 from ivon_jax.train.sharding import parse_mesh
 
 MethodName = Literal["adam", "ivon-lora"]
+Kind = TypeVar("Kind")
 
 # The paper's settings (App. D.2.1 and D.4.1) by task family.
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -317,13 +318,17 @@ def to_json(config: TrainConfig | CompareConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def from_json(values: Any) -> TrainConfig:
+def from_json(values: Any, kind: type[Kind]) -> Kind:
     """Rebuilds a configuration.
+
+    Args:
+        values: what `to_json` gave.
+        kind: of a training run, or of a comparison.
 
     Raises:
         ValueError: an unknown key, or a value of the wrong type or out of range.
     """
-    return _build(TrainConfig, values, "config")
+    return _build(kind, values, "config")
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

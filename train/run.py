@@ -13,7 +13,13 @@ from jaxtyping import Float
 import ivon_jax
 from ivon_jax.files import write_bytes
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.config import CompareConfig, TrainConfig, from_json, to_json
+from ivon_jax.train.config import (
+    CompareConfig,
+    Kind,
+    TrainConfig,
+    from_json,
+    to_json,
+)
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
 BEST = "best.safetensors"
@@ -62,13 +68,17 @@ def create(out: Path) -> None:
 
 
 def start(
-    out: Path, config: TrainConfig, facts: dict[str, Any], *, resume: bool
+    out: Path,
+    config: TrainConfig | CompareConfig,
+    facts: dict[str, Any],
+    *,
+    resume: bool,
 ) -> None:
     """Makes a run's folder, or makes sure that it is this run's.
 
     Args:
         out: the folder.
-        config: resolved.
+        config: of a training run, resolved; or of a comparison.
         facts: fingerprints and counts.
         resume: go on with what the folder holds, if it holds anything.
 
@@ -76,13 +86,13 @@ def start(
         ValueError: it holds anything else, or a run of other settings or data.
     """
     if resume and (out / CONFIG).exists():
-        old, recorded = read_config(out)
+        old, recorded = _read_config(out, type(config))
         before, now = (
             _flat(to_json(c)) | facts_
             for c, facts_ in ((old, recorded), (config, facts))
         )
         # With a sample for each group, the mesh says how many are drawn.
-        fixed = {"mesh"} if config.noise == "per-shard" else set()
+        fixed = {"mesh"} if now.get("noise") == "per-shard" else set()
         for name, value in now.items():
             if name not in MAY_CHANGE - fixed and before.get(name) != value:
                 raise ValueError(
@@ -149,12 +159,16 @@ def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
     Raises:
         ValueError: the folder is no run, or its configuration is damaged.
     """
+    return _read_config(out, TrainConfig)
+
+
+def _read_config(out: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:
     path = out / CONFIG
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or "config" not in values:
             raise ValueError("it has no key 'config'")
-        return from_json(values.pop("config")), values
+        return from_json(values.pop("config"), kind), values
     except OSError:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:
