@@ -17,6 +17,7 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families
 from ivon_jax.models.catalog import CATALOG
 from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.known import fetch
 from ivon_jax.models.llama import Llama
@@ -67,16 +68,41 @@ def test_text_that_is_no_program():
         collectives("nothing")
 
 
-@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_operations_are_those_xla_counts(method, remat, monkeypatch):
+ENCODER = DebertaConfig(
+    vocab_size=256,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    relative_attention=True,
+    pos_att_type=("c2p", "p2c"),
+    position_buckets=64,
+    num_labels=4,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "remat"),
+    [
+        (SHAPE, "adam", "none"),
+        (SHAPE, "adam", "full"),
+        (SHAPE, "ivon-lora", "none"),
+        (SHAPE, "ivon-lora", "full"),
+        (ENCODER, "ivon-lora", "none"),
+        (dataclasses.replace(ENCODER, share_att_key=True), "ivon-lora", "none"),
+    ],
+)
+def test_operations_are_those_xla_counts(shape, method, remat, monkeypatch):
     # XLA counts the body of a loop once.
-    unrolled = functools.partial(Llama, scan_layers=False)
-    unrolled_family = dataclasses.replace(families.LLAMA, module=unrolled)
+    family = families.family_of(shape)
+    unrolled = functools.partial(family.module, scan_layers=False)
+    unrolled_family = dataclasses.replace(family, module=unrolled)
     config = config_of(method, remat=remat)
-    wanted = flops(config, SHAPE, 32, 4)
+    wanted = flops(config, shape, 32, 4)
     monkeypatch.setattr(plan, "family_of", lambda shape: unrolled_family)
-    compiled, _, _ = compile_step(config, SHAPE, 32, 4, make_mesh("data=1"))
+    compiled, _, _ = compile_step(config, shape, 32, 4, make_mesh("data=1"))
     counted = compiled.cost_analysis()["flops"]
     # XLA counts the elementwise operations too, and leaves out what the first
     # layer need not send further back.

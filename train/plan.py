@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax.lora import Lora
+from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.families import Config, family_of, with_outputs
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.noise import path_name
@@ -166,8 +167,8 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     """Counts the operations of one step's matrix products, over all devices.
 
     A product with a frozen kernel is done once forward and once backward, one with
-    an adapter twice backward, those of attention too; full rematerialisation does
-    the forward pass again.
+    an adapter or a head twice backward, those of attention too; full rematerialisation
+    does the forward pass again.
 
     Args:
         config: the run, resolved.
@@ -186,16 +187,46 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
         lambda key: model.init({"params": key, "lora": key}, example),
         jax.random.key(0),
     )
-    kernels = _count(variables["params"].get("layers", {}), "kernel")
-    adapters = _count(variables["lora"], "")
+    params, lora = (variables[k].get("layers", {}) for k in ("params", "lora"))
+    kernels, adapters = _count(params, "kernel"), _count(lora, "")
     heads = shape.num_attention_heads * shape.head_dim
     attention = 2 * seq_length * heads * shape.num_hidden_layers
-    last = config.hyper.batch_size * classes * shape.hidden_size
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (kernels + 2 * adapters + 2 * attention)
+    last = 2 * config.hyper.batch_size * classes * shape.hidden_size
+    if isinstance(shape, DebertaConfig):
+        there, back = _positions(shape, params, lora, tokens)
+        forward, backward = forward + there, backward + back
+        head = shape.hidden_size * (shape.hidden_size + classes)
+        last = 3 * config.hyper.batch_size * head
     again = forward if config.remat == "full" else 0
     samples = config.hyper.mc_samples or 1
-    return 2.0 * samples * (forward + backward + again + 2 * last)
+    return 2.0 * samples * (forward + backward + again + last)
+
+
+def _positions(
+    shape: DebertaConfig, params: Any, lora: Any, tokens: int
+) -> tuple[int, int]:
+    """Counts what relative positions add to a batch's products, forward and backward.
+
+    Their embeddings, which are frozen, are projected once for all prompts: as keys or
+    queries are, or by layers of their own, which were counted as if tokens passed them.
+    """
+    count, forward, backward = 2 * shape.position_span, 0, 0
+    passed = 0 if shape.share_att_key else tokens
+    scores = tokens * count * shape.hidden_size * shape.num_hidden_layers
+    for term in shape.pos_att_type if shape.relative_attention else ():
+        name = {"c2p": "key_proj", "p2c": "query_proj"}[term]
+        if not shape.share_att_key:
+            name = f"pos_{name}"
+        kernel, adapter = (
+            _count(tree.get("attention", {}).get("self", {}).get(name, {}), suffix)
+            for tree, suffix in ((params, "kernel"), (lora, ""))
+        )
+        forward += (count - passed) * (kernel + adapter) + scores
+        backward += 2 * (count - passed) * adapter - passed * kernel
+        backward += scores * (2 if adapter else 1)
+    return forward, backward
 
 
 def report(plan: Plan) -> str:
