@@ -21,13 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from benchmarks.scaling_figure import figure
+from benchmarks.scaling_figure import figure, tables
 from benchmarks.timing import machine, summary, write
 
 Step = Callable[[], None]
@@ -254,22 +255,22 @@ def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]
 
 def sweeps(quick: bool) -> dict[str, dict[int, dict[str, Point]]]:
     """The points to measure: by what is varied, its value, and the contestant."""
-    layers = 2 if quick else 10
+    size: Any = {"layers": 2, "width": 128} if quick else {"layers": 10}
     keep = slice(None, None, 3) if quick else slice(None)
     ways = {"vmap": None, "chunks of 5": 5, "loop": 1}
 
-    def training(**size: Any) -> dict[str, Point]:
+    def training(**varied: Any) -> dict[str, Point]:
         kinds: tuple[Kind, ...] = ("adam", "ivon", "peft")
-        return {kind: Point(kind, layers=layers, **size) for kind in kinds}
+        return {kind: Point(kind, **size, **varied) for kind in kinds}
 
     def ensemble(samples: int) -> dict[str, Point]:
         return {
-            way: Point("ensemble", samples=samples, chunk=chunk, layers=layers)
+            way: Point("ensemble", samples=samples, chunk=chunk, **size)
             for way, chunk in ways.items()
         }
 
-    def ivon(**size: Any) -> dict[str, Point]:
-        return {"ivon": Point("ivon", layers=layers, **size)}
+    def ivon(**varied: Any) -> dict[str, Point]:
+        return {"ivon": Point("ivon", **size, **varied)}
 
     def deep(layers: int) -> dict[str, Point]:
         small = Point("ivon", 2, 32, layers=layers, width=128)
@@ -284,7 +285,7 @@ def sweeps(quick: bool) -> dict[str, dict[int, dict[str, Point]]]:
         "rank": {n: training(rank=n) for n in [2, 8, 64][keep]},
         "samples": {n: ivon(samples=n) for n in [1, 2, 4, 8][keep]},
         "devices": {n: ivon(batch=8, devices=n) for n in [1, 2, 4, 8][keep]},
-        "ensemble": {n: ensemble(n) for n in [1, 5, 10, 20][keep]},
+        "ensemble": {n: ensemble(n) for n in [1, 5, 10][keep]},
         "depth": {n: deep(n) for n in [2, 4, 8, 16, 32][keep]},
     }
 
@@ -301,9 +302,10 @@ def main(
         out: where to write.
         figure_path: where to draw them too.
         rounds: steps of each contestant, after one that is not measured.
-        quick: two layers and a third of the points, to try it.
+        quick: two narrow layers and a third of the points, to try it.
     """
     before, start = machine(), time.monotonic()
+    before["versions"] |= {name: version(name) for name in ("torch", "peft")}
     results: dict[str, Any] = {}
     done: dict[str, dict[str, dict[str, float]]] = {}
     for sweep, points in sweeps(quick).items():
@@ -320,7 +322,9 @@ def main(
             medians = {k: round(v["median_ms"]) for k, v in found.items()}
             took = f"{time.monotonic() - start:4.0f} s"
             print(f"{took}  {sweep} {n}: {medians} ms", file=sys.stderr)
-    write(out, {"machine": before, "rounds": rounds, "quick": quick, **results})
+    results |= {"machine": before, "rounds": rounds, "quick": quick}
+    write(out, results)
+    print(tables(results))
     if figure_path is not None:
         figure(results, figure_path)
 

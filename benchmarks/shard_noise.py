@@ -8,7 +8,9 @@ is split among the groups, as in training. Then a short run from the same start.
 """
 
 import json
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,17 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.report import markdown
 from ivon_jax.train.step import answer_outputs, mean_loss
 
 GROUPS = (1, 2, 4, 8)
+# The columns of variances, and what they are of.
+HEADS = {"variance, same prompts": "same_prompts", "split batch": "split_batch"}
 
 
 def variance(
     problem: Problem, config: TrainConfig, batch: Batch, keys: int
-) -> list[float]:
+) -> dict[str, float]:
     """Measures the variance of a step's Hessian estimate over keys.
 
     Args:
@@ -77,7 +82,8 @@ def variance(
     found = [jax.device_get(estimate(jax.random.key(i), *base)) for i in range(keys)]
     rows = np.array([np.concatenate([f[k].ravel() for k in precision]) for f in found])
     of_key = np.square(rows - rows.mean(0)).mean(1) * keys / (keys - 1)
-    return [float(of_key.mean()), float(of_key.std() / np.sqrt(keys))]
+    error = of_key.std(ddof=1) / np.sqrt(keys)
+    return {"variance": float(of_key.mean()), "standard_error": float(error)}
 
 
 def grouped(batch: Batch, groups: int) -> Batch:
@@ -89,10 +95,10 @@ def grouped(batch: Batch, groups: int) -> Batch:
 
 def main(
     out: Path = Path("runs/benchmarks/shard_noise.json"),
-    keys: int = 64,
+    keys: int = 40,
     rows: int = 1,
     batch_size: int = 8,
-    steps: int = 60,
+    steps: int = 40,
 ) -> None:
     """Measures and writes the results.
 
@@ -111,6 +117,7 @@ def main(
     )
     results: dict[int, dict[str, Any]] = {}
     for groups in GROUPS:
+        start = time.monotonic()
         config = TrainConfig(
             data=data, hyper=hyper, mesh=f"data={groups}", noise="per-shard"
         )
@@ -127,9 +134,27 @@ def main(
             "split_batch": variance(problem, config, grouped(batch, groups), keys),
             "last_losses": float(np.mean(losses[-steps // 4 :])),
             **validate(problem, posterior.mean, jax.random.key(0)),
+            "seconds": time.monotonic() - start,
         }
-        print(groups, results[groups], flush=True)
-    write(out, {"machine": before, "keys": keys, "steps": steps, "groups": results})
+        print(groups, results[groups], file=sys.stderr, flush=True)
+    sizes = {"keys": keys, "rows": rows, "batch_size": batch_size, "steps": steps}
+    write(out, {"machine": before, **sizes, "groups": results})
+    print(table(results))
+
+
+def table(results: dict[int, dict[str, Any]]) -> str:
+    """Writes a Markdown table; variances are shares of that with one group."""
+    cells = [["groups", *HEADS, "last losses", "NLL", "accuracy"]]
+    one = {kind: results[1][kind]["variance"] for kind in HEADS.values()}
+    for groups, found in results.items():
+        shares = (
+            f"{share:.3f} ± {error:.3f}"
+            for kind in HEADS.values()
+            for share, error in [np.divide([*found[kind].values()], one[kind])]
+        )
+        scores = (found[k] for k in ("last_losses", "eval_nll", "eval_accuracy"))
+        cells.append([str(groups), *shares, *(f"{score:.3f}" for score in scores)])
+    return markdown(cells)
 
 
 if __name__ == "__main__":
