@@ -313,8 +313,9 @@ def matthews(
         Gorodkin, "Comparing two K-category assignments by a K-category correlation
         coefficient", Computational Biology and Chemistry, 2004.
     """
-    predicted, right = _one_hots(log_probs, labels)
-    predicted, right = (x - x.mean(axis=0, keepdims=True) for x in (predicted, right))
+    # Less the first, so that a single class becomes zeros exactly.
+    moved = (x - x[:1] for x in _one_hots(log_probs, labels))
+    predicted, right = (x - x.mean(axis=0, keepdims=True) for x in moved)
     scale = jnp.sum(predicted * predicted) * jnp.sum(right * right)
     covariance = jnp.sum(predicted * right)
     return jnp.where(
