@@ -21,9 +21,7 @@ its layers must declare the collection and its key: `nn.scan` with ``"lora": 0``
 """
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -32,71 +30,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree
 
-ALL_LINEAR = "all-linear"
-QUERY_VALUE = "query-value"
-_QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query_proj", "value_proj")
-OUTPUT_LAYER = "lm_head"
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """What to adapt, and how; the defaults are the paper's (App. D.1).
-
-    Attributes:
-        rank: r, the inner dimension.
-        alpha: the adapter's output is scaled by alpha/r.
-        dropout: rate on the adapter's input, where a ``dropout`` key is given.
-        targets: each a layer's own name, a regular expression for its whole
-            ``/``-joined path, ``"query-value"`` for the projections to queries and
-            values, or ``"all-linear"`` for all but the output layer.
-        rslora: whether to scale by alpha/sqrt(r) instead.
-        modules_to_save: layers trained whole beside the adapters, as a new head; each
-            a name or a regular expression, as `targets`. Their kernel and bias live
-            in ``lora``, and those in ``params``, if any, are not used.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.1
-    targets: tuple[str, ...] = (QUERY_VALUE,)
-    rslora: bool = False
-    modules_to_save: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Checks each field."""
-        if self.rank < 1:
-            raise ValueError(f"rank: {self.rank} is not >= 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha: {self.alpha} is not a number > 0")
-        if not self.targets:
-            raise ValueError("targets: name at least one layer")
-        for field in ("targets", "modules_to_save"):
-            for target in getattr(self, field):
-                _check_regex(field, target)
-
-    @property
-    def scale(self) -> float:
-        """The factor on the adapter's output."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-def _check_regex(field: str, target: str) -> None:
-    try:
-        re.compile(target)
-    except re.error as error:
-        raise ValueError(
-            f"{field}: {target!r} is not a regular expression ({error})"
-        ) from None
-
-
-def _matches(target: str, path: tuple[str, ...]) -> bool:
-    if target == ALL_LINEAR:
-        return path[-1:] != (OUTPUT_LAYER,)
-    if target == QUERY_VALUE:
-        return path[-1:] != () and path[-1] in _QUERY_VALUE_NAMES
-    return path[-1:] == (target,) or bool(re.fullmatch(target, "/".join(path)))
+from ivon_jax.lora_config import LoraConfig as LoraConfig
 
 
 class Lora(nn.Module):
@@ -125,19 +59,12 @@ class Lora(nn.Module):
             What the model returns.
 
         Raises:
-            ValueError: a target matches none of the linear layers called.
+            ValueError: a pattern matches none of the linear layers called.
         """
         seen: list[tuple[str, ...]] = []
         with nn.intercept_methods(_interceptor(self.config, seen)):
             out = self.base(*args, **kwargs)
-        for field in ("targets", "modules_to_save"):
-            for target in getattr(self.config, field):
-                if not any(_matches(target, path) for path in seen):
-                    names = ", ".join(sorted({path[-1] for path in seen if path}))
-                    raise ValueError(
-                        f"{field}: {target!r} matches no linear layer; there are:"
-                        f" {names or 'none'}"
-                    )
+        self.config.check_layers(seen)
         return out
 
 
@@ -156,10 +83,10 @@ def _interceptor(config: LoraConfig, seen: list[tuple[str, ...]]) -> Callable[..
         path = context.module.path
         seen.append(path)
         x = args[0] if args else kwargs["inputs"]
-        if any(_matches(target, path) for target in config.modules_to_save):
+        if config.trains_whole(path):
             return _whole(context.module, x)
         y = next_fun(*args, **kwargs)
-        if not any(_matches(target, path) for target in config.targets):
+        if not config.adapts(path):
             return y
         return y + _adapter(context.module, config, x, y.shape).astype(y.dtype)
 
@@ -173,18 +100,19 @@ def _adapter(
     batch = x.ndim - _input_axes(module, x.ndim)
     x = x.reshape(*x.shape[:batch], math.prod(x.shape[batch:])).astype(jnp.float32)
     fan_in, fan_out = x.shape[-1], math.prod(shape[batch:])
+    rank = config.rank_at(module.path)
     a = module.variable(
-        "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, config.rank)
+        "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, rank)
     ).value
-    b = module.variable("lora", "b", jnp.zeros, (config.rank, fan_out)).value
-    if (a.shape, b.shape) != ((fan_in, config.rank), (config.rank, fan_out)):
+    b = module.variable("lora", "b", jnp.zeros, (rank, fan_out)).value
+    if (a.shape, b.shape) != ((fan_in, rank), (rank, fan_out)):
         raise ValueError(
             f"lora: {'/'.join(module.path)} maps {fan_in} to {fan_out} with rank"
-            f" {config.rank}, its adapters are {a.shape} and {b.shape}"
+            f" {rank}, its adapters are {a.shape} and {b.shape}"
         )
     if config.dropout and module.has_rng("dropout"):
         x = _dropout(module.make_rng("dropout"), x, config.dropout)
-    return (config.scale * ((x @ a) @ b)).reshape(shape)
+    return (config.scale_at(module.path) * ((x @ a) @ b)).reshape(shape)
 
 
 def _whole(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
@@ -262,7 +190,7 @@ def init_adapters(
         The ``lora`` collection, float32.
 
     Raises:
-        ValueError: a target matches no linear layer.
+        ValueError: a pattern matches no linear layer.
     """
 
     @jax.jit
@@ -318,20 +246,21 @@ def _add_to_kernels(
         kernel_path = (*path, "kernel")
         kernel = flat.get(kernel_path)
         a, b = adapters[(*path, "a")], adapters[(*path, "b")]
-        if a.shape[-1] != config.rank:
+        rank = config.rank_at(tuple(path))
+        if a.shape[-1] != rank:
             raise ValueError(
-                f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {config.rank}"
+                f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {rank}"
             )
         product = a @ b
         if kernel is not None and not hasattr(kernel, "size"):
             raise ValueError(
                 f"params: {'/'.join(path)} is quantised, adapters cannot be merged"
-                " into it; load the base unquantised"
+                " into it; ivon_jax.models.quantized.dequantize makes it an array"
             )
         if kernel is None or kernel.size != product.size:
             raise ValueError(
                 f"adapters: no kernel of {product.size} entries at {'/'.join(path)}"
             )
-        delta = sign * config.scale * product.reshape(kernel.shape)
+        delta = sign * config.scale_at(tuple(path)) * product.reshape(kernel.shape)
         flat[kernel_path] = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
     return unflatten_dict(flat)

@@ -1,6 +1,7 @@
 """The architectures, and what loading, saving and planning need to know of each."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,3 +126,27 @@ def hf_names(module: str, num_layers: int) -> list[str]:
                 return [whole.format(i) for i in range(num_layers)]
             return [whole]
     raise KeyError(module)
+
+
+def tree_path(name: str) -> str:
+    """The inverse of `hf_names`: the path in our tree of a module of HF's.
+
+    Args:
+        name: HF's name, as `model.layers.0.self_attn.q_proj`.
+
+    Returns:
+        The path, the same for all layers that are stacked.
+
+    Raises:
+        KeyError: If no architecture here has such a module.
+
+    Example:
+        >>> tree_path("model.layers.1.mlp.up_proj")
+        'layers/mlp/up_proj'
+    """
+    begins = {v: k for family in FAMILIES for k, v in family.names.items()}
+    for theirs in sorted(begins, key=len, reverse=True):
+        pattern = re.escape(theirs).replace(r"\{\}", r"\d+") + r"((?:\.\w+)*)"
+        if found := re.fullmatch(pattern, name, re.ASCII):
+            return begins[theirs] + found[1].replace(".", "/")
+    raise KeyError(name)

@@ -197,12 +197,16 @@ def is_regex(text: str) -> bool:
     return True
 
 
+patterns = texts.filter(is_regex)
 lora_configs = st.tuples(
     st.integers(1, 99),
     st.floats(0.1, 99),
     st.floats(0, 0.99),
-    st.lists(texts.filter(is_regex), min_size=1, max_size=3).map(tuple),
+    st.lists(patterns, min_size=1, max_size=3).map(tuple),
     st.booleans(),
+    st.lists(patterns, max_size=2).map(tuple),
+    st.lists(st.tuples(patterns, st.integers(1, 99)), max_size=2).map(tuple),
+    st.lists(st.tuples(patterns, st.floats(0.1, 99)), max_size=2).map(tuple),
 )
 hypers = st.tuples(*[counts] * 3, *[st.none() | floats] * 8, counts)
 methods = st.sampled_from(["adam", "ivon-lora"])
@@ -239,6 +243,9 @@ def test_what_is_absent_is_the_default():
         (("lora", "targets"), "q_proj", "config.lora.targets: 'q_proj' "),
         (("lora", "targets"), [1], "config.lora.targets: 1 "),
         (("lora", "rslora"), 1, "config.lora.rslora: 1 "),
+        (("lora", "rank_pattern"), ["q", 4], "config.lora.rank_pattern: 'q' "),
+        (("lora", "rank_pattern"), [["q"]], "config.lora.rank_pattern: ['q'] "),
+        (("lora", "rank_pattern"), [["q", 0]], "rank_pattern: 0 is not >= 1"),
         (("lora", "rank"), 0, "rank: 0 is not >= 1"),
         (("data", "train_file"), 1, "config.data.train_file: 1 "),
     ],

@@ -19,7 +19,9 @@ from ivon_jax.models import Deberta, DebertaConfig
 from ivon_jax.models.deberta import relative_positions
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.models.weights import Tensors, fill
-from ivon_jax.train.adapters import WEIGHTS, save_adapter
+from ivon_jax.train.adapters import WEIGHTS, read_settings, save_adapter
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.prepare import _start, adapted
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(
@@ -159,7 +161,13 @@ def test_gradients_of_adapters_and_head_equal_those_of_peft(config, data):
     base, params = from_torch(theirs)
     head = ("pooler/dense", "classifier")
     lora = LoraConfig(
-        rank=2, dropout=0.0, targets=("all-linear",), modules_to_save=head
+        rank=2,
+        dropout=0.0,
+        targets=("all-linear",),
+        modules_to_save=head,
+        # PEFT's name of this layer is the end of another's, attention.output.dense.
+        rank_pattern=(("layers/output/dense", 3),),
+        alpha_pattern=(("layers/output/dense", 5.0),),
     )
     model = Lora(base, lora)
     tokens, types, mask = inputs(data, rows=2, length=7)
@@ -202,6 +210,43 @@ def test_gradients_of_adapters_and_head_equal_those_of_peft(config, data):
     scale = max(np.abs(grad).max() for grad in grads.values())
     for name, grad in grads.items():
         assert np.abs(ours[name] - grad).max() <= 1e-3 * scale
+
+
+@given(config=hf_configs(), data=st.data())
+@settings(max_examples=2, deadline=None)
+def test_an_adapter_whose_pooler_peft_did_not_save(config, data):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    theirs = torch_model(config)
+    base, params = from_torch(theirs)
+    # Its name is the end of another's, attention.output.dense: PEFT adapts both.
+    settings = peft.LoraConfig(
+        r=2, target_modules=["output.dense"], task_type="SEQ_CLS"
+    )
+    tuned = peft.get_peft_model(theirs, settings).eval()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    tokens, types, mask = inputs(data, rows=2, length=7)
+    with tempfile.TemporaryDirectory() as place:
+        tuned.save_pretrained(place)
+        lora = read_settings(Path(place))
+        assert lora.modules_to_save == ("classifier",)
+        model = Lora(base, adapted(lora, base.config))
+        shapes = jax.eval_shape(
+            lambda key: init_adapters(model, key, jnp.asarray(tokens)),
+            jax.random.key(0),
+        )
+        run = TrainConfig("base", adapter=Path(place), lora=lora)
+        start = _start(run, params, shapes)
+        headless = {k: v for k, v in params.items() if k != "pooler"}
+        message = "neither it nor model base has pooler/dense"
+        with pytest.raises(ValueError, match=message):
+            _start(run, headless, shapes)
+    ids, real, kinds = map(jnp.asarray, (tokens, mask, types))
+    variables = {"params": headless, "lora": start}
+    logits = jax.jit(model.apply)(variables, ids, mask=real, types=kinds)
+    assert relative(logits, torch_outputs(tuned, tokens, types, mask)[1]) <= 1e-4
 
 
 @given(config=hf_configs())

@@ -142,7 +142,7 @@ def legal_model(read: Any, whole: Any) -> None:
 
 
 def legal_run(read: Any, whole: Any) -> None:
-    assert np.isfinite(read.lora.scale)
+    assert np.isfinite(read.lora.scale_at(("q_proj",)))
     text = json.dumps(to_json(read), allow_nan=False)
     assert from_json(json.loads(text), TrainConfig) == read
 

@@ -1,6 +1,8 @@
 """Adapters: exactness, coverage, lifted transformations, merging and dropout."""
 
+import dataclasses
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -119,6 +121,10 @@ def test_unmatched_pattern_lists_the_layers():
         {"dropout": 1.0},
         {"dropout": -0.1},
         {"targets": ()},
+        {"rank_pattern": (("up", 0),)},
+        {"rank_pattern": (("up(", 2),)},
+        {"alpha_pattern": (("up", math.inf),)},
+        {"alpha_pattern": (("*", 2.0),)},
     ],
 )
 def test_wrong_config(wrong):
@@ -126,9 +132,47 @@ def test_wrong_config(wrong):
         LoraConfig(**wrong)
 
 
+PATTERNS = LoraConfig(
+    rank=2,
+    alpha=3.0,
+    dropout=0.0,
+    targets=("all-linear",),
+    rank_pattern=((".*up", 1), ("all-linear", 4), ("up", 6)),
+    alpha_pattern=(("remat|query", 10.0), (".*up", 5.0)),
+)
+
+
 def test_scale():
-    assert LoraConfig(rank=4, alpha=6.0).scale == 1.5
-    assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale == 3.0
+    assert LoraConfig(rank=4, alpha=6.0).scale_at(("l",)) == 1.5
+    assert LoraConfig(rank=4, alpha=6.0, rslora=True).scale_at(("l",)) == 3.0
+    assert PATTERNS.scale_at(("up",)) == 5.0
+    assert PATTERNS.scale_at(("remat",)) == 2.5
+    assert PATTERNS.scale_at(("lm_head",)) == 1.5
+
+
+def test_ranks_and_alphas_of_single_layers_by_hand():
+    model, params, _, adapters = setup(Mlp(), PATTERNS, X)
+    assert jax.tree.map(jnp.shape, adapters) == {
+        "up": {"a": (6, 1), "b": (1, 8)},
+        "remat": {"a": (8, 4), "b": (4, 8)},
+    }
+    up, remat, head = (params[name] for name in ("up", "remat", "lm_head"))
+    product = {name: pair["a"] @ pair["b"] for name, pair in adapters.items()}
+    x = jnp.tanh(X @ (up["kernel"] + 5 * product["up"]) + up["bias"][None])
+    y = x @ (remat["kernel"] + 2.5 * product["remat"]) + remat["bias"][None]
+    out = (x + jnp.tanh(y)) @ head["kernel"] + head["bias"][None]
+    adapted = model.apply({"params": params, "lora": adapters}, X)
+    np.testing.assert_allclose(adapted, out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("layer", ["lm_head", "q_proj", "up/.*"])
+def test_a_pattern_for_no_adapted_layer_is_an_error(field, layer):
+    pattern = {field: (("up", 4), (layer, 3))}
+    model = Lora(Mlp(), LoraConfig(targets=("up", "remat"), **pattern))
+    message = f"{field}: '{layer}' matches no adapted layer; there are: remat, up"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        init_adapters(model, KEY, X)
 
 
 def test_init_of_a_and_b():
@@ -153,19 +197,32 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize(("base", "inputs"), BASES.values(), ids=BASES)
-def test_merged_plain_model_equals_adapted(base, inputs):
-    model, params, fresh, adapters = setup(base, ALL, *inputs)
+PATTERNS_OF = {
+    "mlp": PATTERNS,
+    "scanned": dataclasses.replace(PATTERNS, alpha_pattern=(("layers/up", 5.0),)),
+    "attention": dataclasses.replace(
+        PATTERNS, rank_pattern=(("query", 1), ("(key|out)", 3)), rslora=True,
+        alpha_pattern=(("(query|value)", 5.0),),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("patterns", [False, True])
+@pytest.mark.parametrize("name", BASES)
+def test_merged_plain_model_equals_adapted(name, patterns):
+    base, inputs = BASES[name]
+    config = PATTERNS_OF[name] if patterns else ALL
+    model, params, fresh, adapters = setup(base, config, *inputs)
     adapted = model.apply({"params": params, "lora": adapters}, *inputs)
-    merged = merge(params, adapters, ALL)
+    merged = merge(params, adapters, config)
     plain = base.apply({"params": params}, *inputs)
     assert float(jnp.max(jnp.abs(adapted - plain))) > 0.01
     np.testing.assert_allclose(
         base.apply({"params": merged}, *inputs), adapted, rtol=1e-4, atol=1e-5
     )
-    back = unmerge(merged, adapters, ALL)
+    back = unmerge(merged, adapters, config)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), back, params)
-    jax.tree.map(np.testing.assert_array_equal, merge(params, fresh, ALL), params)
+    jax.tree.map(np.testing.assert_array_equal, merge(params, fresh, config), params)
 
 
 def test_merge_of_a_stranger_is_an_error():
@@ -251,37 +308,45 @@ def test_vmap_over_adapters_keeps_the_base_product_unbatched():
     )
 
 
+@pytest.mark.parametrize("patterns", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_equals_peft(rslora):
+def test_equals_peft(rslora, patterns):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    config = LoraConfig(rank=4, alpha=6.0, dropout=0.0, targets=("l",), rslora=rslora)
+    ranks = {"m": 3, "l|m": 2} if patterns else {}
+    alphas = {"l": 5.0} if patterns else {}
+    config = LoraConfig(
+        rank=4, alpha=6.0, dropout=0.0, targets=("l", "m"), rslora=rslora,
+        rank_pattern=tuple(ranks.items()), alpha_pattern=tuple(alphas.items()),
+    )  # fmt: skip
 
-    class One(nn.Module):
+    class Two(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(3, name="l")(x)
+            return nn.Dense(3, name="m")(nn.Dense(5, name="l")(x))
 
-    model, params, _, adapters = setup(One(), config, X)
+    model, params, _, adapters = setup(Two(), config, X)
     base = torch.nn.Sequential()
-    base.add_module("l", torch.nn.Linear(6, 3))
+    base.add_module("l", torch.nn.Linear(6, 5))
+    base.add_module("m", torch.nn.Linear(5, 3))
     wrapped = peft.get_peft_model(
         base,
         peft.LoraConfig(
-            r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["l"],
-            use_rslora=rslora,
+            r=4, lora_alpha=6.0, lora_dropout=0.0, target_modules=["l", "m"],
+            use_rslora=rslora, rank_pattern=ranks, alpha_pattern=alphas,
         ),
     )  # fmt: skip
-    layer = wrapped.base_model.model.l
-    pairs = [
-        (layer.base_layer.weight, params["l"]["kernel"].T),
-        (layer.base_layer.bias, params["l"]["bias"]),
-        (layer.lora_A["default"].weight, adapters["l"]["a"].T),
-        (layer.lora_B["default"].weight, adapters["l"]["b"].T),
-    ]
-    with torch.no_grad():
-        for tensor, value in pairs:
-            tensor.copy_(torch.tensor(np.array(value)))
-        theirs = wrapped(torch.tensor(np.array(X))).numpy()
+    for name in ("l", "m"):
+        layer = getattr(wrapped.base_model.model, name)
+        pairs = [
+            (layer.base_layer.weight, params[name]["kernel"].T),
+            (layer.base_layer.bias, params[name]["bias"]),
+            (layer.lora_A["default"].weight, adapters[name]["a"].T),
+            (layer.lora_B["default"].weight, adapters[name]["b"].T),
+        ]
+        with torch.no_grad():
+            for tensor, value in pairs:
+                tensor.copy_(torch.tensor(np.array(value)))
+    theirs = wrapped(torch.tensor(np.array(X))).detach().numpy()
     ours = model.apply({"params": params, "lora": adapters}, X)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 

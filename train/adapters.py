@@ -1,45 +1,31 @@
 """Adapters in the files of HF PEFT: `adapter_config.json` and one safetensors file."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.families import hf_names
-from ivon_jax.models.safetensors_io import read_json
 from ivon_jax.models.weights import compare_shapes
 from ivon_jax.noise import by_path
+from ivon_jax.train.peft_config import CONFIG, lora_config, peft_config, read_config
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-CLASSIFIER = "classifier"  # the layer that makes a model a classifier
+_PREFIX = "base_model.model."
 _SUFFIXES = {
-    "a": "lora_A.weight",
-    "b": "lora_B.weight",
-    "kernel": "weight",
-    "bias": "bias",
+    "a": ".lora_A.weight",
+    "b": ".lora_B.weight",
+    "kernel": ".weight",
+    "bias": ".bias",
 }
-
-# Fields that say nothing about what the adapter computes once its tensors are known.
-_DESCRIPTION = {
-    "alora_invocation_tokens",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "target_modules",
-    "task_type",
-}
-_OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 
 
 def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) -> None:
@@ -53,31 +39,32 @@ def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) 
     """
     from safetensors.numpy import save
 
-    names = _names(adapters)
     arrays = {k: np.asarray(v) for k, v in by_path(adapters).items()}
-    whole = sorted({_module(path) for path in arrays if _is_whole(path)})
     tensors = {
         name: np.ascontiguousarray(_layer(arrays[path], layer).T)
-        for name, (path, layer) in names.items()
+        for name, (path, layer) in _names(adapters).items()
     }
-    values = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if CLASSIFIER in whole else "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rslora,
-        "target_modules": sorted(
-            {_module(path) for path in arrays if not _is_whole(path)}
-        ),
-        "modules_to_save": whole or None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
+    adapted, whole = _modules(adapters, "a"), _modules(adapters, "kernel", "bias")
+    values = peft_config(config, adapted, whole, base)
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
     write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_settings(folder: Path) -> LoraConfig:
+    """Reads what an adapter of PEFT is to be used with.
+
+    Args:
+        folder: where from.
+
+    Returns:
+        Its settings; its layers are those that it has tensors for.
+
+    Raises:
+        ValueError: not an adapter, or one that needs what is not implemented.
+    """
+    with _naming(folder):
+        values = read_config(folder)
+        return _settings(values, _read_tensors(folder))
 
 
 def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
@@ -89,31 +76,30 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
         config: what it is to be used with; must agree with the adapter's own.
 
     Returns:
-        The collection, float32, on the host.
+        The collection, float32, on the host. Layers trained whole are left out if the
+        adapter has none of their tensors: they are the base model's.
 
     Raises:
         ValueError: not an adapter, one that needs what is not implemented, of other
             settings, or for another base model.
     """
     import jax
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    try:
-        values = _read_config(folder)
-        if any(_is_whole(path) for path in by_path(shapes)):
-            values.pop("modules_to_save", None)  # the tensors tell which
-        _check_config(values, config)
-        if not (folder / WEIGHTS).is_file():
-            raise ValueError(_no_weights(folder))
-        try:
-            found = load_file(folder / WEIGHTS)
-        except (SafetensorError, OSError, TypeError, KeyError) as error:
-            raise ValueError(f"{WEIGHTS}: {str(error)!a:.160}") from None
-        leaves = {k: np.empty(v.shape, np.float32) for k, v in by_path(shapes).items()}
+    with _naming(folder):
+        values = read_config(folder)
+        found = _read_tensors(folder)
+        _check_agreement(_settings(values, found), config, _modules(shapes, "a"))
+        names = _names(shapes)
+        held = {path for name, (path, _) in names.items() if name in found}
+        leaves = {
+            path: np.empty(leaf.shape, np.float32)
+            for path, leaf in by_path(shapes).items()
+            if path in held or not _is_whole(path)
+        }
         targets = {
             name: _layer(leaves[path], layer).T
-            for name, (path, layer) in _names(shapes).items()
+            for name, (path, layer) in names.items()
+            if path in leaves
         }
         compare_shapes(
             {name: target.shape for name, target in targets.items()},
@@ -127,44 +113,28 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
                 target[...] = found[name]
             if not np.isfinite(target).all():
                 raise ValueError(f"tensor {name} has NaN or infinite values")
+    return unflatten_dict(leaves, sep="/")
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Puts the adapter in front of what is wrong with it."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"adapter {folder}: {error}") from None
-    return jax.tree.unflatten(jax.tree.structure(shapes), list(leaves.values()))
 
 
-def _names(adapters: PyTree) -> dict[str, tuple[str, int | None]]:
-    """PEFT's name of every tensor, with the path of its leaf and its layer."""
-    names: dict[str, tuple[str, int | None]] = {}
-    for path, leaf in by_path(adapters).items():
-        module, _, kind = path.rpartition("/")
-        stacked = path.startswith("layers/")
-        for i, name in enumerate(hf_names(module, len(leaf) if stacked else 1)):
-            names[f"base_model.model.{name}.{_SUFFIXES[kind]}"] = (
-                path,
-                i if stacked else None,
-            )
-    return names
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
-
-def _is_whole(path: str) -> bool:
-    """Whether a leaf belongs to a layer that is trained whole."""
-    return path.endswith(("/kernel", "/bias"))
-
-
-def _module(path: str) -> str:
-    """What PEFT compares the end of a layer's name with."""
-    return path.rpartition("/")[0].removeprefix("layers/").replace("/", ".")
-
-
-def _layer(leaf: np.ndarray, layer: int | None) -> np.ndarray:
-    return leaf if layer is None else leaf[layer]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(_no_weights(folder))
     try:
-        return read_json(folder / CONFIG)
-    except ValueError as error:
-        raise ValueError(f"{CONFIG}: {error}") from None
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        raise ValueError(f"{WEIGHTS}: {str(error)!a:.160}") from None
 
 
 def _no_weights(folder: Path) -> str:
@@ -176,27 +146,62 @@ def _no_weights(folder: Path) -> str:
     return f"{WEIGHTS} is missing"
 
 
-def _check_config(values: dict[str, Any], config: LoraConfig) -> None:
-    values = dict(values)
-    kind = values.pop("peft_type", None)
-    if kind != "LORA":
-        raise ValueError(f"peft_type is {kind!r:.80}, expected 'LORA'")
-    # PiSSA, OLoRA, LoftQ and the like change the base model's weights too.
-    init = values.pop("init_lora_weights", True)
-    if init not in (True, False, "gaussian"):
+def _settings(values: dict[str, Any], found: dict[str, np.ndarray]) -> LoraConfig:
+    """Makes the configuration that an adapter's fields and tensors tell of."""
+    layers: dict[str, list[str]] = {kind: [] for kind in _SUFFIXES}
+    for name in sorted(found):
+        kind = next((k for k, s in _SUFFIXES.items() if name.endswith(s)), None)
+        if kind is None or not name.startswith(_PREFIX):
+            raise ValueError(f"tensor {ascii(name)[1:-1]:.120} is not implemented")
+        module = name.removeprefix(_PREFIX).removesuffix(_SUFFIXES[kind])
+        layers[kind].append(module)
+    adapted, whole = layers["a"] + layers["b"], layers["kernel"] + layers["bias"]
+    return lora_config(values, adapted, whole)
+
+
+def _check_agreement(own: LoraConfig, config: LoraConfig, modules: set[str]) -> None:
+    """Compares an adapter's own settings with those that it is to be used with."""
+    if more := set(own.targets) - modules:
         raise ValueError(
-            f"init_lora_weights is {init!r:.80}, expected true, false or 'gaussian'"
+            f"it adapts {', '.join(sorted(more))}, which targets leave out"
         )
-    agree = {
-        "r": ("rank", config.rank),
-        "lora_alpha": ("alpha", config.alpha),
-        "use_rslora": ("rslora", config.rslora),
-    }
-    for field, (option, wanted) in agree.items():
-        found = values.pop(field, False if field == "use_rslora" else None)
-        if found != wanted:
-            raise ValueError(f"its {field} is {found!r:.80}, but {option} is {wanted}")
-    for field, value in values.items():
-        if field not in _DESCRIPTION and value not in _OFF:
-            shown = ascii(field)[1:-1][:80]
-            raise ValueError(f"{shown} is {value!r:.80}, which is not implemented")
+    if more := modules - set(own.targets):
+        raise ValueError(f"it has nothing for {', '.join(sorted(more))} of targets")
+    if own.rslora != config.rslora:
+        raise ValueError(f"its use_rslora is {own.rslora}, but rslora {config.rslora}")
+    for module in sorted(modules):
+        path = tuple(module.split("/"))
+        for name, theirs, ours in (
+            ("rank", own.rank_at(path), config.rank_at(path)),
+            ("alpha", own.alpha_at(path), config.alpha_at(path)),
+        ):
+            if theirs != ours:
+                raise ValueError(
+                    f"its {name} of {module} is {theirs}, but {name} {ours}"
+                )
+
+
+def _names(adapters: PyTree) -> dict[str, tuple[str, int | None]]:
+    """PEFT's name of every tensor, with the path of its leaf and its layer."""
+    names: dict[str, tuple[str, int | None]] = {}
+    for path, leaf in by_path(adapters).items():
+        module, _, kind = path.rpartition("/")
+        stacked = path.startswith("layers/")
+        for i, name in enumerate(hf_names(module, len(leaf) if stacked else 1)):
+            names[_PREFIX + name + _SUFFIXES[kind]] = (path, i if stacked else None)
+    return names
+
+
+def _modules(adapters: PyTree, *kinds: str) -> set[str]:
+    """The layers that have a leaf of one of these kinds."""
+    parts = [path.rpartition("/") for path in by_path(adapters)]
+    return {module for module, _, kind in parts if kind in kinds}
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a leaf belongs to a layer that is trained whole."""
+    return path.endswith(("/kernel", "/bias"))
+
+
+def _layer(leaf: np.ndarray, layer: int | None) -> np.ndarray:
+    return leaf if layer is None else leaf[layer]

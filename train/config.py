@@ -162,9 +162,9 @@ class TrainConfig:
             Adapters are float32 in any case.
         noise: IVON-LoRA only: one posterior sample for the whole batch, or one for
             each group along the mesh's data axis.
-        adapter: folder of an adapter of HF PEFT to start from; its rank, alpha and
-            targets must be those given here. With --method adam --steps 0 the run
-            is that adapter, ready to be evaluated.
+        adapter: folder of an adapter of HF PEFT to start from. On the command line
+            its settings are the defaults of the options for adapters; all of them but
+            dropout must be its own.
         eval_steps: score the mean on the evaluation examples every so many steps, and
             at the end; the state of lowest NLL is kept beside the last. They should
             be training examples held out (validation_examples): a choice spoils the
@@ -343,7 +343,11 @@ def _build(kind: Any, values: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):  # an optional value
         return None if values is None else _build(kind.__args__[0], values, where)
     if typing.get_origin(kind) is tuple and isinstance(values, list):
-        return tuple(_build(kind.__args__[0], value, where) for value in values)
+        first, *others = kind.__args__
+        kinds = [first] * len(values) if others == [...] else [first, *others]
+        if len(kinds) == len(values):
+            pairs = zip(kinds, values, strict=True)
+            return tuple(_build(kind, value, where) for kind, value in pairs)
     if typing.get_origin(kind) is Literal and values in kind.__args__:
         return values
     if kind is Path and isinstance(values, str):

@@ -155,10 +155,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     lora = adapted(config.lora, pretrained.model.config)
     model = Lora(pretrained.model.clone(remat=config.remat), lora)
     adapters = _adapter_shapes(model)
-    if config.adapter:
-        start = load_adapter(config.adapter, adapters, config.lora)
-    else:
-        start = _held_whole(pretrained.params, adapters)
+    start = _start(config, pretrained.params, adapters)
     answers = _answers(task, pretrained)
     limit = pretrained.model.config.max_position_embeddings
     encoder: Callable[..., Encoded] = functools.partial(encode, max_length=limit)
@@ -193,17 +190,26 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
 def adapted(lora: LoraConfig, shape: Config) -> LoraConfig:
     """Returns the adapters of a run on a base: with its head, if it has one."""
     head = tuple(family_of(shape).head)
-    return dataclasses.replace(lora, modules_to_save=lora.modules_to_save + head)
+    whole = dict.fromkeys(lora.modules_to_save + head)
+    return dataclasses.replace(lora, modules_to_save=tuple(whole))
 
 
-def _held_whole(params: Any, adapters: Any) -> Any:
-    """Copies what the base holds of the layers that are trained whole to the host."""
-    held = flatten_dict(params)
-    found = {path: held[path] for path in flatten_dict(adapters) if path in held}
+def _start(config: TrainConfig, params: Any, adapters: Any) -> Any:
+    """Finds on the host what there is to start from: of the base and the adapter."""
+    wanted, held = flatten_dict(adapters), flatten_dict(params)
+    found = {path: held[path] for path in wanted if path in held}
     for path, leaf in found.items():
         if not isinstance(leaf, jax.Array):
             raise ValueError(f"modules_to_save: {'/'.join(path[:-1])} is quantised")
-    return unflatten_dict({k: np.asarray(v, np.float32) for k, v in found.items()})
+    found = {path: np.asarray(leaf, np.float32) for path, leaf in found.items()}
+    if config.adapter:
+        found |= flatten_dict(load_adapter(config.adapter, adapters, config.lora))
+        for path in wanted.keys() - found.keys():
+            raise ValueError(
+                f"adapter {config.adapter}: neither it nor model {config.model} has"
+                f" {'/'.join(path[:-1])}"
+            )
+    return unflatten_dict(found)
 
 
 def _answers(task: Task, pretrained: Pretrained) -> np.ndarray | None:

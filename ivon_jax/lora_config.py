@@ -1,0 +1,141 @@
+"""Which layers of a model get adapters, and of which rank and scale."""
+
+import math
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+ALL_LINEAR = "all-linear"
+QUERY_VALUE = "query-value"
+_QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query_proj", "value_proj")
+OUTPUT_LAYER = "lm_head"
+_Value = TypeVar("_Value", int, float)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt, and how; the defaults are the paper's (App. D.1).
+
+    Attributes:
+        rank: r, the inner dimension.
+        alpha: the adapter's output is scaled by alpha/r.
+        dropout: rate on the adapter's input, where a ``dropout`` key is given.
+        targets: each a layer's own name, a regular expression for its whole
+            ``/``-joined path, ``"query-value"`` for the projections to queries and
+            values, or ``"all-linear"`` for all but the output layer.
+        rslora: whether to scale by alpha/sqrt(r) instead.
+        modules_to_save: layers trained whole beside the adapters, as a new head; each
+            a name or a regular expression, as `targets`. Their kernel and bias live
+            in ``lora``, and those in ``params``, if any, are not used.
+        rank_pattern: pairs of layers, written as one of `targets`, and their rank; the
+            first that matches counts. Layers stacked in one array share a rank.
+        alpha_pattern: the same of alpha.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = (QUERY_VALUE,)
+    rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        ranks = [("rank_pattern", rank) for _, rank in self.rank_pattern]
+        for field, rank in [("rank", self.rank), *ranks]:
+            if rank < 1:
+                raise ValueError(f"{field}: {rank} is not >= 1")
+        alphas = [("alpha_pattern", alpha) for _, alpha in self.alpha_pattern]
+        for field, alpha in [("alpha", self.alpha), *alphas]:
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"{field}: {alpha} is not a number > 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if not self.targets:
+            raise ValueError("targets: name at least one layer")
+        for field, patterns in self._patterns().items():
+            for pattern in patterns:
+                _check_regex(field, pattern)
+
+    def rank_at(self, path: tuple[str, ...]) -> int:
+        """Returns r of the layer at a path."""
+        return _first(self.rank_pattern, path, self.rank)
+
+    def alpha_at(self, path: tuple[str, ...]) -> float:
+        """Returns alpha of the layer at a path."""
+        return _first(self.alpha_pattern, path, self.alpha)
+
+    def scale_at(self, path: tuple[str, ...]) -> float:
+        """Returns the factor on the output of the adapter at a path."""
+        rank = self.rank_at(path)
+        return self.alpha_at(path) / (math.sqrt(rank) if self.rslora else rank)
+
+    def adapts(self, path: tuple[str, ...]) -> bool:
+        """Whether the linear layer at a path gets an adapter."""
+        return _any(self.targets, path) and not self.trains_whole(path)
+
+    def trains_whole(self, path: tuple[str, ...]) -> bool:
+        """Whether the linear layer at a path is trained whole."""
+        return _any(self.modules_to_save, path)
+
+    def check_layers(self, paths: Collection[tuple[str, ...]]) -> None:
+        """Checks that nothing in here chooses none of a model's layers.
+
+        Args:
+            paths: of all linear layers of the model.
+
+        Raises:
+            ValueError: a pattern matches none of them, or a rank or alpha is that of
+                none that is adapted.
+        """
+        adapted = [path for path in paths if self.adapts(path)]
+        for field, patterns in self._patterns().items():
+            of_adapters = field.endswith("_pattern")
+            legal = adapted if of_adapters else paths
+            for pattern in patterns:
+                if not any(_matches(pattern, path) for path in legal):
+                    kind = "adapted" if of_adapters else "linear"
+                    names = ", ".join(sorted({path[-1] for path in legal if path}))
+                    raise ValueError(
+                        f"{field}: {pattern!r} matches no {kind} layer; there are:"
+                        f" {names or 'none'}"
+                    )
+
+    def _patterns(self) -> dict[str, list[str]]:
+        """What chooses layers, by field."""
+        return {
+            "targets": list(self.targets),
+            "modules_to_save": list(self.modules_to_save),
+            "rank_pattern": [pattern for pattern, _ in self.rank_pattern],
+            "alpha_pattern": [pattern for pattern, _ in self.alpha_pattern],
+        }
+
+
+def _check_regex(field: str, target: str) -> None:
+    try:
+        re.compile(target)
+    except re.error as error:
+        raise ValueError(
+            f"{field}: {target!r} is not a regular expression ({error})"
+        ) from None
+
+
+def _matches(target: str, path: tuple[str, ...]) -> bool:
+    if target == ALL_LINEAR:
+        return path[-1:] != (OUTPUT_LAYER,)
+    if target == QUERY_VALUE:
+        return path[-1:] != () and path[-1] in _QUERY_VALUE_NAMES
+    return path[-1:] == (target,) or bool(re.fullmatch(target, "/".join(path)))
+
+
+def _any(targets: Iterable[str], path: tuple[str, ...]) -> bool:
+    return any(_matches(target, path) for target in targets)
+
+
+def _first(
+    pairs: Iterable[tuple[str, _Value]], path: tuple[str, ...], default: _Value
+) -> _Value:
+    return next((v for pattern, v in pairs if _matches(pattern, path)), default)

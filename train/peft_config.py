@@ -1,0 +1,209 @@
+"""What HF PEFT's `adapter_config.json` says, in our terms and back.
+
+Its patterns are regular expressions for dotted names of single layers, ours for paths
+in a tree of stacked layers. Neither is rewritten as the other: what each layer gets is
+found out by the rules of the one, and then spelled layer by layer for the other.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.models.families import tree_path
+from ivon_jax.models.safetensors_io import read_json
+
+CONFIG = "adapter_config.json"
+CLASSIFIER = "classifier"  # the layer that makes a model a classifier
+
+# Fields that `lora_config` takes over, or that the tensors tell better.
+_HONOURED = {
+    "lora_alpha",
+    "lora_dropout",
+    "alpha_pattern",
+    "exclude_modules",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+}
+# Fields that say nothing about what an adapter computes.
+_DESCRIPTION = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+}
+# What switches the other fields off.
+_OFF: tuple[Any, ...] = (None, "none", {}, [])
+_Value = TypeVar("_Value", int, float)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads an adapter's configuration.
+
+    Args:
+        folder: the adapter's.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        ValueError: it is missing, damaged, or needs what is not implemented.
+    """
+    try:
+        values = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG}: {error}") from None
+    if (kind := values.get("peft_type")) != "LORA":
+        raise ValueError(f"peft_type is {kind!r:.80}, expected 'LORA'")
+    # PiSSA, OLoRA, LoftQ and the like change the base model's weights too.
+    init = values.get("init_lora_weights", True)
+    if init not in (True, False, "gaussian"):
+        raise ValueError(
+            f"init_lora_weights is {init!r:.80}, expected true, false or 'gaussian'"
+        )
+    known = _HONOURED | _DESCRIPTION | {"peft_type", "init_lora_weights"}
+    for field, value in values.items():
+        # Not by equality alone: 0 equals False.
+        if field not in known and value is not False and value not in _OFF:
+            shown = ascii(field)[1:-1][:80]
+            raise ValueError(f"{shown} is {value!r:.80}, which is not implemented")
+    return values
+
+
+def lora_config(
+    values: Mapping[str, Any], adapted: Iterable[str], whole: Iterable[str]
+) -> LoraConfig:
+    """Makes a configuration in our terms.
+
+    Args:
+        values: what `read_config` read.
+        adapted: HF's names of the layers that have an adapter.
+        whole: of the layers that are trained whole.
+
+    Returns:
+        The configuration, its layers by their whole paths.
+
+    Raises:
+        ValueError: a value is not legal, or layers that are stacked in one array have
+            different ranks or alphas; or a layer is of no architecture known here.
+    """
+    paths = {name: _tree_path(name) for name in adapted}
+    rank = _number("r", values.get("r"), int)
+    alpha = _number("lora_alpha", values.get("lora_alpha"), float)
+    return LoraConfig(
+        rank=rank,
+        alpha=alpha,
+        dropout=_number("lora_dropout", values.get("lora_dropout", 0.0), float),
+        targets=tuple(sorted(set(paths.values()))),
+        rslora=_flag("use_rslora", values.get("use_rslora", False)),
+        modules_to_save=tuple(sorted({_tree_path(name) for name in whole})),
+        rank_pattern=_pattern("rank_pattern", values, paths, rank),
+        alpha_pattern=_pattern("alpha_pattern", values, paths, alpha),
+    )
+
+
+def peft_config(
+    config: LoraConfig, adapted: Iterable[str], whole: Iterable[str], base: str
+) -> dict[str, Any]:
+    """Makes the fields of `adapter_config.json`.
+
+    Args:
+        config: in our terms.
+        adapted: our paths of the layers that have an adapter.
+        whole: of the layers that are trained whole.
+        base: name of the base model.
+
+    Returns:
+        The fields.
+    """
+    paths = {path: tuple(path.split("/")) for path in sorted(adapted)}
+    ranks = {_regex(path): config.rank_at(parts) for path, parts in paths.items()}
+    alphas = {_regex(path): config.alpha_at(parts) for path, parts in paths.items()}
+    saved = sorted(map(_dotted, whole))
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if CLASSIFIER in saved else "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "rank_pattern": {k: r for k, r in ranks.items() if r != config.rank},
+        "alpha_pattern": {k: a for k, a in alphas.items() if a != config.alpha},
+        "target_modules": sorted(map(_dotted, paths)),
+        "modules_to_save": saved or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _tree_path(name: str) -> str:
+    try:
+        return tree_path(name)
+    except KeyError:
+        raise ValueError(
+            f"layer {ascii(name)[1:-1]:.120} is of no model here"
+        ) from None
+
+
+def _pattern(
+    field: str, values: Mapping[str, Any], paths: Mapping[str, str], default: _Value
+) -> tuple[tuple[str, _Value], ...]:
+    """What PEFT gives to layers by a pattern, by path, where not the default."""
+    pattern = values.get(field) or {}
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{field} is {pattern!r:.80}, expected an object")
+    pattern = {k: _number(field, v, type(default)) for k, v in pattern.items()}
+    found: dict[str, _Value] = {}
+    for name, path in paths.items():
+        value = next((v for k, v in pattern.items() if _fits(field, k, name)), default)
+        if found.setdefault(path, value) != value:
+            raise ValueError(
+                f"{field} gives single layers of {path} {found[path]} and {value};"
+                " layers stacked in one array need one value"
+            )
+    return tuple((path, value) for path, value in found.items() if value != default)
+
+
+def _fits(field: str, key: str, name: str) -> bool:
+    """Whether PEFT, in `get_pattern_key`, applies a pattern to a layer."""
+    try:
+        return bool(re.match(rf"(.*\.)?({key})$", name))
+    except re.error as error:
+        raise ValueError(f"{field}: {key!r:.80} is no pattern ({error})") from None
+
+
+def _number(field: str, value: Any, kind: type[_Value]) -> _Value:
+    # By exact type: true is an integer; and one that no float can hold is none here.
+    legal = type(value) is kind or (kind is float and type(value) is int)
+    if not legal or not abs(value) <= sys.float_info.max:
+        wanted = "a number" if kind is float else "a whole number"
+        raise ValueError(f"{field} is {value!r:.80}, expected {wanted}")
+    return kind(value)
+
+
+def _flag(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} is {value!r:.80}, expected true or false")
+    return value
+
+
+def _dotted(path: str) -> str:
+    """What PEFT compares the end of a layer's name with."""
+    return path.removeprefix("layers/").replace("/", ".")
+
+
+def _regex(path: str) -> str:
+    """A pattern of PEFT for one layer of ours, in any place of its stack."""
+    number = r"\d+\." if path.startswith("layers/") else ""
+    return number + re.escape(_dotted(path))
