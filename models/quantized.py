@@ -9,7 +9,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from flax.typing import Dtype
+from jaxtyping import Array, Float, PyTree
 
 Quantization = Literal["int8", "nf4"]
 BLOCK = 64  # inputs that share a scale in NF4, as in QLoRA
@@ -70,6 +71,26 @@ def promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
     """
     arrays = [arg if arg is None else _dequantize(arg) for arg in args]
     return nn.dtypes.promote_dtype(*arrays, dtype=dtype, inexact=inexact)
+
+
+def dequantize(params: PyTree, dtype: Dtype) -> PyTree[Array]:
+    """Turn quantised kernels back into arrays, so that adapters can be merged in.
+
+    They are what the layers compute with, and no longer small: quantising the merged
+    model again, as loading it with a quantization does, rounds the adapters too.
+
+    Args:
+        params: As `load` returns them with a quantization.
+        dtype: What the model computes in.
+
+    Returns:
+        The same tree, of arrays of that type.
+    """
+    return jax.tree.map(
+        lambda leaf: _dequantize(leaf).astype(dtype),
+        params,
+        is_leaf=lambda leaf: hasattr(leaf, "qvalue"),
+    )
 
 
 def _dequantize(array: Any) -> Array:

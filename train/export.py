@@ -5,13 +5,14 @@ from pathlib import Path
 
 from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
+from ivon_jax.models import quantized
 from ivon_jax.models.known import KNOWN
 from ivon_jax.models.save import save
 from ivon_jax.train import run
 from ivon_jax.train.adapters import save_adapter
 from ivon_jax.train.config import to_json
 from ivon_jax.train.evaluate import Prediction
-from ivon_jax.train.prepare import find_task, load_base
+from ivon_jax.train.prepare import base_kind, find_task, load_base
 from ivon_jax.train.sharding import make_mesh
 from ivon_jax.train.step import Streams
 
@@ -58,28 +59,35 @@ def export_peft(
         write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())
 
 
-def export_hf(directory: Path, out: Path, *, best: bool = False) -> None:
+def export_hf(
+    directory: Path, out: Path, *, best: bool = False, dequantize: bool = False
+) -> None:
     """Writes the base model with the posterior mean merged in, in HF's layout.
 
     Args:
         directory: a run's folder.
         out: a new folder; it appears whole or not at all.
         best: see `run.read_posterior`.
+        dequantize: merge into a quantised base too. Written is, in bfloat16, the base
+            as the run computed with it, which is not the original, plus the adapter;
+            nothing in it is quantised again.
 
     Raises:
-        ValueError: the folder is no run, its base is quantised, or its base model is
-            another one now.
+        ValueError: the folder is no run, its base is quantised and `dequantize` is
+            not set, or its base model is another one now.
     """
     config, facts = run.read_config(directory)
     posterior = run.read_posterior(directory, best=best)
     run.check_new(out)
-    if config.base not in ("f32", "bf16"):
+    dtype, quantization = base_kind(config)
+    if quantization and not dequantize:
         raise ValueError(
-            f"format: hf merges the adapter into the base, which needs --base f32 or"
-            f" bf16; {directory} has {config.base}"
+            f"format: hf merges the adapter into the base, but {directory} has"
+            f" --base {config.base}; --dequantize writes that base in bfloat16"
         )
     base = load_base(config, make_mesh("data=1"), find_task(config.data))
     if base.fingerprint != facts.get("model_fingerprint"):
         raise ValueError(f"{directory}: its model {config.model} has changed since")
-    params = merge(base.params, posterior.mean, config.lora)
+    params = quantized.dequantize(base.params, dtype)
+    params = merge(params, posterior.mean, config.lora)
     save(out, base.model.config, params, base.tokenizer)
