@@ -1,6 +1,8 @@
 """Adapters and models leave for PEFT and transformers, and come back the same."""
 
+import dataclasses
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from ivon_jax.models import load
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import adapters as peft_files
 from ivon_jax.train import run
-from ivon_jax.train.adapters import load_adapter, save_adapter
+from ivon_jax.train.adapters import load_adapter, read_settings, save_adapter
 from ivon_jax.train.step import Streams
 
 optax_promotes = tiny.optax_promotes
@@ -25,7 +27,13 @@ TOKENS = np.array([[1, 5, 9, 13, 2], [3, 3, 7, 11, 4]])
 CONFIGS = {
     "paper": LoraConfig(rank=2, dropout=0.0),
     "rslora": LoraConfig(rank=3, alpha=5.0, dropout=0.1, rslora=True),
-    "all": LoraConfig(rank=2, alpha=3.0, targets=("all-linear",)),
+    "patterns": LoraConfig(
+        rank=2,
+        alpha=3.0,
+        targets=("all-linear",),
+        rank_pattern=(("q_proj", 3), ("layers/mlp/.*", 1)),
+        alpha_pattern=(("layers/self_attn/.*", 5.0), ("q_proj", 7.0)),
+    ),
 }
 
 
@@ -98,8 +106,25 @@ def test_peft_computes_the_same(name, folder, base, tmp_path):
     same(load_adapter(tmp_path, adapters, config), adapters)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_an_adapter_that_peft_made(rslora, folder, base, tmp_path):
+# PEFT's rule: the first key that is a layer's name from some dot on. It sorts the keys
+# when it writes them, so here they are sorted.
+PEFT_PATTERNS = {
+    "plain": {},
+    "whole layers": {"use_rslora": True, "modules_to_save": ["down_proj"]},
+    "patterns": {
+        "rank_pattern": {r"attn\.q_proj": 8, "mlp.up_proj": 3, "self.*|.*_proj": 2},
+        "alpha_pattern": {r"^model.*q_proj": 5, r"model\.layers\.\d\.mlp.*": 9},
+    },
+    "patterns for every single layer": {
+        "rank_pattern": {r"layers\.[02].self_attn.q_proj": 2, "1.self_attn.q_proj": 2},
+        "alpha_pattern": {"0.mlp.up_proj": 3, "up_proj": 3},
+        "use_rslora": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PEFT_PATTERNS)
+def test_an_adapter_that_peft_made(name, folder, base, tmp_path):
     peft = pytest.importorskip("peft")
     import torch
     import transformers
@@ -108,20 +133,56 @@ def test_an_adapter_that_peft_made(rslora, folder, base, tmp_path):
     settings = peft.LoraConfig(
         r=4,
         lora_alpha=6,
-        use_rslora=rslora,
+        lora_dropout=0.25,
         target_modules=["q_proj", "up_proj"],
         task_type="CAUSAL_LM",
+        **PEFT_PATTERNS[name],
     )
     torch.manual_seed(0)
-    model = peft.get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT: rslora with patterns, unused keys
+        model = peft.get_peft_model(model, settings)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
+        for tensor_name, parameter in model.named_parameters():
+            if "lora_" in tensor_name or "modules_to_save" in tensor_name:
                 parameter.normal_(std=0.3)
     model.save_pretrained(tmp_path)
-    config = LoraConfig(4, 6.0, targets=("q_proj", "up_proj"), rslora=rslora)
+    config = read_settings(tmp_path)
+    assert (config.rank, config.alpha, config.dropout) == (4, 6.0, 0.25)
+    assert config.targets == ("layers/mlp/up_proj", "layers/self_attn/q_proj")
     adapters = load_adapter(tmp_path, random_adapters(base, config), config)
     close(our_logits(base, config, adapters), torch_logits(model))
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_tells_stacked_layers_apart_is_refused(field, adapter):
+    edit_config(adapter, **{field: {"layers.1.self_attn.q_proj": 3}})
+    message = f"{field} gives single layers of layers/self_attn/q_proj .* need one"
+    with pytest.raises(ValueError, match=message):
+        read_settings(adapter)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rank_pattern", {"q_proj": 2.5}, "2.5, expected a whole number"),
+        ("rank_pattern", {"q_proj": True}, "True, expected a whole number"),
+        ("rank_pattern", {"q_proj": 0}, "0 is not >= 1"),
+        ("rank_pattern", ["q_proj"], "expected an object"),
+        ("rank_pattern", {"q_proj": 4}, "misshaped: .*q_proj.lora_A"),
+        ("alpha_pattern", {"q_proj": "4"}, "'4', expected a number"),
+        ("alpha_pattern", {"q_proj(": 4}, "'q_proj[(]' is no pattern"),
+        ("r", None, "None, expected a whole number"),
+        ("lora_alpha", 10**400, "expected a number"),
+        ("lora_dropout", 2, "dropout: 2.0 is not in"),
+        ("use_rslora", 1, "1, expected true or false"),
+    ],
+)
+def test_illegal_values_are_named(field, value, message, adapter, base):
+    edit_config(adapter, **{field: value})
+    with pytest.raises(ValueError, match=message):
+        config = read_settings(adapter)
+        load_adapter(adapter, random_adapters(base, config), config)
 
 
 @pytest.fixture
@@ -141,12 +202,9 @@ def edit_config(folder, **changes):
     ("field", "value"),
     {
         "use_dora": True,
-        "modules_to_save": ["lm_head"],
         "bias": "all",
         "lora_bias": True,
-        "rank_pattern": {"q_proj": 4},
-        "alpha_pattern": {"q_proj": 4},
-        "layers_to_transform": [0],
+        "layers_to_transform": 0,
         "init_lora_weights": "pissa",
         "peft_type": "IA3",
         "fan_in_fan_out": True,
@@ -163,11 +221,16 @@ def test_what_is_not_implemented_is_named(field, value, adapter, base):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LoraConfig(rank=3), "r is 2, but rank is 3"),
-        (LoraConfig(rank=2, alpha=8.0), "lora_alpha is 16.0, but alpha is 8.0"),
-        (LoraConfig(rank=2, rslora=True), "use_rslora is False, but rslora is True"),
-        (LoraConfig(rank=2, targets=("q_proj",)), "unexpected: .*v_proj"),
-        (LoraConfig(rank=2, targets=("q_proj", "v_proj", "up_proj")), "missing: .*up"),
+        (LoraConfig(rank=3), "its rank of layers/self_attn/q_proj is 2, but rank 3"),
+        (LoraConfig(rank=2, alpha=8.0), "alpha of .*q_proj is 16.0, but alpha 8.0"),
+        (LoraConfig(rank=2, rslora=True), "use_rslora is False, but rslora True"),
+        (LoraConfig(rank=2, targets=("q_proj",)), "v_proj, which targets leave out"),
+        (
+            LoraConfig(rank=2, targets=("q_proj", "v_proj", "up_proj")),
+            "nothing for .*up",
+        ),
+        (LoraConfig(rank=2, rank_pattern=(("v_proj", 4),)), "v_proj is 2, but rank 4"),
+        (LoraConfig(rank=2, alpha_pattern=(("v_proj", 4.0),)), "16.0, but alpha 4.0"),
     ],
 )
 def test_other_settings_are_refused(config, message, adapter, base):
@@ -215,15 +278,15 @@ def command(monkeypatch, capsys, folder):
     return call
 
 
-TASK = ["--model", "model", "--rank", "2", "--batch-size", "4", "--task", "custom"]
-TASK += ["--train-file", "data/train.jsonl", "--eval-file", "data/eval.jsonl"]
-TASK += ["--labels", "no", "yes", "--prompt", tiny.PROMPT]
+EVAL = ["--model", "model", "--task", "custom", "--eval-file", "data/eval.jsonl"]
+EVAL += ["--labels", "no", "yes", "--prompt", tiny.PROMPT]
+TASK = [*EVAL, "--train-file", "data/train.jsonl", "--batch-size", "4"]
 
 
-def trained(command, out, method, *extra):
+def trained(command, out, method, *extra, lora=("--rank", 2)):
     # A cold posterior would hide samples in the rounding.
     ess = ["--ess", "1000"] if method == "ivon-lora" else []
-    args = ["--method", method, "--steps", "2", *ess, "--out", out, *extra]
+    args = ["--method", method, "--steps", "2", *ess, "--out", out, *lora, *extra]
     assert command("train", *TASK, *args)[0] == 0
 
 
@@ -257,20 +320,109 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     assert (tmp_path / "out" / "sample-1").is_dir()
 
 
-def test_training_starts_from_an_adapter(command, base, tmp_path):
-    config = LoraConfig(rank=2)
-    adapters = random_adapters(base, config)
+OWN = LoraConfig(
+    rank=3,
+    alpha=5.0,
+    dropout=0.25,
+    targets=("layers/mlp/up_proj", "layers/self_attn/q_proj"),
+    rslora=True,
+    rank_pattern=(("layers/mlp/up_proj", 2),),
+    alpha_pattern=(("layers/self_attn/q_proj", 4.0),),
+)
+
+
+@pytest.fixture
+def given(base, tmp_path):
+    """An adapter that differs from the defaults in everything."""
     (tmp_path / "given").mkdir()
-    save_adapter(tmp_path / "given", adapters, config, "base")
-    start = ["--adapter", tmp_path / "given"]
-    trained(command, tmp_path / "run", "adam", *start, "--steps", 0)
+    save_adapter(tmp_path / "given", random_adapters(base, OWN), OWN, "base")
+    return tmp_path / "given"
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_an_adapters_own_settings_are_the_defaults_beside_it(name, given, monkeypatch):
+    from ivon_jax.train import cli
+
+    def parsed(*args):
+        extra = {"train": ["--out", "new"], "plan": ["--chip", "v5e"]}[name]
+        argv = ["ivon-jax", name, *extra, *map(str, args)]
+        monkeypatch.setattr("sys.argv", argv)
+        return cli._parse({"train": cli.train, "plan": cli.plan}).keywords["config"]
+
+    config = parsed("--adapter", given, "--seed", 3)
+    assert (config.adapter, config.seed, config.lora) == (given, 3, OWN)
+    changed = parsed("--dropout", 0.5, "--adapter", given, "--rank", 8).lora
+    assert changed == dataclasses.replace(OWN, dropout=0.5, rank=8)
+    assert parsed().lora == LoraConfig()
+
+
+def test_training_and_evaluation_start_from_an_adapter(command, given, base, tmp_path):
+    adapters = random_adapters(base, OWN)
+    start = ["--adapter", given]
+    trained(command, tmp_path / "run", "adam", *start, "--steps", 0, lora=())
+    assert run.read_config(tmp_path / "run")[0].lora == OWN
     same(Posterior.load(tmp_path / "run" / run.POSTERIOR).mean, adapters)
     assert command("evaluate", tmp_path / "run")[0] == 0
-    trained(command, tmp_path / "two", "adam", *start)
+    out = tmp_path / "evaluated"
+    code, printed = command("evaluate", *start, *EVAL, "--out", out)
+    assert code == 0
+    assert "| adapter " in printed
+    name = "predictions-mean.safetensors"
+    same(load_file(out / name), load_file(tmp_path / "run" / name))
+    found, wanted = (
+        json.loads((place / "evaluation-mean.json").read_text())
+        for place in (out, tmp_path / "run")
+    )
+    assert found["rows"] == [wanted["rows"][0] | {"method": "adapter"}]
+    assert found["eval_fingerprint"] == wanted["eval_fingerprint"]
+    trained(command, tmp_path / "two", "adam", *start, lora=())
     moved = Posterior.load(tmp_path / "two" / run.POSTERIOR).mean
     for one, two in zip(jax.tree.leaves(adapters), jax.tree.leaves(moved), strict=True):
         # Two steps of Adam move no entry by more than twice the learning rate.
         assert 0 < np.abs(one - two).max() < 3 * 2e-4
+
+
+def test_options_that_an_adapter_contradicts(command, given, tmp_path):
+    start = ["--adapter", given, "--out", tmp_path / "out"]
+    for options, message in {
+        ("--rank", 8): "its rank of layers/self_attn/q_proj is 3, but rank 8",
+        ("--alpha", 1): "its alpha of layers/mlp/up_proj is 5.0, but alpha 1.0",
+        (
+            "--targets",
+            "q_proj",
+            "up_proj",
+            "v_proj",
+        ): "has nothing for layers/self_attn",
+        ("--no-rslora",): "its use_rslora is True, but rslora False",
+        ("--rank-pattern",): "its rank of layers/mlp/up_proj is 2, but rank 3",
+    }.items():
+        code, error = command("train", *TASK, *start, *options)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error
+    save_file({"score.weight": np.ones((2, 2), np.float32)}, given / peft_files.WEIGHTS)
+    code, error = command("train", *TASK, *start)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "tensor score.weight is not implemented" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_takes_a_run_or_an_adapter(command, given, tmp_path):
+    place = ["--out", tmp_path / "out"]
+    for args, message in {
+        (): "directory: name a run, or else an adapter",
+        (given, "--adapter", given): "directory: name a run, or else an adapter",
+        (given, "--model", "model"): "model: only with --adapter",
+        (given, "--task", "rte"): "task: only with --adapter",
+        ("--adapter", given, *EVAL): "adapter: needs --model and --out",
+        ("--adapter", given, *EVAL, *place, "--best"): "has no --best",
+        ("--adapter", given, *EVAL, "--out", given): "holds another run",
+        ("--adapter", given, *EVAL, *place, "--prune", 0.5): "prune: the method has no",
+        ("--adapter", tmp_path, *EVAL, *place): "adapter_config.json: no such file",
+    }.items():
+        code, error = command("evaluate", *args)
+        assert (code, error.count("\n")) == (2, 1)
+        assert message in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals(command, tmp_path):
@@ -280,6 +432,7 @@ def test_refusals(command, tmp_path):
         ("--samples", "2"): "samples: method adam has no posterior",
         ("--prune", "0.5"): "prune: method adam has no posterior",
         ("--format", "hf", "--tau", "2"): "only with --format peft",
+        ("--dequantize",): "dequantize: only with --format hf",
         ("--prune", "1"): "prune: 1.0 is not in [0, 1)",
     }.items():
         code, error = command("export", tmp_path / "run", *out, *args)
@@ -325,20 +478,59 @@ def test_transformers_loads_a_merged_model(
     assert tokenizer(text).input_ids == base.tokenizer(text).input_ids
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [("int8", None), ("bf16", "BF16")])
-def test_only_an_unquantised_base_is_merged_into(bits, dtype, command, tmp_path):
-    from safetensors import safe_open
-
+def test_a_quantised_base_is_merged_into_on_request(command, folder, tmp_path):
+    qwix = pytest.importorskip("qwix")
     # JAX's gradient of a 16-bit product with a 32-bit result mixes the two.
     with jax.numpy_dtype_promotion("standard"):
-        trained(command, tmp_path / "run", "ivon-lora", "--base", bits)
+        trained(command, tmp_path / "run", "ivon-lora", "--base", "int8")
     assert command("evaluate", tmp_path / "run", "--samples", "1")[0] == 0
+    posterior = Posterior.load(tmp_path / "run" / run.POSTERIOR)
+    mean = jax.tree.map(lambda leaf: 50 * leaf, posterior.mean)
+    Posterior.point(mean).save(tmp_path / "run" / run.POSTERIOR)
     out = tmp_path / "out"
-    code, error = command("export", tmp_path / "run", "--format", "hf", "--out", out)
-    if dtype is None:
-        assert code == 2
-        assert "needs --base f32 or bf16" in error
-        assert not out.exists()
-    else:
-        with safe_open(out / "model.safetensors", framework="numpy") as file:
-            assert {file.get_slice(k).get_dtype() for k in file.keys()} == {dtype}  # noqa: SIM118
+    args = ("export", tmp_path / "run", "--format", "hf", "--out", out)
+    code, error = command(*args)
+    assert code == 2
+    assert "has --base int8; --dequantize writes that base in bfloat16" in error
+    assert not out.exists()
+    assert command(*args, "--dequantize")[0] == 0
+    written, original = (
+        load_file(place / "model.safetensors") for place in (out, folder / "model")
+    )
+    assert written.keys() == original.keys()
+    for name, weight in original.items():
+        wanted = jnp.asarray(weight)
+        if "_proj" in name:
+            kernel = qwix.quantize(wanted.T, jnp.int8, channelwise_axes=[1])
+            wanted = qwix.dequantize(kernel).T
+        wanted = wanted.astype(jnp.bfloat16)
+        if "q_proj" in name or "v_proj" in name:
+            _, _, layer, _, module, _ = name.split(".")
+            pair = mean["layers"]["self_attn"][module]
+            product = 16 / 2 * (pair["a"][int(layer)] @ pair["b"][int(layer)])
+            assert np.abs(product).max() > 0.02
+            wanted = (wanted.astype(jnp.float32) + product.T).astype(jnp.bfloat16)
+        assert written[name].dtype == jnp.bfloat16
+        # A sum may be rounded the other way.
+        np.testing.assert_allclose(
+            written[name].astype(np.float32), wanted.astype(np.float32), rtol=2**-7
+        )
+    # Transformers loads it, and computes what we do.
+    pytest.importorskip("torch")
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).float()
+    nothing = jax.tree.map(jnp.zeros_like, mean)
+    ours = our_logits(load(str(out)), LoraConfig(rank=2), nothing)
+    close(torch_logits(theirs), ours)
+
+
+def test_a_16_bit_run_stays_in_16_bits(command, tmp_path):
+    from safetensors import safe_open
+
+    with jax.numpy_dtype_promotion("standard"):
+        trained(command, tmp_path / "run", "ivon-lora", "--base", "bf16")
+    out = tmp_path / "out"
+    assert command("export", tmp_path / "run", "--format", "hf", "--out", out)[0] == 0
+    with safe_open(out / "model.safetensors", framework="numpy") as file:
+        assert {file.get_slice(k).get_dtype() for k in file.keys()} == {"BF16"}  # noqa: SIM118

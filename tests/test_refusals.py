@@ -229,6 +229,8 @@ def test_train_refuses_what_does_not_fit_the_model(ivon_jax_command, place, tmp_
         (both | {"labels": ["strange", "unheard"]}, "same token"),
         ({"targets": ["q_proj", "c_attn"]}, "'c_attn' matches no linear layer"),
         ({"targets": ["q_proj("]}, "targets: "),
+        ({"rank_pattern": ["up_proj", 4]}, "'up_proj' matches no adapted layer"),
+        ({"alpha_pattern": ["q_proj", 0]}, "alpha_pattern: 0.0 is not a number > 0"),
         ({"eval_file": long_file}, "128"),
     ):
         args = train(**{"out": tmp_path / "out"} | changes)
@@ -389,7 +391,7 @@ def test_other_commands_refuse(ivon_jax_command, place):
         (["train", "--out", "new", "--method", "sgd"], "sgd"),
         (["train", "--out", "new", "--rank", "0"], "rank: 0"),
         (["train", "--out", "new", "--steps", "many"], "many"),
-        (["evaluate"], "PATH"),
+        (["evaluate"], "directory: name a run"),
     ],
 )
 def test_usage_errors(args, names, ivon_jax_command, place):

@@ -1,7 +1,6 @@
 """The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -68,8 +67,18 @@ def train(
         print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
 
 
+ANY_DATA = DataConfig()
+# What options of --adapter are without it.
+UNSET = {"model": None, "out": None, "base": "f32", **vars(ANY_DATA)}
+
+
 def evaluate(
-    directory: tyro.conf.Positional[Path],
+    directory: tyro.conf.Positional[Path | None] = None,
+    adapter: Path | None = None,
+    model: str | None = None,
+    data: Flat[DataConfig] = ANY_DATA,
+    base: Literal["f32", "bf16", "int8", "nf4"] = "f32",
+    out: Path | None = None,
     samples: int = 10,
     tau: float = 1.0,
     prune: float = 0.0,
@@ -78,14 +87,19 @@ def evaluate(
     best: bool = False,
     test: bool = False,
 ) -> None:
-    """Evaluates a run at its mean and averaged over posterior samples.
+    """Evaluates a run, or an adapter, at its mean and averaged over posterior samples.
 
-    What it writes into the run's folder is named by what was asked, so that results of
-    other settings stay.
+    What it writes is named by what was asked, so that results of other settings stay.
 
     Args:
-        directory: a folder written by "ivon-jax train".
-        samples: posterior samples to average; a run with Adam has only its mean.
+        directory: a folder written by "ivon-jax train"; the results go there too.
+        adapter: in place of a run, the folder of an adapter of HF PEFT.
+        model: with --adapter: its base model, as for "ivon-jax train".
+        data: with --adapter: which examples; a custom task needs no --train-file.
+        base: with --adapter: how the base is kept and computed with.
+        out: with --adapter: new folder for the results.
+        samples: posterior samples to average; a run with Adam has only its mean, and
+            so has an adapter.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         chunk_size: posterior samples computed at a time.
@@ -96,20 +110,27 @@ def evaluate(
     """
     from ivon_jax.train import report, run
     from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
-    from ivon_jax.train.prepare import prepare
     from ivon_jax.train.step import Streams
+    from ivon_jax.train.subject import read_adapter, read_run
 
     check_counts(samples=samples, chunk_size=chunk_size)
     hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
-    config, facts = run.read_config(directory)
-    posterior = run.read_posterior(directory, best=best)
-    problem = prepare(dataclasses.replace(config, mesh=mesh), test=test)
-    for name, value in problem.facts.items():
-        if facts.get(name) != value and not (test and name.startswith("eval_")):
-            raise ValueError(
-                f"{directory}: {name} is now {value}, was {facts.get(name)}"
-            )
-    key = Streams.from_seed(config.seed).ensemble
+    if (directory is None) == (adapter is None):
+        raise ValueError("directory: name a run, or else an adapter with --adapter")
+    if directory:
+        given = {"model": model, "out": out, "base": base, **vars(data)}
+        for name, value in given.items():
+            if value != UNSET[name]:
+                raise ValueError(f"{name}: only with --adapter; a run has its own")
+        place, subject = directory, read_run(directory, mesh, best=best, test=test)
+    else:
+        if not (adapter and model and out) or best:
+            raise ValueError("adapter: needs --model and --out, and has no --best")
+        run.check_new(out)
+        place = out
+        subject = read_adapter(adapter, model, data, base=base, mesh=mesh, test=test)
+    problem, posterior = subject.problem, subject.posterior
+    key = Streams.from_seed(subject.seed).ensemble
     labels = problem.eval.labels
     # A method without a posterior has only its mean.
     predictions = {
@@ -117,15 +138,16 @@ def evaluate(
         for how in (hows if posterior.precision else hows[:1])
     }
     rows = [
-        score(config.method, how, predicted, labels, problem.task.metrics)
+        score(subject.method, how, predicted, labels, problem.task.metrics)
         for how, predicted in predictions.items()
     ]
+    place.mkdir(parents=True, exist_ok=True)
     of = "-best" * best + "-test" * test
     for how, predicted in predictions.items():
-        run.write_predictions(directory, how.name + of, predicted, labels)
-    values = {**problem.facts, "best": best, "test": test, "rows": rows}
+        run.write_predictions(place, how.name + of, predicted, labels)
+    values = {**subject.facts, "best": best, "test": test, "rows": rows}
     # Named after the last row, whose settings are the others' too.
-    run.write_json(directory / f"evaluation-{how.name}{of}.json", values)
+    run.write_json(place / f"evaluation-{how.name}{of}.json", values)
     print(report.table(rows))
 
 
@@ -137,6 +159,7 @@ def export(
     tau: float = 1.0,
     prune: float = 0.0,
     best: bool = False,
+    dequantize: bool = False,
 ) -> None:
     """Writes a run's result for other programs.
 
@@ -149,17 +172,21 @@ def export(
         tau: peft only: temperature of the samples.
         prune: peft only: share of adapter entries set to zero.
         best: the posterior of lowest NLL on the way (train --eval-steps), not the last.
+        dequantize: hf only: of a run on a quantised base, write what that base is worth
+            in bfloat16 with the adapter merged in; otherwise this is refused.
     """
     from ivon_jax.train.evaluate import Prediction
     from ivon_jax.train.export import export_hf, export_peft
 
     how = Prediction(samples, tau, prune)
     if format == "peft":
+        if dequantize:
+            raise ValueError("dequantize: only with --format hf")
         export_peft(directory, out, how, best=best)
     elif how != Prediction(0):
         raise ValueError("samples, tau, prune: only with --format peft")
     else:
-        export_hf(directory, out, best=best)
+        export_hf(directory, out, best=best, dequantize=dequantize)
     print(f"wrote {out}")
 
 
@@ -287,15 +314,31 @@ def compare(
     print(report.table(results["rows"]))
 
 
-def _parse(commands: dict[str, Callable[..., Any]]) -> Callable[[], Any]:
+def _parse(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:
     """Reads the command line without running the command.
 
     Returns:
         The command with its arguments.
 
     Raises:
-        ValueError: what the parser says in a box, on one line.
+        ValueError: what the parser says in a box, on one line; or --adapter is none.
     """
+    call = _parse_alone(commands)
+    config = call.keywords.get("config")
+    if not (isinstance(config, TrainConfig) and config.adapter):
+        return call
+    # Once more, now that it is known what the options left out are with this adapter.
+    from ivon_jax.train.adapters import read_settings
+
+    default = TrainConfig(adapter=config.adapter, lora=read_settings(config.adapter))
+    known = functools.partial(call.func, config=default)
+    return _parse_alone(
+        {k: known if f is call.func else f for k, f in commands.items()}
+    )
+
+
+def _parse_alone(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:
+    """Reads the command line, and no other file; see `_parse`."""
 
     def later(command: Callable[..., Any]) -> Callable[..., Any]:
         return functools.wraps(command)(

@@ -32,7 +32,8 @@ def label(row: Row) -> str:
     """Names a row: the method, and how it predicts."""
     if row["predict"] == "mean":
         pruned = f", prune {row['prune']:g}" if row["prune"] else ""
-        return row["method"] + ("" if row["method"] == "adam" else "@mean") + pruned
+        point = row["method"] in ("adam", "adapter")  # which have nothing else
+        return row["method"] + ("" if point else "@mean") + pruned
     return (
         f"{row['method']}, {row['samples']} samples, tau {row['tau']:g},"
         f" prune {row['prune']:g}"
