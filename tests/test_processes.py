@@ -21,7 +21,7 @@ from ivon_jax.train import loop
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.processes import ProcessConfig
-from ivon_jax.train.run import METRICS, POSTERIOR
+from ivon_jax.train.run import BEST, METRICS, POSTERIOR
 from ivon_jax.train.sharding import device_count
 
 STEPS = 8
@@ -37,7 +37,7 @@ def base(tmp_path_factory) -> TrainConfig:
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    config = resolve(base, "custom", 64)
+    config = resolve(dataclasses.replace(base, eval_steps=4), "custom", 64)
     loop.train(prepare(config), config, out)
     return out
 
@@ -78,14 +78,15 @@ def succeed(*args: object) -> None:
     assert [child.returncode for child in crew] == [0] * len(crew), said
 
 
-def assert_same(out: Path, alone: Path) -> None:
-    found, wanted = (Posterior.load(path / POSTERIOR) for path in (out, alone))
-    losses = [
-        [json.loads(line)["loss"] for line in (path / METRICS).read_text().splitlines()]
-        for path in (out, alone)
-    ]
+def metric(out: Path, name: str) -> list[float]:
+    lines = map(json.loads, (out / METRICS).read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+def assert_same(out: Path, alone: Path, file: str = POSTERIOR) -> None:
+    found, wanted = (Posterior.load(path / file) for path in (out, alone))
     for pair in (
-        losses,
+        [metric(path, "loss") for path in (out, alone)],
         (found.mean, wanted.mean),
         (found.precision, wanted.precision),
     ):
@@ -96,8 +97,13 @@ def assert_same(out: Path, alone: Path) -> None:
 
 def test_two_processes_change_no_number(base, alone, tmp_path):
     out = tmp_path / "run"
-    succeed(base, out, 2, 2, "data=2,fsdp=2", "--steps", STEPS)
+    words = ["--steps", STEPS, "--eval-steps", 4]
+    succeed(base, out, 2, 2, "data=2,fsdp=2", *words)
     assert_same(out, alone)
+    scores = [metric(path, "eval_nll") for path in (out, alone)]
+    assert len(scores[0]) == 2
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+    assert_same(out, alone, BEST)
 
 
 @pytest.mark.parametrize(
