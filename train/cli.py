@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import re
 import sys
@@ -109,9 +108,8 @@ def evaluate(
             examples out to choose by.
     """
     from ivon_jax.train import report, run
-    from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
-    from ivon_jax.train.step import Streams
-    from ivon_jax.train.subject import read_adapter, read_run
+    from ivon_jax.train.evaluate import Prediction, check_counts
+    from ivon_jax.train.subject import read_adapter, read_run, write_evaluation
 
     check_counts(samples=samples, chunk_size=chunk_size)
     hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
@@ -129,25 +127,9 @@ def evaluate(
         run.check_new(out)
         place = out
         subject = read_adapter(adapter, model, data, base=base, mesh=mesh, test=test)
-    problem, posterior = subject.problem, subject.posterior
-    key = Streams.from_seed(subject.seed).ensemble
-    labels = problem.eval.labels
-    # A method without a posterior has only its mean.
-    predictions = {
-        how: predict(problem, posterior, how, key, chunk_size=chunk_size)
-        for how in (hows if posterior.precision else hows[:1])
-    }
-    rows = [
-        score(subject.method, how, predicted, labels, problem.task.metrics)
-        for how, predicted in predictions.items()
-    ]
-    place.mkdir(parents=True, exist_ok=True)
-    of = "-best" * best + "-test" * test
-    for how, predicted in predictions.items():
-        run.write_predictions(place, how.name + of, predicted, labels)
-    values = {**subject.facts, "best": best, "test": test, "rows": rows}
-    # Named after the last row, whose settings are the others' too.
-    run.write_json(place / f"evaluation-{how.name}{of}.json", values)
+    rows = write_evaluation(
+        subject, hows, place, best=best, test=test, chunk_size=chunk_size
+    )
     print(report.table(rows))
 
 
@@ -268,32 +250,8 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     """
     from ivon_jax.train import report
 
-    if not directories:
-        raise ValueError("directories: name at least one comparison")
-    runs: list[list[report.Row]] = []
-    seeds: list[int] = []
-    for directory in directories:
-        path = directory / "results.json"
-        try:
-            results = json.loads(path.read_text())
-            report.table(results["rows"])
-            alike = {name: results[name] for name in ALIKE}
-            seeds.append(results["seed"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: not the results of a comparison") from None
-        if not runs:
-            first = alike
-        for name, value in alike.items():
-            if value != first[name]:
-                raise ValueError(f"{path}: {name} is {value}, not {first[name]}")
-        if results["seed"] in seeds[:-1]:
-            raise ValueError(f"{path}: seed {results['seed']} occurs twice")
-        runs.append(results["rows"])
+    runs = report.read_comparisons(directories)
     print(report.seeds_table(runs))
-
-
-# What comparisons in one table must share.
-ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
 
 
 def compare(

@@ -1,5 +1,6 @@
 """Tables and figures of a comparison."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ COLUMNS = {
     "spearman": ("Spearman %", 100, 1),
     "mse": ("MSE", 1, 3),
 }
+# What comparisons in one table must share.
+ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
 COLORS = {"adam": "tab:orange", "ivon-lora": "tab:blue"}
 
 Row = dict[str, Any]
@@ -56,6 +59,44 @@ def table(rows: Sequence[Row]) -> str:
 def _columns(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
     """The columns that all rows have."""
     return {k: v for k, v in COLUMNS.items() if all(k in row for row in rows)}
+
+
+def read_comparisons(directories: Sequence[Path]) -> list[list[Row]]:
+    """Reads the rows of comparisons that differ by seed.
+
+    Args:
+        directories: folders written by "ivon-jax compare".
+
+    Returns:
+        The rows of each.
+
+    Raises:
+        ValueError: there is none, or one is no comparison, or not like the first, or
+            of a seed that another has too.
+    """
+    if not directories:
+        raise ValueError("directories: name at least one comparison")
+    runs: list[list[Row]] = []
+    seeds: list[int] = []
+    for directory in directories:
+        path = directory / "results.json"
+        try:
+            results = json.loads(path.read_text())
+            table(results["rows"])
+            alike = {name: results[name] for name in ALIKE}
+            seed = results["seed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: not the results of a comparison") from None
+        if not runs:
+            first = alike
+        for name, value in alike.items():
+            if value != first[name]:
+                raise ValueError(f"{path}: {name} is {value}, not {first[name]}")
+        if seed in seeds:
+            raise ValueError(f"{path}: seed {seed} occurs twice")
+        seeds.append(seed)
+        runs.append(results["rows"])
+    return runs
 
 
 def seeds_table(runs: Sequence[Sequence[Row]]) -> str:

@@ -1,6 +1,7 @@
 """What is evaluated: a run, or an adapter that no run here has trained."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.adapters import read_settings
 from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.step import Streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +97,46 @@ def read_adapter(
     facts = {k: v for k, v in problem.facts.items() if not k.startswith("train_")}
     posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
     return Subject("adapter", config.seed, problem, posterior, facts)
+
+
+def write_evaluation(
+    subject: Subject,
+    hows: Sequence[Prediction],
+    out: Path,
+    *,
+    best: bool,
+    test: bool,
+    chunk_size: int,
+) -> list[dict[str, Any]]:
+    """Predicts and scores, and writes both under names that tell how it was done.
+
+    Args:
+        subject: what is evaluated.
+        hows: the ways to predict; without a posterior the first alone is possible.
+        out: folder to write into.
+        best: whether the subject is the best state of its run.
+        test: whether it is asked the task's own evaluation examples.
+        chunk_size: posterior samples at a time.
+
+    Returns:
+        A row of a results table for each way.
+    """
+    problem, posterior = subject.problem, subject.posterior
+    key = Streams.from_seed(subject.seed).ensemble
+    labels = problem.eval.labels
+    predictions = {
+        how: predict(problem, posterior, how, key, chunk_size=chunk_size)
+        for how in (hows if posterior.precision else hows[:1])
+    }
+    rows = [
+        score(subject.method, how, predicted, labels, problem.task.metrics)
+        for how, predicted in predictions.items()
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    of = "-best" * best + "-test" * test
+    for how, predicted in predictions.items():
+        run.write_predictions(out, how.name + of, predicted, labels)
+    values = {**subject.facts, "best": best, "test": test, "rows": rows}
+    # Named after the last row, whose settings are the others' too.
+    run.write_json(out / f"evaluation-{how.name}{of}.json", values)
+    return rows
