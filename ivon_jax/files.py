@@ -16,8 +16,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         data: its contents.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full; the old file,
-            if any, is untouched.
+        OSError: the folder cannot be written to or the disk is full; it names the
+            file. The old one, if any, is untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -27,9 +27,20 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise
+        if not isinstance(error, OSError):
+            raise
+        # The system's own message names no file, or the temporary one.
+        reason = error.strerror or error
+        raise OSError(f"{path}: cannot be written ({reason})") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write to a folder."""
+    for path in folder.glob(f".{'[0-9a-f]' * 16}.tmp"):
+        if path.is_file():
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from children import finish, kill, taken, wait_for_steps
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import checkpoint, loop
+from ivon_jax.train import checkpoint, loop, run
 from ivon_jax.train.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.prepare import prepare
@@ -112,7 +112,12 @@ def test_resuming_what_is_finished_changes_nothing(base, alone, tmp_path):
 
 
 def test_resuming_nothing_starts(base, alone, tmp_path):
-    assert result(train(base, tmp_path / "new", resume=True)) == result(alone)
+    out = tmp_path / "new"
+    out.mkdir()
+    # What a kill leaves while the first file is written.
+    (out / ".0123456789abcdef.tmp").write_text("{")
+    assert result(train(base, out, resume=True)) == result(alone)
+    assert not list(out.glob(".*"))
 
 
 def test_the_newest_checkpoints_are_kept(alone):
@@ -138,7 +143,7 @@ def test_the_only_checkpoint_stays_until_the_next_is_sealed(tmp_path, monkeypatc
         checkpoints.save(Saved(2, state, {}))
     monkeypatch.undo()
     with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
-        found = checkpoints.restore(state)
+        found = checkpoints.restore(state, lambda notes: None)
         assert found is not None
         assert found.step == 1
         checkpoints.save(Saved(2, state, {}))
@@ -188,6 +193,19 @@ def test_another_run_is_refused(changes, message, base, alone, tmp_path):
     with pytest.raises(ValueError, match=f"^{message}"):
         train(dataclasses.replace(base, **changes), out, resume=True)
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"seed": 1}, "seed"), ({"lora": LoraConfig(rank=2)}, "lora.rank")],
+)
+def test_checkpoints_of_another_run_are_refused(changes, name, base, alone, tmp_path):
+    config = resolve(dataclasses.replace(base, **changes), "custom", 64)
+    problem = prepare(config)
+    run.start(tmp_path / "run", config, problem.facts, resume=False)
+    foreign = shutil.copytree(alone / CHECKPOINTS, tmp_path / "run" / CHECKPOINTS)
+    with pytest.raises(ValueError, match=f"^{name}: is now .*, but {foreign} was"):
+        loop.train(problem, config, tmp_path / "run", resume=True)
 
 
 def test_other_data_are_refused(base, alone, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import children
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -272,6 +273,18 @@ def test_data(problem, capsys):
 def test_models(capsys):
     assert command("models") == 0
     assert "smollm2-135m-instruct" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept(tmp_path, monkeypatch, capsys):
+    option, mine = "jax_compilation_cache_dir", jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("IVON_JAX_CACHE", str(tmp_path))
+    try:
+        for before, after in ((None, str(tmp_path / "compiled")), ("own", "own")):
+            jax.config.update(option, before)
+            assert command("models") == 0
+            assert jax.config.jax_compilation_cache_dir == after
+    finally:
+        jax.config.update(option, mine)
 
 
 @pytest.mark.parametrize(

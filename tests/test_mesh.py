@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import noise_child
 import numpy as np
 import pytest
 import tiny
@@ -58,6 +59,14 @@ def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
     assert_close(run(dataclasses.replace(base, mesh=mesh), tmp_path / "run"), alone)
     # A state that is split otherwise than the first would be compiled for again.
     assert train_step._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("mesh", [*MESHES, "data=4,tensor=2", "fsdp=2,tensor=3"])
+def test_noise_is_the_same_to_the_bit(mesh):
+    wanted, found = noise_child.draw("data=1"), noise_child.draw(mesh)
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        assert found[name].tobytes() == values.tobytes(), name
 
 
 def test_predictions_are_those_of_one_device(base, tmp_path):

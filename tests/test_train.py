@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ivon_jax.train.config import (
     resolve,
 )
 from ivon_jax.train.evaluate import Prediction, predict, score
-from ivon_jax.train.methods import linear_schedule
+from ivon_jax.train.methods import Adam, linear_schedule
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.run import METRICS, POSTERIOR
 from ivon_jax.train.sharding import make_mesh
@@ -125,6 +126,18 @@ def test_training_learns(method, runs, problem):
     assert row["accuracy"] == pytest.approx(
         np.mean(log_probs[0].argmax(1) == labels), abs=1e-6
     )
+
+
+def test_how_often_the_step_is_compiled_is_said(base, problem, tmp_path, capsys):
+    cut = tuple(ids[:2] for ids in problem.train.tokens[1:])
+    long = np.resize(problem.train.tokens[0], 17)
+    tokens = dataclasses.replace(problem.train, tokens=(long, *cut))
+    other = dataclasses.replace(problem, train=tokens)
+    before = step.train_step._cache_size()
+    run(other, config_of(base, "adam"), tmp_path / "run")
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said.endswith("padded to 8, 24 tokens: the step is compiled at most 2 times")
+    assert step.train_step._cache_size() - before == 2
 
 
 def test_metrics_name_every_step_in_order(runs):
@@ -280,6 +293,24 @@ def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsy
     run(problem, config_of(base, "adam"), tmp_path / "run")
     assert "skipped 72 steps" in capsys.readouterr().err
     assert (tmp_path / "run" / POSTERIOR).exists()
+
+
+def test_a_line_of_metrics_is_whole_or_an_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    adam = Adam(1e-2, 0.9, 0.999, 1e-8, 2, 0)
+    with loop._reports(tmp_path, adam, 2, 0) as report:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        try:
+            with pytest.raises(OSError, match=f"{METRICS}: cannot be written"):
+                report(loop.Counts(1, seconds=1.0), {"loss": 1.0}, 8)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_step_moves_nothing_unasked(base, problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "put_batch", lambda batch, mesh, batch_size: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        run(problem, config_of(base, "adam"), tmp_path / "run")
 
 
 def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -273,8 +272,8 @@ def train_batches(
     mine = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
-        whole = collate(encoded, indices)
-        return jax.tree.map(lambda part: part[mine], whole)
+        longest = max(len(encoded.tokens[i]) for i in indices)
+        return collate(encoded, np.asarray(indices)[mine], bucket(longest))
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
     # run's second epoch would be the next run's first. Hashing takes them apart.

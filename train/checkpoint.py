@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -96,18 +96,24 @@ class Checkpoints:
             if error is None:  # else what went wrong first is what counts
                 raise
 
-    def restore(self, like: PyTree) -> Saved | None:
+    def restore(
+        self, like: PyTree, check: Callable[[dict[str, Any]], None]
+    ) -> Saved | None:
         """Reads the newest checkpoint.
 
         Args:
             like: arrays of the shapes, types and shardings to restore; those saved
                 may have been split over other devices.
+            check: raises if the checkpoint's notes are not those of this run.
 
         Returns:
             The checkpoint, or None if there is none.
         """
         latest = self._orbax.latest
-        return None if latest is None else self._load(latest, like)
+        if latest is None:
+            return None
+        check(self._notes(latest))
+        return self._load(latest, like)
 
     def restore_best(self, like: PyTree) -> Saved | None:
         """Reads the checkpoint of lowest score, the newest of equals.
@@ -131,8 +137,11 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
         state = self._orbax.load(found.step, shapes)
+        return Saved(found.step, state, self._notes(found))
+
+    def _notes(self, found: Any) -> dict[str, Any]:
         notes: Any = self._orbax.metadata(found.step).custom_metadata
-        return Saved(found.step, state, notes)
+        return notes
 
     def due(self, step: int) -> bool:
         """Tells whether it is time to save; to be asked after every step.

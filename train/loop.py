@@ -89,8 +89,13 @@ def train(
     rows = local_rows(mesh, hyper.batch_size)
     batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
     counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)
+    about = run.describe(config, problem.facts)
+
+    def check(notes: dict[str, Any]) -> None:
+        run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), about)
+
     with interruptible() as interrupted, _checkpoints(out, config) as checkpoints:
-        if (saved := checkpoints.restore(state)) is not None:
+        if (saved := checkpoints.restore(state, check)) is not None:
             state, counts = saved.state, Counts(**saved.notes["counts"])
             batches.set_state(saved.notes["batches"])
         start = time.monotonic() - counts.seconds
@@ -117,8 +122,8 @@ def train(
                 report(counts, values, hyper.batch_size)
                 if scored or checkpoints.due(counts.step):
                     nll = values.get("eval_nll", values.get("eval_mse"))
-                    checkpoints.save(_saved(counts, state, batches, nll))
-        checkpoints.save(_saved(counts, state, batches))
+                    checkpoints.save(_saved(about, counts, state, batches, nll))
+        checkpoints.save(_saved(about, counts, state, batches))
         best = checkpoints.restore_best(state) if config.eval_steps else None
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
     posterior = make_posterior(state.adapters, state.method)
@@ -144,7 +149,7 @@ def _announce(lengths: list[int]) -> None:
     """Says how often the step will be compiled at most, which takes its time."""
     print(
         f"prompts are padded to {', '.join(map(str, lengths))} tokens:"
-        f" at most {len(lengths)} compilations",
+        f" the step is compiled at most {len(lengths)} times",
         file=sys.stderr,
     )
 
@@ -159,9 +164,17 @@ def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
 
 
 def _saved(
-    counts: Counts, state: TrainState, batches: BatchStream, nll: float | None = None
+    about: dict[str, Any],
+    counts: Counts,
+    state: TrainState,
+    batches: BatchStream,
+    nll: float | None = None,
 ) -> Saved:
-    notes = {"counts": dataclasses.asdict(counts), "batches": batches.get_state()}
+    notes = {
+        "run": about,
+        "counts": dataclasses.asdict(counts),
+        "batches": batches.get_state(),
+    }
     score = nll if nll is not None and math.isfinite(nll) else None
     return Saved(counts.step, state, notes, score)
 
@@ -188,10 +201,13 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
         def report(counts: Counts, values: dict[str, float], batch_size: int) -> None:
             seconds = round(counts.seconds, 3)
             line = {"step": counts.step, **values, "seconds": seconds}
+            text = json.dumps(_finite_or_none(line)).encode() + b"\n"
             try:
-                metrics.write(json.dumps(_finite_or_none(line)).encode() + b"\n")
+                if metrics.write(text) < len(text):
+                    raise OSError("there was no room for all of a line")
             except OSError as error:
-                raise OSError(f"{path}: cannot be written ({error})") from None
+                reason = error.strerror or error
+                raise OSError(f"{path}: cannot be written ({reason})") from None
             speed = counts.step * batch_size / counts.seconds
             show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
             if counts.skipped_in_row == MAX_BAD_STEPS:
@@ -231,13 +247,12 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
 
     Yields:
         A function that tells before each step whether a signal came. With several
-        processes it is SIGTERM to any of them, and all stop before the same step.
+        processes it may come to any of them, and all stop before the same step.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
+    together = jax.process_count() > 1
+    stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM
     came = False
-    previous = {kind: signal.getsignal(kind) for kind in STOPS}
+    previous = {kind: signal.getsignal(kind) for kind in stops}
 
     def restore() -> None:
         for kind, handler in previous.items():
@@ -247,10 +262,13 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
         nonlocal came
         came = True
         restore()
+        if together:
+            signal.raise_signal(signal.SIGTERM)
 
-    for kind in STOPS:
+    for kind in stops:
         signal.signal(kind, note)
+    reached = multihost_utils.reached_preemption_sync_point
     try:
-        yield lambda step: came
+        yield reached if together else lambda step: came
     finally:
         restore()

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 import ivon_jax
-from ivon_jax.files import write_bytes
+from ivon_jax.files import remove_unfinished, write_bytes
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import (
     CompareConfig,
@@ -85,20 +85,11 @@ def start(
     Raises:
         ValueError: it holds anything else, or a run of other settings or data.
     """
+    if resume:
+        remove_unfinished(out)
     if resume and (out / CONFIG).exists():
         old, recorded = _read_config(out, type(config))
-        before, now = (
-            _flat(to_json(c)) | facts_
-            for c, facts_ in ((old, recorded), (config, facts))
-        )
-        # With a sample for each group, the mesh says how many are drawn.
-        fixed = {"mesh"} if now.get("noise") == "per-shard" else set()
-        for name, value in now.items():
-            if name not in MAY_CHANGE - fixed and before.get(name) != value:
-                raise ValueError(
-                    f"{name}: is now {value}, but {out} was started with"
-                    f" {before.get(name)}"
-                )
+        check_same(out, describe(old, recorded), describe(config, facts))
         facts = facts | {"started": recorded.get("started")}
     else:
         create(out)
@@ -115,6 +106,34 @@ MAY_CHANGE = {
     "checkpoint_minutes",
     "keep_checkpoints",
 }
+
+
+def describe(
+    config: TrainConfig | CompareConfig, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns all that makes a run what it is, by name, as plain JSON values."""
+    return _flat(to_json(config)) | facts
+
+
+def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that what a run left is this run's.
+
+    Args:
+        where: what it left.
+        before: `describe` of the run that left it.
+        now: `describe` of this run.
+
+    Raises:
+        ValueError: they differ in anything that a number depends on.
+    """
+    # With a sample for each group, the mesh says how many are drawn.
+    fixed = {"mesh"} if now.get("noise") == "per-shard" else set()
+    for name, value in now.items():
+        if name not in MAY_CHANGE - fixed and before.get(name) != value:
+            raise ValueError(
+                f"{name}: is now {value}, but {where} was started with"
+                f" {before.get(name)}"
+            )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
