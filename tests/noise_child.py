@@ -1,4 +1,4 @@
-"""Draws a step's noise, alone or as one of several processes.
+"""Draws a step's noise and reads a kernel, alone or as one of several processes.
 
 python noise_child.py ADDRESS PROCESSES PROCESS MESH OUT
 """
@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ivon_jax.ivon import posterior_noise
+from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.methods import IvonLora
 from ivon_jax.train.processes import ProcessConfig, join
-from ivon_jax.train.sharding import make_mesh, shardings
+from ivon_jax.train.sharding import make_mesh, placement, shardings
 
 METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)
 
@@ -38,12 +39,29 @@ def draw(mesh_text: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in gathered.items()}
 
 
+class Recorded:
+    """A kernel that remembers which of its entries were read."""
+
+    def __init__(self) -> None:
+        self.read = np.zeros((32, 16), bool)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        self.read[index] = True
+        return np.zeros((32, 16), np.float32)[index]
+
+
+def share(mesh_text: str) -> float:
+    """Read a kernel to where it lives; return how much of it this process read."""
+    kernel, place = Recorded(), placement(make_mesh(mesh_text))
+    path = "layers/q_proj/kernel"
+    place_leaf(path, [lambda: kernel], (1,), (32, 16), np.float32, False, place)
+    return float(kernel.read.mean())
+
+
 def main(address: str, processes: str, process: str, mesh: str, out: str) -> None:
-    """Draw together; the first process writes what all of them drew."""
+    """Draw together; each process writes what all of them drew, and what it read."""
     join(ProcessConfig(address, int(processes), int(process)))
-    noise = draw(mesh)
-    if jax.process_index() == 0:
-        np.savez(out, **noise)
+    np.savez(f"{out}-{process}.npz", share=share(mesh), **draw(mesh))
 
 
 if __name__ == "__main__":

@@ -109,15 +109,15 @@ def test_two_processes_change_no_number(base, alone, tmp_path):
 @pytest.mark.parametrize(
     ("count", "mesh"),
     [
-        (2, "data=2,fsdp=2"),
+        (2, "fsdp=2,tensor=2"),
         pytest.param(4, "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
     ],
 )
-def test_noise_is_the_same_to_the_bit(count, mesh, tmp_path):
+def test_noise_is_the_same_to_the_bit_and_shares_alone_are_read(count, mesh, tmp_path):
     address, devices = free_address(), device_count(mesh) // count
     crew = [
         children.start(
-            *(address, count, index, mesh, tmp_path / "noise.npz"),
+            *(address, count, index, mesh, tmp_path / "noise"),
             devices=devices,
             program=(noise_child.__file__,),
         )
@@ -126,10 +126,12 @@ def test_noise_is_the_same_to_the_bit(count, mesh, tmp_path):
     said = finish(*crew)
     assert [child.returncode for child in crew] == [0] * count, said
     wanted = noise_child.draw("data=1")
-    found = np.load(tmp_path / "noise.npz")
-    assert set(found) == set(wanted)
-    for name, values in wanted.items():
-        assert found[name].tobytes() == values.tobytes(), name
+    for index in range(count):
+        found = dict(np.load(tmp_path / f"noise-{index}.npz"))
+        assert found.pop("share") == 1 / 2  # the axis fsdp lies across processes
+        assert found.keys() == wanted.keys()
+        for name, values in wanted.items():
+            assert found[name].tobytes() == values.tobytes(), name
 
 
 @pytest.mark.slow

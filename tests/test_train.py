@@ -204,8 +204,9 @@ def test_a_step_leaves_the_base_alone(method, base, problem):
     before = jax.tree.map(np.array, problem.params)
     adapters = jax.tree.map(np.array, state.adapters)
     for _ in range(2):  # the learning rate of the first step is 0
-        batch = batch_of(problem, list(range(8)))
+        batch, old = batch_of(problem, list(range(8))), state
         state, _ = take_step(problem, name, state, batch, streams)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))  # donated
     assert same(problem.params, before)
     assert not same(state.adapters, adapters)
     assert int(state.step) == 2

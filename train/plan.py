@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax.lora import Lora
@@ -19,8 +19,13 @@ from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
 from ivon_jax.train.prepare import adapted, base_kind
-from ivon_jax.train.sharding import BATCH_AXES, make_mesh, shardings
+from ivon_jax.train.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.step import Streams, first_state, train_step
+
+OVERESTIMATES = (
+    "activations and what is received are overestimates: compiled for a CPU, which"
+    " computes 16-bit products in float32"
+)
 
 
 class Memory(NamedTuple):
@@ -44,7 +49,7 @@ class Plan:
         memory: of one device.
         flops: of all devices together.
         traffic: bytes that a device receives, by kind of collective.
-        reads: bytes of the base that a device reads from its memory.
+        reads: bytes of the base, gathered, that a device reads from its memory.
     """
 
     config: TrainConfig
@@ -106,7 +111,9 @@ def make_plan(
         + sizes.output_size_in_bytes
         - donated,
     )
-    passes = (3 if config.remat == "full" else 2) * config.accumulate
+    assert config.hyper.batch_size is not None
+    gradients = config.accumulate * (config.hyper.mc_samples or 1)
+    passes = (3 if config.remat == "full" else 2) * gradients
     return Plan(
         config,
         chip,
@@ -114,7 +121,7 @@ def make_plan(
         memory,
         flops(config, shape, seq_length, classes),
         collectives(compiled.as_text()),
-        passes * memory.base,
+        passes * _gathered(params, mesh),
     )
 
 
@@ -193,15 +200,17 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     attention = 2 * seq_length * heads * shape.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (kernels + 2 * adapters + 2 * attention)
-    last = 2 * config.hyper.batch_size * classes * shape.hidden_size
+    once = 2 * config.hyper.batch_size * classes * shape.hidden_size
     if isinstance(shape, DebertaConfig):
         there, back = _positions(shape, params, lora, tokens)
         forward, backward = forward + there, backward + back
         head = shape.hidden_size * (shape.hidden_size + classes)
-        last = 3 * config.hyper.batch_size * head
+        # Below the first adapter nothing is sent back.
+        first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
+        once = 3 * config.hyper.batch_size * head + tokens * _count(first, "kernel")
     again = forward if config.remat == "full" else 0
     samples = config.hyper.mc_samples or 1
-    return 2.0 * samples * (forward + backward + again + last)
+    return 2.0 * samples * (forward + backward + again + once)
 
 
 def _positions(
@@ -235,6 +244,7 @@ def report(plan: Plan) -> str:
     lines = [
         f"{plan.config.model} on {plan.devices} {plan.chip}, mesh {plan.config.mesh},"
         f" batch {plan.config.hyper.batch_size}",
+        *([] if plan.config.base == "f32" else [OVERESTIMATES]),
         "",
         f"memory of one device, of {chip.memory / GIB:.0f} GiB:",
         *(
@@ -269,20 +279,29 @@ def _bounds(seconds: dict[str, float]) -> str:
 
 
 def _advice(plan: Plan) -> list[str]:
-    limit, memory = CHIPS[plan.chip].memory, plan.memory
+    limit, memory, config = CHIPS[plan.chip].memory, plan.memory, plan.config
     if memory.peak <= limit:
         return [f"fits: {memory.peak / limit:.0%} of the memory"]
-    lines = [f"does not fit: {memory.peak / limit:.1f} times the memory; try"]
-    if memory.base > limit / 2:
-        need = math.ceil(memory.base / (limit / 2))
-        smaller = ", or --base int8 or nf4" if plan.config.base[0] in "fb" else ""
-        lines.append(f"  {need} times the fsdp or tensor axis{smaller}: large base")
-    if memory.activations > limit / 2:
-        if plan.config.remat == "none":
-            lines.append("  --remat full: activations are too large")
-        lines.append("  --accumulate, a smaller batch, or more devices along data")
-    if len(lines) == 1:
-        lines.append("  a little more of any: --accumulate, more devices along data")
+    lines = [f"does not fit: {memory.peak / limit:.2f} times the memory; try"]
+    trained = memory.adapters + memory.optimizer
+    # What alone takes half of the memory is too large; else whatever takes most.
+    large = min(limit / 2, max(memory.base, trained, memory.activations))
+    if memory.base >= large:
+        need = max(2, math.ceil(memory.base / (limit / 2)))
+        kinds = {"f32": "bf16, int8 or nf4", "bf16": "int8 or nf4", "int8": "nf4"}
+        smaller = f", or --base {kinds[config.base]}" if config.base in kinds else ""
+        lines.append(f"  large base: {need} times the fsdp or tensor axis{smaller}")
+    if trained >= large:
+        lines.append("  large adapters: a lower --rank, fewer --targets, more fsdp")
+    if memory.activations >= large:
+        sizes = parse_mesh(config.mesh)
+        parts = sizes["data"] * sizes["fsdp"] * config.accumulate
+        ways = [] if config.remat == "full" else ["--remat full"]
+        if config.hyper.batch_size > parts:  # type: ignore[operator]
+            ways += ["--accumulate", "a smaller batch", "more devices along data"]
+        else:  # one prompt each
+            ways += ["a lower --seq-length", "more devices along tensor"]
+        lines.append(f"  large activations: {', '.join(ways)}")
     return lines
 
 
@@ -298,6 +317,13 @@ def _bytes(tree: PyTree) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _gathered(params: PyTree, mesh: Mesh) -> int:
+    """Bytes of the base that a device computes with: shares along fsdp are gathered."""
+    sizes = dict(mesh.shape) | {"fsdp": 1}
+    whole = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    return _bytes(_placed(params, shardings(params, whole)))
 
 
 def _quantized(params: PyTree, quantization: Quantization) -> PyTree:
