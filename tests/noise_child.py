@@ -1,9 +1,13 @@
 """Draws a step's noise and reads a kernel, alone or as one of several processes.
 
+As one of several it also checks that they agree, and that they do not.
+
 python noise_child.py ADDRESS PROCESSES PROCESS MESH OUT
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ivon_jax.ivon import posterior_noise
 from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.methods import IvonLora
-from ivon_jax.train.processes import ProcessConfig, join
+from ivon_jax.train.processes import (
+    ProcessConfig,
+    check_agreement,
+    check_shared,
+    join,
+    on_first_process,
+)
 from ivon_jax.train.sharding import make_mesh, placement, shardings
 
 METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)
@@ -58,9 +68,25 @@ def share(mesh_text: str) -> float:
     return float(kernel.read.mean())
 
 
+def refuse(message: str, check: Callable[..., None], value: object) -> None:
+    """Make sure that a check refuses a value, on this process too."""
+    try:
+        check(value)
+    except ValueError as error:
+        assert str(error).startswith(message), error
+    else:
+        raise AssertionError(f"{value} passed")
+
+
 def main(address: str, processes: str, process: str, mesh: str, out: str) -> None:
     """Draw together; each process writes what all of them drew, and what it read."""
     join(ProcessConfig(address, int(processes), int(process)))
+    check_agreement({"mesh": mesh, "seed": 0})
+    refuse("seed: is now", check_agreement, {"mesh": mesh, "seed": int(process)})
+    here = [Path(f"{out}-{process}"), Path(f"{out}-0")]
+    on_first_process(here[0].touch)
+    check_shared(here[1])
+    refuse(f"{here[0]}: process 1 does not see", check_shared, here[0])
     np.savez(f"{out}-{process}.npz", share=share(mesh), **draw(mesh))
 
 

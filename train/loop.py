@@ -25,7 +25,7 @@ from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.methods import Method
 from ivon_jax.train.prepare import Problem
-from ivon_jax.train.processes import on_first_process
+from ivon_jax.train.processes import check_agreement, check_shared, on_first_process
 from ivon_jax.train.progress import progress
 from ivon_jax.train.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.step import Streams, TrainState, first_state, train_step
@@ -78,7 +78,10 @@ def train(
         Interrupted: SIGINT or SIGTERM came; a checkpoint and what was learned up to
             then are written all the same.
     """
+    about = run.describe(config, problem.facts)
+    check_agreement(about)
     on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+    check_shared(out / run.CONFIG)
     on_first_process(lambda: _announce(problem.train.buckets))
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
@@ -89,7 +92,6 @@ def train(
     rows = local_rows(mesh, hyper.batch_size)
     batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
     counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)
-    about = run.describe(config, problem.facts)
 
     def check(notes: dict[str, Any]) -> None:
         run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), about)

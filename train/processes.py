@@ -1,11 +1,14 @@
 """Several processes, one run: how they meet, who writes, how all learn of an error."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -107,3 +110,39 @@ def on_first_process(act: Callable[[], None]) -> None:
             raise ValueError("process 0 could not go on; its own message says why")
     if error is not None:
         raise error
+
+
+def check_agreement(values: dict[str, Any]) -> None:
+    """Checks that all processes were started with the same.
+
+    Args:
+        values: plain JSON values by name; the names are the same everywhere.
+
+    Raises:
+        ValueError: on every process, the name of one that differs.
+    """
+    names = sorted(values)
+    own = [zlib.crc32(json.dumps(values[name]).encode()) for name in names]
+    everyone = multihost_utils.process_allgather(np.array(own, np.uint32))
+    for process, others in enumerate(everyone):
+        for name, one, other in zip(names, own, others, strict=True):
+            if one != other:
+                raise ValueError(
+                    f"{name}: is now {values[name]}, but process {process} was"
+                    " started with another"
+                )
+
+
+def check_shared(path: Path) -> None:
+    """Checks that all processes see what the first one wrote.
+
+    Raises:
+        ValueError: on every process, the number of one that does not.
+    """
+    everyone = multihost_utils.process_allgather(np.array(path.exists()))
+    for process, sees in enumerate(everyone):
+        if not sees:
+            raise ValueError(
+                f"{path}: process {process} does not see it; it must lie on a file"
+                " system that all processes share"
+            )
