@@ -104,7 +104,7 @@ def main(
 
     Args:
         out: where to write.
-        keys: of each variance.
+        keys: of each variance; of two the standard error is always 0.
         rows: prompts of a group where all have the same.
         batch_size: of the batch that is split, and of the run.
         steps: of the run.
