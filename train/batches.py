@@ -96,8 +96,18 @@ def answer_tokens(
 def _pieces(
     tokenizer: Any, words: Sequence[str], leading_space: bool
 ) -> list[list[int]]:
-    space = " " if leading_space else ""
-    return [tokenizer.encode(space + w, add_special_tokens=False) for w in words]
+    """Tokens of each word where it follows a prompt.
+
+    At the start of a text they may be others: there the tokenizers of Llama 2 and
+    Mistral add a blank of their own.
+    """
+    before, space = ":", " " if leading_space else ""
+    cut = len(tokenizer.encode(before, add_special_tokens=False))
+    whole = [
+        tokenizer.encode(before + space + word, add_special_tokens=False)
+        for word in words
+    ]
+    return [ids[cut:] for ids in whole]
 
 
 def _problem(
@@ -295,7 +305,7 @@ def eval_batches(
     0, which come last.
 
     Returns:
-        Batches, each with the indices its real rows had. See `in_order`.
+        Batches, each with the indices that its real rows had; they come first.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     batches = []
@@ -306,19 +316,6 @@ def eval_batches(
         batch.weights[len(indices) :] = 0
         batches.append((batch, indices))
     return batches
-
-
-def in_order(
-    outputs: Sequence[np.ndarray], indices: Sequence[Int[np.ndarray, " _"]]
-) -> np.ndarray:
-    """Puts per-batch outputs back into the examples' order, without filler rows.
-
-    Args:
-        outputs: for every batch of `eval_batches` an array (b, ...).
-        indices: the indices that came with them.
-    """
-    rows = [out[: len(i)] for out, i in zip(outputs, indices, strict=True)]
-    return np.concatenate(rows)[np.argsort(np.concatenate(indices))]
 
 
 def common_prefix_length(encoded: Encoded) -> int:
