@@ -1,7 +1,9 @@
 """Scoring a run on held-out examples as it goes, and keeping the best of it."""
 
 import dataclasses
+import itertools
 import json
+import signal
 import sys
 
 import jax
@@ -85,6 +87,64 @@ def test_a_resumed_run_knows_the_best(step, base, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
     return train_run(base, tmp_path_factory.mktemp("scored") / "run")
+
+
+def interrupt(patch, owner, name: str, call: int = 1, times: int = 1) -> None:
+    """Send SIGINT, once or twice, in one of the calls of a function."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == call:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "done"),
+    [
+        (loop.run, "start", 1, 0),
+        (loop, "_first_state", 1, 0),
+        (loop, "train_step", 1, 1),
+        (loop, "validate", 2, 6),
+        (loop.Checkpoints, "restore_best", 1, STEPS),
+        (Posterior, "save", 1, STEPS),
+    ],
+)
+def test_an_interrupt_at_any_time_leaves_a_posterior(
+    owner, name, call, done, base, run, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, name, call)
+        if done < STEPS:
+            with pytest.raises(loop.Interrupted, match=f"after step {done} of {STEPS}"):
+                train_run(base, out)
+        else:
+            train_run(base, out)
+    assert Posterior.load(out / POSTERIOR).precision
+    if done == 0:
+        assert result(train_run(base, out, resume=True)) == result(run)
+    elif done == STEPS:
+        assert result(out) == result(run)
+
+
+@pytest.mark.parametrize(("name", "call"), [("train_step", 5), ("validate", 2)])
+def test_a_second_interrupt_stops_at_once_and_loses_no_checkpoint(
+    name, call, base, run, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt(patch, loop, name, call, times=2)
+        with pytest.raises(KeyboardInterrupt) as stop:
+            train_run(base, out)
+    assert stop.type is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (out / POSTERIOR).exists()
+    assert result(train_run(base, out, resume=True)) == result(run)
 
 
 def test_scores_are_those_of_the_mean(base, run):

@@ -80,9 +80,41 @@ def train(
     """
     about = run.describe(config, problem.facts)
     check_agreement(about)
-    on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
-    check_shared(out / run.CONFIG)
-    on_first_process(lambda: _announce(problem.train.buckets))
+    # From before the folder is made until all is in it.
+    with interruptible() as interrupted:
+        on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+        check_shared(out / run.CONFIG)
+        on_first_process(lambda: _announce(problem.train.buckets))
+        counts, posterior = _learn(problem, config, out, about, interrupted)
+    if counts.skipped:
+        message = f"skipped {counts.skipped} steps: loss or gradient not finite"
+        print(message, file=sys.stderr)
+    steps = config.hyper.steps
+    assert steps is not None
+    if counts.step < steps:
+        raise Interrupted(f"interrupted after step {counts.step} of {steps}")
+    return posterior
+
+
+def _learn(
+    problem: Problem,
+    config: TrainConfig,
+    out: Path,
+    about: dict[str, Any],
+    interrupted: Callable[[int], bool],
+) -> tuple[Counts, Posterior]:
+    """Takes the steps that are left, and writes what was learned.
+
+    Args:
+        problem: the model and the examples.
+        config: resolved.
+        out: the run's folder.
+        about: what tells the run from others.
+        interrupted: whether to stop before the step of a number.
+
+    Returns:
+        How far the run has come, and the posterior over the adapters.
+    """
     method, hyper = make_method(config), config.hyper
     assert hyper.steps is not None and hyper.batch_size is not None
     mesh = problem.mesh
@@ -96,7 +128,7 @@ def train(
     def check(notes: dict[str, Any]) -> None:
         run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), about)
 
-    with interruptible() as interrupted, _checkpoints(out, config) as checkpoints:
+    with _checkpoints(out, config) as checkpoints:
         if (saved := checkpoints.restore(state, check)) is not None:
             state, counts = saved.state, Counts(**saved.notes["counts"])
             batches.set_state(saved.notes["batches"])
@@ -133,12 +165,7 @@ def train(
     if best is not None:
         lowest = make_posterior(best.state.adapters, best.state.method)
         on_first_process(lambda: lowest.save(out / run.BEST))
-    if counts.skipped:
-        message = f"skipped {counts.skipped} steps: loss or gradient not finite"
-        print(message, file=sys.stderr)
-    if counts.step < hyper.steps:
-        raise Interrupted(f"interrupted after step {counts.step} of {hyper.steps}")
-    return posterior
+    return counts, posterior
 
 
 def _scored(config: TrainConfig, step: int) -> bool:
