@@ -374,7 +374,10 @@ def test_training_and_evaluation_start_from_an_adapter(command, given, base, tmp
         for place in (out, tmp_path / "run")
     )
     assert found["rows"] == [wanted["rows"][0] | {"method": "adapter"}]
-    assert found["eval_fingerprint"] == wanted["eval_fingerprint"]
+    for fact in ("eval_fingerprint", "model_fingerprint", "versions"):
+        assert found[fact] == wanted[fact]
+    assert found["config"]["adapter"] == str(given)
+    assert found["config"]["seed"] == wanted["config"]["seed"]
     trained(command, tmp_path / "two", "adam", *start, lora=())
     moved = Posterior.load(tmp_path / "two" / run.POSTERIOR).mean
     for one, two in zip(jax.tree.leaves(adapters), jax.tree.leaves(moved), strict=True):
@@ -476,6 +479,9 @@ def test_transformers_loads_a_merged_model(
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "Text: red one Answer:"
     assert tokenizer(text).input_ids == base.tokenizer(text).input_ids
+    assert json.loads((out / export.RUN).read_text()) == json.loads(
+        (tmp_path / "run" / run.CONFIG).read_text()
+    )
 
 
 def test_a_quantised_base_is_merged_into_on_request(command, folder, tmp_path):

@@ -14,7 +14,13 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.chips import ChipName
-from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, resolve
+from ivon_jax.train.config import (
+    BaseName,
+    CompareConfig,
+    DataConfig,
+    TrainConfig,
+    resolve,
+)
 from ivon_jax.train.host_memory import keep_freed_memory
 from ivon_jax.train.processes import ALONE, ProcessConfig, join, on_first_process
 
@@ -75,7 +81,7 @@ def evaluate(
     adapter: Path | None = None,
     model: str | None = None,
     data: Flat[DataConfig] = ANY_DATA,
-    base: Literal["f32", "bf16", "int8", "nf4"] = "f32",
+    base: BaseName = "f32",
     out: Path | None = None,
     samples: int = 10,
     tau: float = 1.0,

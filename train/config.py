@@ -18,6 +18,7 @@ from ivon_jax.train.methods import METHODS, Method
 from ivon_jax.train.sharding import parse_mesh
 
 MethodName = Literal["adam", "ivon-lora"]
+BaseName = Literal["f32", "bf16", "int8", "nf4"]
 Kind = TypeVar("Kind")
 
 # The paper's settings (App. D.2.1 and D.4.1) by task family.
@@ -183,7 +184,7 @@ class TrainConfig:
     mesh: str = "data=1"
     accumulate: int = 1
     remat: Literal["none", "full", "dots"] = "none"
-    base: Literal["f32", "bf16", "int8", "nf4"] = "f32"
+    base: BaseName = "f32"
     noise: Literal["shared", "per-shard"] = "shared"
     adapter: Annotated[Path | None, _unset("PATH", "fresh adapters")] = None
     eval_steps: Annotated[int | None, _unset("INT", "never")] = None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
@@ -10,13 +11,13 @@ from ivon_jax.models.known import KNOWN
 from ivon_jax.models.save import save
 from ivon_jax.train import run
 from ivon_jax.train.adapters import save_adapter
-from ivon_jax.train.config import to_json
+from ivon_jax.train.config import TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.prepare import base_kind, find_task, load_base
 from ivon_jax.train.sharding import make_mesh
 from ivon_jax.train.step import Streams
 
-RUN = "ivon_jax.json"  # a run's settings inside an exported adapter
+RUN = "ivon_jax.json"  # a run's settings inside what is exported
 
 
 def export_peft(
@@ -55,14 +56,15 @@ def export_peft(
             sample.mkdir()
             save_adapter(sample, tempered.draw(key, i), config.lora, base)
         posterior.save(folder / run.POSTERIOR)
-        settings = {"config": to_json(config), **facts}
-        write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())
+        _write_settings(folder, config, facts)
 
 
 def export_hf(
     directory: Path, out: Path, *, best: bool = False, dequantize: bool = False
 ) -> None:
     """Writes the base model with the posterior mean merged in, in HF's layout.
+
+    Beside it lie the run's settings, as `export_peft` writes them.
 
     Args:
         directory: a run's folder.
@@ -90,4 +92,11 @@ def export_hf(
         raise ValueError(f"{directory}: its model {config.model} has changed since")
     params = quantized.dequantize(base.params, dtype)
     params = merge(params, posterior.mean, config.lora)
-    save(out, base.model.config, params, base.tokenizer)
+    with new_folder(out) as folder:
+        save(folder, base.model.config, params, base.tokenizer)
+        _write_settings(folder, config, facts)
+
+
+def _write_settings(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
+    settings = {"config": to_json(config), **facts}
+    write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())

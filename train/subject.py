@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.adapters import read_settings
-from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train.config import BaseName, DataConfig, TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.step import Streams
@@ -23,14 +23,14 @@ class Subject:
 
     Attributes:
         method: its name in the table of results.
-        seed: of the posterior samples.
+        config: of the run, or what stands for it; its seed draws posterior samples.
         problem: the model and the examples.
         posterior: of the adapters.
         facts: fingerprints and counts, recorded with the results.
     """
 
     method: str
-    seed: int
+    config: TrainConfig
     problem: Problem
     posterior: Posterior
     facts: dict[str, Any]
@@ -61,11 +61,17 @@ def read_run(
             raise ValueError(
                 f"{directory}: {name} is now {value}, was {facts.get(name)}"
             )
-    return Subject(config.method, config.seed, problem, posterior, problem.facts)
+    return Subject(config.method, config, problem, posterior, problem.facts)
 
 
 def read_adapter(
-    adapter: Path, model: str, data: DataConfig, *, base: Any, mesh: str, test: bool
+    adapter: Path,
+    model: str,
+    data: DataConfig,
+    *,
+    base: BaseName,
+    mesh: str,
+    test: bool,
 ) -> Subject:
     """Loads an adapter of PEFT, a point without a posterior.
 
@@ -96,7 +102,7 @@ def read_adapter(
     problem = prepare(config, test=test)
     facts = {k: v for k, v in problem.facts.items() if not k.startswith("train_")}
     posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
-    return Subject("adapter", config.seed, problem, posterior, facts)
+    return Subject("adapter", config, problem, posterior, facts)
 
 
 def write_evaluation(
@@ -122,7 +128,7 @@ def write_evaluation(
         A row of a results table for each way.
     """
     problem, posterior = subject.problem, subject.posterior
-    key = Streams.from_seed(subject.seed).ensemble
+    key = Streams.from_seed(subject.config.seed).ensemble
     labels = problem.eval.labels
     predictions = {
         how: predict(problem, posterior, how, key, chunk_size=chunk_size)
@@ -136,7 +142,14 @@ def write_evaluation(
     of = "-best" * best + "-test" * test
     for how, predicted in predictions.items():
         run.write_predictions(out, how.name + of, predicted, labels)
-    values = {**subject.facts, "best": best, "test": test, "rows": rows}
+    values = {
+        "config": to_json(subject.config),
+        **subject.facts,
+        "best": best,
+        "test": test,
+        "rows": rows,
+        "versions": run.versions(),
+    }
     # Named after the last row, whose settings are the others' too.
     run.write_json(out / f"evaluation-{how.name}{of}.json", values)
     return rows
