@@ -118,6 +118,9 @@ def test_evaluate(trained, capsys):
     probabilities = np.exp(stored["log_probs"]).mean(0)
     right = probabilities.argmax(-1) == stored["labels"]
     assert samples["accuracy"] == pytest.approx(right.mean())
+    recorded = json.loads((out / "config.json").read_text())
+    for fact in ("config", "versions", "model_fingerprint", "eval_fingerprint"):
+        assert written[fact] == recorded[fact]
 
 
 def test_predictions_of_other_settings_are_kept():
@@ -333,6 +336,7 @@ def one_line(capsys):
         (["--gamma", "5", "--ess", "5"], "gamma: excludes ess"),
         (["--steps", "3", "--warmup", "4"], "warmup: 4 is not <= steps"),
         (["--train-examples", "65"], "train_examples: "),
+        (["--data-dir", "elsewhere"], "data_dir: not with --task custom"),
     ],
 )
 def test_bad_options_of_train(problem, tmp_path, capsys, options, message):
@@ -365,6 +369,8 @@ def test_answer_word_of_several_tokens(problem, tmp_path, capsys):
         (["--taus", "1", "0"], "tau: 0.0 is not"),
         (["--prunes", "1"], "prune: 1.0 is not in [0, 1)"),
         (["--adam.gamma", "3"], "gamma: method adam has"),
+        (["--adam.steps", "3"], "steps: 3 of adam and 5000 of ivon-lora differ"),
+        (["--ivon-lora.batch-size", "4"], "batch_size: 8 of adam and 4 of"),
         (["--targets", "w_proj"], "'w_proj' matches no linear layer"),
     ],
 )

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ivon_jax.ensemble import average
+from ivon_jax.files import write_bytes
 from ivon_jax.train import report, run
-from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
+from ivon_jax.train.config import (
+    CompareConfig,
+    MethodConfig,
+    MethodName,
+    TrainConfig,
+    resolve,
+)
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import Interrupted, train
 from ivon_jax.train.prepare import find_task, prepare
@@ -39,18 +46,15 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     """
     check_counts(samples=config.samples, sweep_samples=config.sweep_samples)
     main, sweep = _main(config), _sweep(config)
-    runs = {name: _train_config(config, name) for name in ("adam", "ivon-lora")}
     task = find_task(config.data)
     if not task.words:
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
-    family = task.family
-    for train_config in runs.values():
-        resolve(train_config, family, num_examples=1)  # before the model is loaded
+    # Twice: names and values are checked before the model is loaded.
+    runs = _runs(config, task.family, num_examples=1)
     if not resume:
         run.check_new(out)
     problem = prepare(runs["adam"])
-    n = len(problem.train)
-    runs = {k: resolve(v, family, n) for k, v in runs.items()}
+    runs = _runs(config, task.family, len(problem.train))
     run.start(out, config, problem.facts, resume=resume)
     posteriors, logs = {}, {}
     for name, train_config in runs.items():
@@ -84,11 +88,27 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     return results
 
 
-def _train_config(config: CompareConfig, method: Any) -> TrainConfig:
-    hyper = config.adam if method == "adam" else config.ivon_lora
-    return TrainConfig(
-        config.model, method, config.seed, config.data, config.lora, hyper
-    )
+def _runs(
+    config: CompareConfig, family: str, num_examples: int
+) -> dict[str, TrainConfig]:
+    """The resolved run of each method, on the same batches."""
+
+    def resolved(method: MethodName, hyper: MethodConfig) -> TrainConfig:
+        alone = TrainConfig(
+            config.model, method, config.seed, config.data, config.lora, hyper
+        )
+        return resolve(alone, family, num_examples)
+
+    adam = resolved("adam", config.adam)
+    ivon_lora = resolved("ivon-lora", config.ivon_lora)
+    for name in ("steps", "batch_size"):
+        first, second = (getattr(c.hyper, name) for c in (adam, ivon_lora))
+        if first != second:
+            raise ValueError(
+                f"{name}: {first} of adam and {second} of ivon-lora differ; they are"
+                " compared on the same batches"
+            )
+    return {"adam": adam, "ivon-lora": ivon_lora}
 
 
 def _main(config: CompareConfig) -> list[tuple[str, Prediction]]:
@@ -120,11 +140,11 @@ def _write_report(
 ) -> None:
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (out / run.METRICS).write_text(text)
+    write_bytes(out / run.METRICS, text.encode())
     report.training_curves(out / "training.png", logs)
     report.reliability(out / "reliability.png", kept, labels)
     report.trade_off(out / "trade_off.png", results["rows"])
-    (out / "report.md").write_text(_report(results))
+    write_bytes(out / "report.md", _report(results).encode())
 
 
 def _report(results: dict[str, Any]) -> str:

@@ -80,6 +80,8 @@ def find_task(data: DataConfig) -> Task:
     for name in ("train_file", "eval_file", "prompt", "labels"):
         if not getattr(data, name):
             raise ValueError(f"{name}: needed with --task custom")
+    if data.data_dir:
+        raise ValueError("data_dir: not with --task custom, which has its own files")
     assert data.prompt is not None
     return custom_task(data.prompt, data.labels)
 

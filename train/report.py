@@ -1,5 +1,6 @@
 """Tables and figures of a comparison."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax import metrics
+from ivon_jax.files import write_bytes
 
 # Metric: title, factor, digits. A table has those that its rows have.
 COLUMNS = {
@@ -153,7 +155,7 @@ def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
     axes.set(xlabel="step", ylabel="training loss (at the posterior sample)")
     axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def reliability(
@@ -179,7 +181,7 @@ def reliability(
         axes.set(title=f"{name}\nECE {100 * ece:.1f} %", xlabel="confidence")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     panels[0].set_ylabel("accuracy (blue), share of predictions (gray)")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def trade_off(path: Path, rows: Sequence[Row]) -> None:
@@ -211,7 +213,7 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
     axes.plot(*_points(adam), "*", color="black", markersize=14, label="Adam")
     axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
@@ -232,3 +234,9 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150)
+    write_bytes(path, image.getvalue())

@@ -331,7 +331,7 @@ def custom_task(
     if leading_space and prompt.endswith(" "):
         raise ValueError(
             f"prompt {shown(prompt)} ends in a blank, but every label word starts "
-            "with one; drop the blank or the leading space of the labels"
+            "with one; drop the prompt's"
         )
 
     def target(row: Row) -> int:
