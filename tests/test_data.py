@@ -230,6 +230,35 @@ def test_local_data_may_be_csv_and_a_file_goes_first(tmp_path):
     assert example.label == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "split", "wanted"),
+    [
+        ("rte", "train", ("nyu-mll/glue", "rte", "train")),
+        ("rte", "eval", ("nyu-mll/glue", "rte", "validation")),
+    ],
+)
+def test_rows_of_the_hub(name, split, wanted, monkeypatch):
+    rows = [
+        {"sentence1": "It rains.", "sentence2": "It is wet.", "label": label, "idx": 0}
+        for label in (0, 1, 2)
+    ]
+    asked = []
+
+    def load_dataset(path, config, split):
+        asked.append((path, config, split))
+        return rows[: len(rows) - (split == "train")]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    if split == "train":
+        examples = load_examples(get_task(name), split)
+        assert [example.label for example in examples] == [0, 1]
+        assert examples[0].texts == ("It rains.", "It is wet.")
+    else:
+        text = message(load_examples, get_task(name), split)
+        assert text.startswith("hub data set nyu-mll/glue (rte, validation) row 3: ")
+    assert asked == [wanted]
+
+
 @pytest.mark.filterwarnings("default")  # of the hub's client, not ours
 def test_hub_out_of_reach_is_one_line_that_names_the_remedy():
     text = message(load_examples, get_task("sst2"), "eval")

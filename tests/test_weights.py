@@ -1,5 +1,6 @@
 """Reading pretrained weights from HF folders, and what is wrong with them."""
 
+import fnmatch
 import json
 
 import jax
@@ -176,6 +177,24 @@ def test_missing_files_are_named(tmp_path):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="expected smollm2-135m-instruct, a"):
         load("no-such-model")
+
+
+def test_a_hub_id_loads_what_the_hub_sends(tmp_path, monkeypatch):
+    tensors = tiny.tensors(2)
+    tiny.write_folder(tmp_path, tensors)
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model"]
+        for file in (*wanted, "pytorch_model.bin", "model.gguf", "consolidated.00.pth"):
+            sent = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+            assert sent == (file in wanted)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert_loaded("some.one/a-model_1", tensors)
+    assert asked == ["some.one/a-model_1"]
 
 
 def test_the_hub_out_of_reach_is_one_line():
