@@ -1,5 +1,7 @@
 """What README and docs show is run, and what they link to exists."""
 
+import functools
+import importlib
 import inspect
 import re
 import shlex
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -54,15 +57,24 @@ def options() -> dict[str, set[str]]:
     hyper = fields(MethodConfig)
     train = fields(TrainConfig, DataConfig, LoraConfig, ProcessConfig) | hyper
     train |= {"out", "resume"}
-    evaluate = inspect.signature(cli.evaluate).parameters
+
+    def arguments(command):
+        return {
+            name.replace("_", "-") for name in inspect.signature(command).parameters
+        }
+
     return {
         "train": train,
         "plan": train | {"chip", "seq-length"},
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
         | fields(MethodConfig, prefix="adam.")
         | fields(MethodConfig, prefix="ivon-lora.")
-        | {"out"},
-        "evaluate": fields(DataConfig) | {name.replace("_", "-") for name in evaluate},
+        | {"out", "resume"},
+        "evaluate": fields(DataConfig) | arguments(cli.evaluate),
+        "export": arguments(cli.export),
+        "models": arguments(cli.models),
+        "table": arguments(cli.table),
+        "data": fields(DataConfig) | arguments(cli.data),
     }
 
 
@@ -71,7 +83,7 @@ def test_shown_options_exist(page):
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
     legal = options()
     for line in text.splitlines():
-        if command := re.match(r".*ivon-jax (train|plan|compare|evaluate) ", line):
+        if command := re.match(rf".*ivon-jax ({'|'.join(legal)}) ", line):
             shown = set(re.findall(r"--([\w.-]+)", line[command.end() :]))
             assert shown <= legal[command[1]], line
 
@@ -102,6 +114,16 @@ def test_links_exist(page):
     targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_benchmarks_have_those_options(page, monkeypatch):
+    """Each is parsed as it is shown, and not run."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    for name, words in re.findall(r"python -m benchmarks\.(\w+)([^\n]*)", text):
+        module = importlib.import_module(f"benchmarks.{name}")
+        run = functools.wraps(module.main)(lambda *args, **kwargs: None)
+        tyro.cli(run, args=shlex.split(words))
 
 
 def test_make_targets_of_the_readme_exist():
