@@ -1,8 +1,10 @@
 """The command line: what each command writes, and how it refuses bad input."""
 
+import inspect
 import io
 import itertools
 import json
+import re
 import shutil
 import signal
 import sys
@@ -14,9 +16,12 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, compare, loop, run
+from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction
+from ivon_jax.train.processes import ProcessConfig
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes
@@ -290,12 +295,40 @@ def test_compiled_programs_are_kept(tmp_path, monkeypatch, capsys):
         jax.config.update(option, mine)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "evaluate", "compare", "table", "data", "models"]
+COMMANDS = (
+    cli.train,
+    cli.evaluate,
+    cli.export,
+    cli.plan,
+    cli.compare,
+    cli.table,
+    cli.data,
+    cli.models,
 )
-def test_help(name, capsys):
-    assert command(name, "--help") == 0
-    assert f"usage: ivon-jax {name}" in capsys.readouterr().out
+CONFIGS = (
+    CompareConfig,
+    DataConfig,
+    LoraConfig,
+    MethodConfig,
+    ProcessConfig,
+    TrainConfig,
+)
+
+
+@pytest.mark.parametrize("function", COMMANDS, ids=lambda f: f.__name__)
+def test_help(function, capsys):
+    assert command(function.__name__, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"usage: ivon-jax {function.__name__}" in shown
+    assert function.__doc__.splitlines()[0] in shown
+
+
+@pytest.mark.parametrize("source", [*COMMANDS, *CONFIGS], ids=lambda f: f.__name__)
+def test_every_option_is_explained(source):
+    explained = set(re.findall(r"^ +(\w+): \S", source.__doc__, re.MULTILINE))
+    # Those have options of their own, or carry their help with their type.
+    explained |= {"config", "processes", "out", "resume"}
+    assert set(inspect.signature(source).parameters) <= explained
 
 
 # Bad input.
