@@ -216,6 +216,16 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
     Raises:
         ValueError: an adapter is of another rank, or has no kernel at its path, or
             one of another size.
+
+    Example:
+        >>> model, x = nn.Dense(4), jnp.ones((1, 3))
+        >>> adapted = Lora(model, LoraConfig(targets=("all-linear",)))
+        >>> keys = {"params": jax.random.key(0), "lora": jax.random.key(1)}
+        >>> variables = adapted.init(keys, x)
+        >>> params = merge(variables["params"], variables["lora"], adapted.config)
+        >>> same = model.apply({"params": params}, x) == adapted.apply(variables, x)
+        >>> print(same.all())
+        True
     """
     return _add_to_kernels(params, adapters, config, 1)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -113,6 +114,12 @@ class Posterior:
 
         Raises:
             ValueError: ratio or scope is illegal.
+
+        Example:
+            >>> posterior = Posterior({"w": jnp.arange(3.0)}, {"w": jnp.ones(3)}, {})
+            >>> pruned = posterior.prune(0.7)  # of 3 entries, 2.1 are 2
+            >>> print(pruned.mean["w"], pruned.precision["w"])
+            [0. 0. 2.] [inf inf  1.]
         """
         if not 0 <= ratio <= 1:
             raise ValueError(f"prune: {ratio} is not in [0, 1]")
@@ -178,7 +185,12 @@ class Posterior:
         Returns:
             The sum over entries, in nats (App. B of the paper). Infinite before the
             first step of IVON-LoRA, whose prior is then still flat.
+
+        Raises:
+            ValueError: a leaf has no prior.
         """
+        if missing := self.precision.keys() - self.prior_precision.keys():
+            raise ValueError(f"prior_precision: lacks the leaf {min(missing)!r}")
         mean = by_path(self.mean)
 
         def leaf(name: str, p: Array) -> Array:
@@ -230,7 +242,9 @@ class Posterior:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def _map_mean(self, fn: Any, leaves: dict[str, Array]) -> PyTree:
+    def _map_mean(
+        self, fn: Callable[[Array, Array], Array], leaves: dict[str, Array]
+    ) -> PyTree:
         """Applies fn(mean, other) where there is an other leaf of the same path."""
 
         def leaf(path: Any, mean: Array) -> Array:
@@ -239,7 +253,7 @@ class Posterior:
 
         return jax.tree_util.tree_map_with_path(leaf, self.mean)
 
-    def _sum(self, fn: Any) -> Float[Array, ""]:
+    def _sum(self, fn: Callable[[str, Array], Array]) -> Float[Array, ""]:
         """Sums fn(name, precision) over the entries of finite precision."""
         total = jnp.zeros([])
         for name, p in self.precision.items():

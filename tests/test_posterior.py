@@ -258,6 +258,12 @@ def test_kl_reads_the_priors_of_the_optimizer():
     np.testing.assert_allclose(prior, [[1 / (0.09 + 1 / 80)]], rtol=1e-5)
 
 
+def test_kl_needs_a_prior():
+    posterior = Posterior({"a": jnp.ones(2)}, {"a": jnp.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"^prior_precision: lacks the leaf 'a'$"):
+        posterior.kl()
+
+
 def test_operations_under_jit_and_vmap():
     posterior = draw(0)
     temper = jax.jit(lambda p, tau: p.prune(0.5).temper(tau))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from ivon_jax.ensemble import average
 from ivon_jax.files import write_bytes
@@ -135,8 +136,8 @@ def _write_report(
     out: Path,
     results: dict[str, Any],
     logs: dict[str, list[dict[str, Any]]],
-    kept: dict[str, Any],
-    labels: Any,
+    kept: dict[str, Float[np.ndarray, "n c"]],
+    labels: Int[np.ndarray, " n"],
 ) -> None:
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)

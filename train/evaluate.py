@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import metrics, regression
 from ivon_jax.ensemble import average
@@ -166,7 +166,7 @@ def score(
     method: str,
     how: Prediction,
     predictions: Float[np.ndarray, "s n c"],
-    labels: Any,
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
     extra: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Makes one row of a results table.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Pretrained, load
@@ -56,9 +56,9 @@ class Problem:
     task: Task
     mesh: Mesh
     model: Lora
-    params: Any
-    adapters: Any
-    start: Any
+    params: PyTree
+    adapters: PyTree
+    start: PyTree
     answers: Int[Array, " c"] | None
     train: Encoded
     eval: Encoded
@@ -196,7 +196,7 @@ def adapted(lora: LoraConfig, shape: Config) -> LoraConfig:
     return dataclasses.replace(lora, modules_to_save=tuple(whole))
 
 
-def _start(config: TrainConfig, params: Any, adapters: Any) -> Any:
+def _start(config: TrainConfig, params: PyTree, adapters: PyTree) -> PyTree:
     """Finds on the host what there is to start from: of the base and the adapter."""
     wanted, held = flatten_dict(adapters), flatten_dict(params)
     found = {path: held[path] for path in wanted if path in held}
@@ -257,7 +257,7 @@ def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:
         )
 
 
-def _adapter_shapes(model: Lora) -> Any:
+def _adapter_shapes(model: Lora) -> PyTree:
     """Finds the layers to adapt, so that a wrong target shows before training."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return jax.eval_shape(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 import ivon_jax
 from ivon_jax.files import remove_unfinished, write_bytes
@@ -210,7 +210,10 @@ def read_posterior(out: Path, *, best: bool = False) -> Posterior:
 
 
 def write_predictions(
-    out: Path, how: str, predictions: Float[np.ndarray, "s n c"], labels: Any
+    out: Path,
+    how: str,
+    predictions: Float[np.ndarray, "s n c"],
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
 ) -> None:
     """Stores what every sample predicted of each example, and the labels.
 
@@ -223,7 +226,6 @@ def write_predictions(
     """
     from safetensors.numpy import save
 
-    labels = np.asarray(labels)
     kind = "log_probs" if labels.dtype.kind == "i" else "numbers"
     tensors = {kind: predictions, "labels": labels}
     write_bytes(out / f"predictions-{how}.safetensors", save(tensors))
