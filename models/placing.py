@@ -112,7 +112,10 @@ def place_quantized(
 
     def zeros(part: Any, leaf: Any) -> Array:
         stacked = (len(layers), *leaf.shape)
-        return jnp.zeros(stacked, leaf.dtype, device=place(path_name(part), stacked))
+        # XLA writes to no 4-bit array in place on CPUs: each layer would cost a copy of
+        # all of them. A byte an entry does until they are complete.
+        kind = jnp.uint8 if leaf.dtype == jnp.uint4 else leaf.dtype
+        return jnp.zeros(stacked, kind, device=place(path_name(part), stacked))
 
     leaf = jax.tree_util.tree_map_with_path(zeros, one)[path]
     bad = []
@@ -123,7 +126,8 @@ def place_quantized(
         # Waits: else the host would read ahead of what the devices have done.
         leaf = jax.block_until_ready(_store(leaf, source, i, quantization))
         bad += [i] * len(wrong)
-    return leaf, bad
+    packed = jax.tree.map(lambda old, new: old.astype(new.dtype), leaf, one[path])
+    return packed, bad
 
 
 @functools.partial(jax.jit, static_argnames="quantization", donate_argnums=0)
@@ -136,6 +140,7 @@ def _store(
     """Write one layer of a quantised leaf in place."""
 
     def write(old: Array, new: Array) -> Array:
+        new = new.astype(old.dtype)
         return jax.lax.dynamic_update_index_in_dim(old, new, layer, 0)
 
     return jax.tree.map(write, leaf, quantize(kernel, quantization))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
-from ivon_jax.models import load
+from ivon_jax.models import load, placing
 from ivon_jax.models.quantized import BLOCK, quantize
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.methods import IvonLora
@@ -167,6 +167,24 @@ def test_every_device_holds_its_part_only(folder, kind):
     if kind is not None:  # too few blocks to split
         scale = kernel.scale
         assert scale.sharding.shard_shape(scale.shape) == (2, 1, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_is_stored_without_a_copy_of_the_others(kind, monkeypatch):
+    store, work = placing._store, {}
+
+    def measured(leaf, *rest):
+        analysis = store.lower(leaf, *rest).compile().cost_analysis()
+        work[len(leaf.qvalue)] = analysis["flops"]
+        return store(leaf, *rest)
+
+    monkeypatch.setattr(placing, "_store", measured)
+    kernel = np.ones((BLOCK, 8), np.float32)
+    for count in (2, 12):
+        layers = [lambda: kernel] * count
+        where = ("layers/up_proj/kernel", layers, kernel.shape, kind, False)
+        placing.place_quantized(*where, placing.one_device)
+    assert work[12] == work[2] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
