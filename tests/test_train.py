@@ -133,8 +133,10 @@ def test_how_often_the_step_is_compiled_is_said(base, problem, tmp_path, capsys)
     long = np.resize(problem.train.tokens[0], 17)
     tokens = dataclasses.replace(problem.train, tokens=(long, *cut))
     other = dataclasses.replace(problem, train=tokens)
+    config = config_of(base, "adam")
+    hyper = dataclasses.replace(config.hyper, batch_size=4)  # of no other test
     before = step.train_step._cache_size()
-    run(other, config_of(base, "adam"), tmp_path / "run")
+    run(other, dataclasses.replace(config, hyper=hyper), tmp_path / "run")
     said = capsys.readouterr().err.splitlines()[0]
     assert said.endswith("padded to 8, 24 tokens: the step is compiled at most 2 times")
     assert step.train_step._cache_size() - before == 2
