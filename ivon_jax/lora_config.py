@@ -97,10 +97,10 @@ class LoraConfig:
             legal = adapted if of_adapters else paths
             for pattern in patterns:
                 if not any(_matches(pattern, path) for path in legal):
-                    kind = "adapted" if of_adapters else "linear"
+                    kind = "layer of targets" if of_adapters else "linear layer"
                     names = ", ".join(sorted({path[-1] for path in legal if path}))
                     raise ValueError(
-                        f"{field}: {pattern!r} matches no {kind} layer; there are:"
+                        f"{field}: {pattern!r} matches no {kind}; there are:"
                         f" {names or 'none'}"
                     )
 

@@ -15,8 +15,9 @@ from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import adapters as peft_files
-from ivon_jax.train import run
+from ivon_jax.train import export, run
 from ivon_jax.train.adapters import load_adapter, read_settings, save_adapter
+from ivon_jax.train.config import TrainConfig, from_json
 from ivon_jax.train.step import Streams
 
 optax_promotes = tiny.optax_promotes
@@ -207,7 +208,6 @@ def edit_config(folder, **changes):
         "layers_to_transform": 0,
         "init_lora_weights": "pissa",
         "peft_type": "IA3",
-        "fan_in_fan_out": True,
         "from_the_future": 1,
     }.items(),
 )
@@ -300,6 +300,9 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     config, _ = run.read_config(tmp_path / "run")
     same(load_adapter(tmp_path / "out", pruned.mean, config.lora), pruned.mean)
     same(Posterior.load(tmp_path / "out" / run.POSTERIOR), posterior)
+    settings = json.loads((tmp_path / "out" / export.RUN).read_text())
+    assert from_json(settings["config"], TrainConfig) == config
+    assert (config.hyper.ess, config.hyper.steps) == (1000, 2)
     key = Streams.from_seed(config.seed).ensemble
     for i in range(2):
         sample = pruned.temper(4.0).draw(key, i)
@@ -452,7 +455,6 @@ def test_transformers_loads_a_merged_model(
     import transformers
 
     from ivon_jax.models import save as saving
-    from ivon_jax.train import export
 
     trained(command, tmp_path / "run", "ivon-lora")
     config, _ = run.read_config(tmp_path / "run")

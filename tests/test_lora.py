@@ -170,7 +170,7 @@ def test_ranks_and_alphas_of_single_layers_by_hand():
 def test_a_pattern_for_no_adapted_layer_is_an_error(field, layer):
     pattern = {field: (("up", 4), (layer, 3))}
     model = Lora(Mlp(), LoraConfig(targets=("up", "remat"), **pattern))
-    message = f"{field}: '{layer}' matches no adapted layer; there are: remat, up"
+    message = f"{field}: '{layer}' matches no layer of targets; there are: remat, up"
     with pytest.raises(ValueError, match=re.escape(message)):
         init_adapters(model, KEY, X)
 

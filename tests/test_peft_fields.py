@@ -71,6 +71,12 @@ TOLD = {"exclude_modules", "modules_to_save", "target_modules"}
 SAYS_NOTHING = {
     "auto_mapping",
     "base_model_name_or_path",
+    # Without the initialisation that they belong to.
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
+    "fan_in_fan_out",  # PEFT switches it off for linear layers
     "inference_mode",
     "megatron_core",  # without megatron_config
     "peft_version",
@@ -117,7 +123,27 @@ def test_a_field_that_is_not_as_usual(field, defaults, tmp_path):
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("init", [True, False, "gaussian"])
-def test_how_an_adapter_began_does_not_matter(init, defaults, tmp_path):
-    values = defaults | {"init_lora_weights": init}
-    assert read_settings(with_config(tmp_path, values)).rank == 2
+# All of PEFT's but CorDA and LoRA-GA, which need data, and LoftQ, which needs a GPU.
+INITS = [True, False, "gaussian", "eva", "orthogonal", "mica"]
+INITS += ["pissa", "pissa_niter_2", "olora"]
+
+
+@pytest.mark.filterwarnings("ignore:.*eva")
+@pytest.mark.parametrize("init", INITS)
+def test_only_what_changes_the_base_is_refused(init, defaults, tmp_path):
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(16, 16)
+    before = layer.weight.detach().clone()
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=["0"],
+        init_lora_weights=init,
+    )
+    tuned = peft.get_peft_model(torch.nn.Sequential(layer), config)
+    kept = torch.equal(tuned.base_model.model[0].base_layer.weight, before)
+    with_config(tmp_path, defaults | {"init_lora_weights": init})
+    if kept:
+        assert read_settings(tmp_path).rank == 2
+    else:
+        with pytest.raises(ValueError, match=f"init_lora_weights is '{init}', exp"):
+            read_settings(tmp_path)

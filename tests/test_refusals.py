@@ -229,7 +229,7 @@ def test_train_refuses_what_does_not_fit_the_model(ivon_jax_command, place, tmp_
         (both | {"labels": ["strange", "unheard"]}, "same token"),
         ({"targets": ["q_proj", "c_attn"]}, "'c_attn' matches no linear layer"),
         ({"targets": ["q_proj("]}, "targets: "),
-        ({"rank_pattern": ["up_proj", 4]}, "'up_proj' matches no adapted layer"),
+        ({"rank_pattern": ["up_proj", 4]}, "'up_proj' matches no layer of targets"),
         ({"alpha_pattern": ["q_proj", 0]}, "alpha_pattern: 0.0 is not a number > 0"),
         ({"eval_file": long_file}, "128"),
     ):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.axes import LAYERS
 from ivon_jax.models.families import tree_path
 from ivon_jax.models.safetensors_io import read_json
 
@@ -30,17 +31,26 @@ _HONOURED = {
     "target_modules",
     "use_rslora",
 }
-# Fields that say nothing about what an adapter computes.
+# Fields that say nothing about what an adapter computes. The settings of an
+# initialisation count together with it only, and PEFT transposes no linear layer.
 _DESCRIPTION = {
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "fan_in_fan_out",
     "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
     "revision",
     "task_type",
 }
+# Initialisations that leave the base model's weights alone; PiSSA, OLoRA, CorDA, LoftQ
+# and LoRA-GA change them, so what was trained belongs to another base.
+_INITS: tuple[Any, ...] = (True, False, "gaussian", "eva", "orthogonal", "mica")
 # What switches the other fields off.
 _OFF: tuple[Any, ...] = (None, "none", {}, [])
 _Value = TypeVar("_Value", int, float)
@@ -64,12 +74,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{CONFIG}: {error}") from None
     if (kind := values.get("peft_type")) != "LORA":
         raise ValueError(f"peft_type is {kind!r:.80}, expected 'LORA'")
-    # PiSSA, OLoRA, LoftQ and the like change the base model's weights too.
     init = values.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian"):
-        raise ValueError(
-            f"init_lora_weights is {init!r:.80}, expected true, false or 'gaussian'"
-        )
+    if init not in _INITS:
+        legal = ", ".join(map(repr, _INITS))
+        raise ValueError(f"init_lora_weights is {init!r:.80}, expected one of {legal}")
     known = _HONOURED | _DESCRIPTION | {"peft_type", "init_lora_weights"}
     for field, value in values.items():
         # Not by equality alone: 0 equals False.
@@ -129,7 +137,7 @@ def peft_config(
     ranks = {_regex(path): config.rank_at(parts) for path, parts in paths.items()}
     alphas = {_regex(path): config.alpha_at(parts) for path, parts in paths.items()}
     saved = sorted(map(_dotted, whole))
-    return {
+    fields = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if CLASSIFIER in saved else "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -145,6 +153,8 @@ def peft_config(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    # Only if there are any: the field is younger than PEFT's format.
+    return fields | ({"exclude_modules": others} if (others := _others(paths)) else {})
 
 
 def _tree_path(name: str) -> str:
@@ -201,6 +211,16 @@ def _flag(field: str, value: Any) -> bool:
 def _dotted(path: str) -> str:
     """What PEFT compares the end of a layer's name with."""
     return path.removeprefix("layers/").replace("/", ".")
+
+
+def _others(paths: Iterable[str]) -> list[str]:
+    """Layers without an adapter that PEFT takes for one of ours, by their ends."""
+    ours = set(map(_dotted, paths))
+    return sorted(
+        name
+        for name in map(_dotted, LAYERS)
+        if name not in ours and any(name.endswith(f".{end}") for end in ours)
+    )
 
 
 def _regex(path: str) -> str:
