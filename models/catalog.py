@@ -101,10 +101,10 @@ CATALOG: Mapping[str, Mapping[str, Any]] = {
     | {"vocab_size": 151936},
     "Qwen/Qwen2.5-7B": _QWEN_25
     | _sizes(3584, 18944, 28, 28, 4)
-    | {"vocab_size": 152064},
+    | {"vocab_size": 152064, "max_position_embeddings": 131072},
     "Qwen/Qwen2.5-72B": _QWEN_25
     | _sizes(8192, 29568, 80, 64, 8)
-    | {"vocab_size": 152064},
+    | {"vocab_size": 152064, "max_position_embeddings": 131072},
     "Qwen/Qwen3-0.6B": _QWEN_3 | _TIED | _sizes(1024, 3072, 28, 16, 8),
     "Qwen/Qwen3-8B": _QWEN_3 | _sizes(4096, 12288, 36, 32, 8),
     "Qwen/Qwen3-32B": _QWEN_3 | _sizes(5120, 25600, 64, 64, 8),

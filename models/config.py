@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ivon_jax.models.checks import boolean, check, integer, number
+from ivon_jax.models.checks import boolean, check, either, integer, number
 from ivon_jax.models.rope_config import (
     DynamicRope,
     RopeScaling,
@@ -13,7 +13,7 @@ from ivon_jax.models.rope_config import (
     write_rope,
 )
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
 
 # Sizes beyond these, or else beyond 2**24, come from damaged files; they would only
 # exhaust the memory.
@@ -166,8 +166,10 @@ class LlamaConfig:
         }
         for kind in MODEL_TYPES:
             candidate = {"model_type": kind, **values}
+            if not kind.startswith("qwen"):
+                del candidate["use_sliding_window"]
             if kind in ("llama", "mistral"):  # these know no kinds of layers
-                del candidate["layer_types"], candidate["use_sliding_window"]
+                del candidate["layer_types"]
             if LlamaConfig.from_hf(candidate) == self:
                 name = f"{kind.capitalize()}ForCausalLM"
                 return {"architectures": [name], **candidate}
@@ -186,6 +188,10 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
     check(quantization is None, "quantization_config", quantization, "none")
     partial = config.get("partial_rotary_factor", 1.0)
     check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    dropout = either(config.get("attention_dropout"), 0.0)
+    check(dropout == 0.0, "attention_dropout", dropout, "0.0")
+    causal = config.get("is_causal", True)
+    check(causal is True, "is_causal", causal, "true")
 
 
 def _windows(
@@ -194,12 +200,8 @@ def _windows(
     """The sliding window, and which layers have it."""
     if layers > _LIMITS["num_hidden_layers"]:
         return None, ()  # refused by the constructor, before anything is allocated
-    if config["model_type"] == "mistral":
-        if config.get("sliding_window", 4096) is None:
-            return None, ()
-        return integer(config, "sliding_window", 4096), (True,) * layers
-    if config["model_type"] == "llama":
-        types = config.get("layer_types")
+    kind, types = config["model_type"], config.get("layer_types")
+    if kind == "llama":
         full = types is None or (
             isinstance(types, list) and all(x == "full_attention" for x in types)
         )
@@ -207,12 +209,14 @@ def _windows(
         used = boolean(config, "use_sliding_window")
         check(not used, "use_sliding_window", used, "false for a llama")
         return None, ()
-    if not boolean(config, "use_sliding_window"):
+    switched = kind.startswith("qwen")
+    if switched and not boolean(config, "use_sliding_window"):
+        return None, ()
+    if config.get("sliding_window", 4096) is None:
         return None, ()
     window = integer(config, "sliding_window", 4096)
-    types = config.get("layer_types")
     if types is None:
-        first = integer(config, "max_window_layers", 28)
+        first = integer(config, "max_window_layers", 28) if switched else 0
         windowed = [i >= first for i in range(layers)]
     else:
         legal = ("full_attention", "sliding_attention")

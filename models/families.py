@@ -25,6 +25,8 @@ class Family:
         names: HF's names of the modules in our tree that begin so; `{}` stands for
             the number of a stacked layer. The longest beginning counts.
         unused: Tensors, as a regular expression, that files may hold in vain.
+        copies: Tensors that files may hold although the model has them under another
+            name, given here.
         head: Layers that a file may lack, all of them together: they belong to one
             task, and are trained whole.
     """
@@ -34,6 +36,7 @@ class Family:
     module: Callable[..., Any]
     names: Mapping[str, str]
     unused: str
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head: tuple[str, ...] = ()
 
 
@@ -47,9 +50,8 @@ LLAMA = Family(
         "norm": "model.norm",
         "lm_head": "lm_head",
     },
-    # Old files store the rotary frequencies, and tied models a copy of the embedding
-    # (an untied model wants it, so it is not left over).
-    unused=r".*rotary_emb\.inv_freq|lm_head\.weight",
+    unused=r".*rotary_emb\.inv_freq",  # in old files
+    copies={"lm_head.weight": "model.embed_tokens.weight"},  # if the two are tied
 )
 DEBERTA = Family(
     DEBERTA_TYPES,

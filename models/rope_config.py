@@ -101,10 +101,11 @@ KINDS: dict[str, type[RopeScaling]] = {
     "llama3": Llama3Rope,
     "yarn": YarnRope,
 }
-# What every kind may have; the first two say where the kind and the base stand, and
-# the last one changes nothing where it is not a field of the kind.
+_LENGTH = "original_max_position_embeddings"
+# What every kind may have; the last two change nothing, except the length where it is a
+# field of the kind.
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_COMMON |= {"original_max_position_embeddings"}
+_COMMON |= {_LENGTH, "finetuned"}
 
 
 def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -135,6 +136,9 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     partial = either(rope.get("partial_rotary_factor"), 1.0)
     check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
     theta = number("rope_theta", theta)
+    # As transformers does: beside the settings it comes first, and last the context.
+    length = either(rope.get(_LENGTH), config.get("max_position_embeddings"))
+    rope = {**rope, _LENGTH: either(config.get(_LENGTH), length)}
     if kind is None:
         return theta, None
     return theta, kind(

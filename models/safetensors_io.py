@@ -1,6 +1,7 @@
 """Configuration and weights from a folder in HF's layout, in safetensors files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
     config = read_config(folder)
     handles = {file.name: _open(file) for file in weight_files(folder)}
     where = _locations(folder, {file: set(h.keys()) for file, h in handles.items()})
-    shapes = {name: _shape(name, file, handles[file]) for name, file in where.items()}
+    shapes = _shapes(where, handles, families.family_of(config).unused)
 
     def read(name: str) -> Any:
         # Opened anew: what was read of a mapped file counts as ours until unmapped.
@@ -64,7 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise ValueError(f"neither {WEIGHTS} nor {INDEX} found")
+        raise ValueError(
+            f"neither {WEIGHTS} nor {INDEX} found; pickles (pytorch_model.bin) are"
+            " never read, save them again with save_pretrained of transformers"
+        )
     names = set(_weight_map(folder).values())
     for name in names:
         if not (folder / name).is_file():
@@ -128,11 +132,18 @@ def _open(file: Path) -> Any:
         raise ValueError(f"{file.name}: {str(error)!a:.160}") from error
 
 
-def _shape(name: str, file: str, handle: Any) -> tuple[int, ...]:
-    part = handle.get_slice(name)
-    if part.get_dtype() not in DTYPES:
-        legal = ", ".join(DTYPES)
-        raise ValueError(
-            f"{file}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
-        )
-    return tuple(part.get_shape())
+def _shapes(
+    where: Mapping[str, str], handles: Mapping[str, Any], unused: str
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, but of unused ones that hold no numbers to read."""
+    shapes = {}
+    for name, file in where.items():
+        part = handles[file].get_slice(name)
+        if part.get_dtype() in DTYPES:
+            shapes[name] = tuple(part.get_shape())
+        elif not re.fullmatch(unused, name):
+            legal = ", ".join(DTYPES)
+            raise ValueError(
+                f"{file}: tensor {name!a:.80} is {part.get_dtype()}, expected {legal}"
+            )
+    return shapes

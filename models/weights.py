@@ -18,6 +18,8 @@ from ivon_jax.models.families import Config, family_of, hf_names
 from ivon_jax.models.placing import Place, one_device, place_leaf, place_quantized
 from ivon_jax.models.quantized import Quantization, is_quantized
 
+_ROWS = 1024  # compared at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
@@ -90,11 +92,15 @@ def fill(
     }
     if not tensors.shapes.keys() & (slots.keys() - headless.keys()):
         slots = headless
+    family = family_of(config)
+    copies = tensors.shapes.keys() & family.copies.keys() - slots.keys()
     compare_shapes(
         {name: slot.source_shape for name, slot in slots.items()},
-        tensors.shapes,
-        family_of(config).unused,
+        {name: tensors.shapes[name] for name in tensors.shapes.keys() - copies},
+        family.unused,
     )
+    for name in copies:
+        _check_copy(tensors, name, family.copies[name])
     leaves: dict[str, Any] = {}
     bad: list[str] = []
     for path, group in itertools.groupby(slots.items(), lambda item: item[1].path):
@@ -113,6 +119,21 @@ def fill(
         bad += [names[i] for i in wrong]
     _refuse_everywhere(bad, dtype)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _check_copy(tensors: Tensors, name: str, original: str) -> None:
+    """Stop if a tensor that would be left out is not what it is taken for."""
+    shape = tensors.shapes[original]
+    one, other = tensors.read(name), tensors.read(original)
+    starts = range(0, shape[0], _ROWS)
+    parts = [slice(start, min(start + _ROWS, shape[0])) for start in starts]
+    if tensors.shapes[name] != shape or not all(
+        np.array_equal(one[rows], other[rows]) for rows in parts
+    ):
+        raise ValueError(
+            f"tensor {name} is not {original}, which the config ties it to"
+            " (tie_word_embeddings)"
+        )
 
 
 def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:

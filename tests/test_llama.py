@@ -93,14 +93,18 @@ def ropes(draw):
         rope |= draw(st.fixed_dictionaries({}, optional=optional))
         if draw(st.booleans()):
             rope |= {"mscale": 0.7, "mscale_all_dim": 1.3}
-    return rope | ROPES[kind]
+    rope |= ROPES[kind]
+    if draw(st.booleans()):  # then it is max_position_embeddings
+        rope.pop("original_max_position_embeddings", None)
+    return rope
 
 
 @st.composite
 def hf_configs(draw):
     kv_heads = draw(st.integers(1, 2))
     rope = draw(ropes())
-    kind = draw(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]))
+    kinds = ["llama", "mistral", "ministral", "qwen2", "qwen3"]
+    kind = draw(st.sampled_from(kinds))
     config = {
         "model_type": kind,
         "vocab_size": draw(st.integers(11, 40)),
@@ -114,7 +118,7 @@ def hf_configs(draw):
         "rope_parameters": rope,
         "tie_word_embeddings": draw(st.booleans()),
         # Shorter than the sequences, where only the dynamic kind cares.
-        "max_position_embeddings": 6 if rope["rope_type"] == "dynamic" else 128,
+        "max_position_embeddings": 6 if rope["rope_type"] == "dynamic" else 24,
     }
     if kind in ("llama", "qwen3"):
         config["attention_bias"] = draw(st.booleans())
@@ -122,8 +126,12 @@ def hf_configs(draw):
         config["mlp_bias"] = draw(st.booleans())
     else:
         config["sliding_window"] = 3
-    if kind == "mistral":
+    if kind in ("mistral", "ministral"):
         config["sliding_window"] = draw(st.sampled_from([None, 1, 3]))
+        if kind == "ministral" and config["sliding_window"]:
+            kinds = st.sampled_from(["full_attention", "sliding_attention"])
+            size = config["num_hidden_layers"]
+            config["layer_types"] = draw(st.lists(kinds, min_size=size, max_size=size))
     elif kind != "llama":
         config["use_sliding_window"] = draw(st.booleans())
         config["max_window_layers"] = draw(st.integers(0, 3))
@@ -210,7 +218,7 @@ def test_a_config_of_no_class_is_not_written():
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 @given(config=hf_configs(), left=st.booleans())
 @settings(max_examples=6, deadline=None)
-def test_adapter_gradients_equal_those_of_peft(config, left):
+def test_adapters_outputs_and_gradients_equal_those_of_peft(config, left):
     import tempfile
     from pathlib import Path
 
@@ -236,16 +244,19 @@ def test_adapter_gradients_equal_those_of_peft(config, left):
     shape = (*tokens.shape, config["vocab_size"])
     weight = (rng.normal(size=shape) * mask[..., None]).astype(np.float32)
 
-    def loss(adapters):
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(adapters):
         variables = {"params": params, "lora": adapters}
         hidden = model.apply(variables, tokens, mask=jnp.asarray(mask))
         out = base.apply({"params": params}, hidden, method="unembed")
-        return jnp.sum(out * weight)
+        return jnp.sum(out * weight), out
 
+    grads, logits = gradient(adapters)
     with tempfile.TemporaryDirectory() as place:
         save_adapter(Path(place), adapters, lora, "base")
         tuned = peft.PeftModel.from_pretrained(theirs, place, is_trainable=True)
-        save_adapter(Path(place), jax.jit(jax.grad(loss))(adapters), lora, "base")
+        save_adapter(Path(place), grads, lora, "base")
         ours = load_file(Path(place) / WEIGHTS)
     attention = torch.tensor(mask)
     positions = (attention.long().cumsum(1) - 1).clamp(min=0)
@@ -254,6 +265,7 @@ def test_adapter_gradients_equal_those_of_peft(config, left):
         attention_mask=attention.long(),
         position_ids=positions,
     ).logits
+    assert relative(logits[mask], out.detach().numpy()[mask]) <= 1e-4
     (out * torch.tensor(weight)).sum().backward()
     grads = {
         name.replace(".default", ""): parameter.grad.numpy()

@@ -86,6 +86,15 @@ def test_harmless_extras_are_left_out(tmp_path):
     assert_loaded(tiny.write_folder(tmp_path / "m", weights | extras), weights)
 
 
+def test_a_tied_model_with_an_output_of_its_own(tmp_path):
+    weights = tiny.tensors()
+    other = weights["model.embed_tokens.weight"].copy()
+    other[-1, -1] += 1
+    for extra in (other, other[:-1]):
+        folder = tiny.write_folder(tmp_path / "m", weights | {"lm_head.weight": extra})
+        assert "lm_head.weight is not model.embed_tokens.weight" in message(folder)
+
+
 def test_wrong_tensors_are_listed(tmp_path):
     weights = tiny.tensors()
     weights["model.norm.weight"] = np.ones(31, np.float32)
@@ -170,7 +179,9 @@ def test_shards_elsewhere_are_refused(tmp_path):
 def test_missing_files_are_named(tmp_path):
     assert "config.json: no such file" in message(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     assert "neither model.safetensors nor" in message(tmp_path)
+    assert "pickles (pytorch_model.bin) are never read" in message(tmp_path)
     assert "No such file" in message(tmp_path / "absent.gguf")
 
 
@@ -209,6 +220,9 @@ def test_the_hub_out_of_reach_is_one_line():
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"is_causal": False}, "is_causal is False, expected true"),
+        ({"attention_dropout": 0.1}, "attention_dropout is 0.1, expected 0.0"),
+        ({"model_type": "mistral", "layer_types": ["x"]}, "layer_types"),
         ({"layer_types": ["sliding_attention"]}, "layer_types"),
         ({"layer_types": 3}, "layer_types"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
