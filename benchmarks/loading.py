@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,35 +38,29 @@ CONTESTANTS = (
 
 def generate(folder: Path, layers: int) -> int:
     """Writes a Llama of random weights in shards; returns the bytes of its tensors."""
+    import jax
     import jax.numpy as jnp
-    from safetensors.numpy import save_file
 
-    from ivon_jax.models import LlamaConfig
-    from ivon_jax.models.weights import _slots
+    from ivon_jax.models import Llama, LlamaConfig
+    from ivon_jax.models.save import save
 
     config = LlamaConfig(
         vocab_size=32000, hidden_size=2048, intermediate_size=5632,
         num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=4,
         head_dim=64, tie_word_embeddings=False,
     )  # fmt: skip
-    (folder / "config.json").write_text(
-        json.dumps(config.to_hf() | {"dtype": "bfloat16"})
-    )
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = jax.eval_shape(Llama(config).init, jax.random.key(0), tokens)["params"]
     rng = np.random.default_rng(0)
-    shards: dict[str, dict[str, np.ndarray]] = {}
-    where = {}
-    for name, slot in _slots(config).items():
-        file = (
-            f"model-{0 if slot.layer is None else 1 + slot.layer // 4:05d}.safetensors"
-        )
-        values = 0.02 * rng.standard_normal(slot.source_shape, np.float32)
-        shards.setdefault(file, {})[name] = values.astype(jnp.bfloat16)
-        where[name] = file
-    for file, tensors in shards.items():
-        save_file(tensors, folder / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return sum(t.nbytes for shard in shards.values() for t in shard.values())
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = rng.standard_normal(leaf.shape, np.float32)
+        return (np.float32(0.02) * values).astype(jnp.bfloat16)
+
+    params = jax.tree.map(draw, shapes)
+    tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)  # not needed
+    save(folder, config, params, tokenizer, shard_bytes=300 * 10**6)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def ours(folder: str, base: Any) -> int:
