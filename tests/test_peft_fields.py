@@ -87,11 +87,13 @@ SAYS_NOTHING = {
 FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]
 
 
+ADAPTERS = {"layers": {"self_attn": {"q_proj": {
+    "a": jnp.ones((2, 6, 2)), "b": jnp.ones((2, 2, 6))}}}}  # fmt: skip
+
+
 def with_config(folder, values):
     """An adapter's folder with these fields of PEFT's."""
-    adapters = {"layers": {"self_attn": {"q_proj": {
-        "a": jnp.ones((2, 6, 2)), "b": jnp.ones((2, 2, 6))}}}}  # fmt: skip
-    save_adapter(folder, adapters, LoraConfig(rank=2), "base")
+    save_adapter(folder, ADAPTERS, LoraConfig(rank=2), "base")
     (folder / CONFIG).write_text(json.dumps(values))
     return folder
 
@@ -147,3 +149,17 @@ def test_only_what_changes_the_base_is_refused(init, defaults, tmp_path):
     else:
         with pytest.raises(ValueError, match=f"init_lora_weights is '{init}', exp"):
             read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [
+        ("some/base", "some/base", None),
+        ("some/base@refs/pr/1", "some/base", "refs/pr/1"),
+        ("/a/folder@home", "/a/folder@home", None),
+    ],
+)
+def test_peft_finds_the_base(base, name, revision, tmp_path):
+    save_adapter(tmp_path, ADAPTERS, LoraConfig(rank=2), base)
+    read = peft.PeftConfig.from_pretrained(tmp_path)
+    assert (read.base_model_name_or_path, read.revision) == (name, revision)

@@ -190,13 +190,14 @@ def test_unknown_names_list_the_known_ones():
         load("no-such-model")
 
 
-def test_a_hub_id_loads_what_the_hub_sends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("revision", [None, "main", "refs/pr/1"])
+def test_a_hub_id_loads_what_the_hub_sends(revision, tmp_path, monkeypatch):
     tensors = tiny.tensors(2)
     tiny.write_folder(tmp_path, tensors)
     asked = []
 
-    def snapshot_download(name, allow_patterns):
-        asked.append(name)
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision))
         wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model"]
         for file in (*wanted, "pytorch_model.bin", "model.gguf", "consolidated.00.pth"):
             sent = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
@@ -204,8 +205,9 @@ def test_a_hub_id_loads_what_the_hub_sends(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert_loaded("some.one/a-model_1", tensors)
-    assert asked == ["some.one/a-model_1"]
+    name = "some.one/a-model_1"
+    assert_loaded(name if revision is None else f"{name}@{revision}", tensors)
+    assert asked == [(name, revision)]
 
 
 def test_the_hub_out_of_reach_is_one_line():

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.axes import LAYERS
 from ivon_jax.models.families import tree_path
+from ivon_jax.models.pretrained import HUB_ID
 from ivon_jax.models.safetensors_io import read_json
 
 CONFIG = "adapter_config.json"
@@ -128,7 +129,7 @@ def peft_config(
         config: in our terms.
         adapted: our paths of the layers that have an adapter.
         whole: of the layers that are trained whole.
-        base: name of the base model.
+        base: name of the base model, of the hub with or without its revision.
 
     Returns:
         The fields.
@@ -137,10 +138,13 @@ def peft_config(
     ranks = {_regex(path): config.rank_at(parts) for path, parts in paths.items()}
     alphas = {_regex(path): config.alpha_at(parts) for path, parts in paths.items()}
     saved = sorted(map(_dotted, whole))
+    hub_id = HUB_ID.fullmatch(base)
+    name, revision = hub_id.groups() if hub_id else (base, None)
     fields = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if CLASSIFIER in saved else "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
