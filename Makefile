@@ -35,7 +35,7 @@ $(VENV)/developing: $(VENV)/installed
 demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, compare
 	rm -rf $(OUT)/demo
 	$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
-		--taus 0.5 1 2 4 16 --prunes 0.1 0.3 0.5 --out $(OUT)/demo
+		--taus 0.5 1 4 16 --prunes 0.1 0.3 0.5 --sweep-samples 3 --out $(OUT)/demo
 
 test: $(VENV)/developing  ## the whole suite, but for what takes minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)

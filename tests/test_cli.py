@@ -181,6 +181,20 @@ def test_results(compared):
     ]
 
 
+def test_a_point_of_the_sweep_is_an_evaluation(compared, tmp_path):
+    """Also the one whose samples are the first of those of another row."""
+    out = shutil.copytree(compared / "ivon-lora", tmp_path / "run")
+    rows = json.loads((compared / "results.json").read_text())["rows"]
+    for row in rows[4:6]:
+        words = ("--samples", row["samples"], "--tau", row["tau"])
+        assert command("evaluate", out, *words) == 0
+        name = Prediction(row["samples"], row["tau"]).name
+        text = (out / f"evaluation-{name}.json").read_text()
+        alone = json.loads(text)["rows"][-1]
+        for metric in ("accuracy", "nll", "brier"):
+            assert alone[metric] == pytest.approx(row[metric], rel=1e-5)
+
+
 def test_compare_writes_logs_report_and_figures(compared):
     from matplotlib.image import imread
 

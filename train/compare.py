@@ -1,5 +1,6 @@
 """Adam against IVON-LoRA on the same adapters, batches and examples."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,12 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     key = Streams.from_seed(config.seed).ensemble
     labels = problem.eval.labels
     rows, kept = [], {}
+    done: dict[str, dict[Prediction, np.ndarray]] = {name: {} for name in runs}
     for name, how in main + sweep:
-        log_probs = predict(problem, posteriors[name], how, key)
+        log_probs = _part(done[name], how)
+        if log_probs is None:
+            log_probs = predict(problem, posteriors[name], how, key)
+        done[name][how] = log_probs
         row = score(name, how, log_probs, labels, task.metrics)
         rows.append({column: row[column] for column in ROW if column in row})
         if (name, how) in main:
@@ -130,6 +135,17 @@ def _sweep(config: CompareConfig) -> list[tuple[str, Prediction]]:
     points += [Prediction(config.sweep_samples, prune=prune) for prune in config.prunes]
     named = dict.fromkeys(("ivon-lora", how) for how in points)
     return [point for point in named if point not in _main(config)]
+
+
+def _part(
+    done: dict[Prediction, Float[np.ndarray, "_ n c"]], how: Prediction
+) -> Float[np.ndarray, "s n c"] | None:
+    """Finds predictions among those of more samples, the first of which they are."""
+    for other, log_probs in done.items():
+        enough = 0 < how.samples <= other.samples
+        if enough and dataclasses.replace(other, samples=how.samples) == how:
+            return log_probs[: how.samples]
+    return None
 
 
 def _write_report(

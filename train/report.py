@@ -201,12 +201,14 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
             (r for r in sampled if r["tau"] == 1), key=lambda r: r["prune"]
         ),
     }
-    for (name, curve), marker in zip(curves.items(), "os", strict=True):
+    # Labels above and below: the two curves share the point of tau 1 unpruned.
+    looks = zip(curves.items(), "os", (4, -12), strict=True)
+    for (name, curve), marker, height in looks:
         axes.plot(*_points(curve), marker=marker, linestyle="--", label=f"over {name}")
         for row in curve:
             value = "∞" if row["predict"] == "mean" else f"{row[name]:g}"
             where = (100 * row["ece"], 100 * row["accuracy"])
-            axes.annotate(value, where, textcoords="offset points", xytext=(5, 4))
+            axes.annotate(value, where, textcoords="offset points", xytext=(5, height))
     front = pareto_front(curves["tau"] + curves["prune"])
     axes.plot(*_points(front), color="red", linewidth=1, label="Pareto front")
     adam = [row for row in mean if row["method"] == "adam"]
