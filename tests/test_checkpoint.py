@@ -84,8 +84,15 @@ def alone(base, tmp_path_factory) -> Path:
     return train(base, tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
-@pytest.mark.parametrize("mesh", ["data=1", MIXED])
+@pytest.mark.parametrize(
+    ("mesh", "method"),
+    [
+        ("data=1", "adam"),
+        ("data=1", "ivon-lora"),
+        (MIXED, "ivon-lora"),
+        pytest.param(MIXED, "adam", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_is_bit_identical(method, mesh, base, tmp_path, monkeypatch):
     config = dataclasses.replace(base, method=method, mesh=mesh)
     wanted = train(config, tmp_path / "alone")
@@ -304,6 +311,7 @@ def sealed(out: Path) -> list[int]:
     )
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_truth(base, small_disk):
     out, filler = small_disk / "run", small_disk / "filler"
     child = process(base, out, steps=100_000)
