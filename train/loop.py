@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
+from ivon_jax.files import naming
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
 from ivon_jax.train.batches import BatchStream, train_batches
@@ -231,12 +232,9 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
             seconds = round(counts.seconds, 3)
             line = {"step": counts.step, **values, "seconds": seconds}
             text = json.dumps(_finite_or_none(line)).encode() + b"\n"
-            try:
+            with naming(path):
                 if metrics.write(text) < len(text):
                     raise OSError("there was no room for all of a line")
-            except OSError as error:
-                reason = error.strerror or error
-                raise OSError(f"{path}: cannot be written ({reason})") from None
             speed = counts.step * batch_size / counts.seconds
             show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
             if counts.skipped_in_row == MAX_BAD_STEPS:
