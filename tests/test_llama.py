@@ -127,11 +127,13 @@ def hf_configs(draw):
     else:
         config["sliding_window"] = 3
     if kind in ("mistral", "ministral"):
-        config["sliding_window"] = draw(st.sampled_from([None, 1, 3]))
-        if kind == "ministral" and config["sliding_window"]:
+        config["sliding_window"] = draw(st.sampled_from([1, 3]))
+        if kind == "ministral":  # transformers cannot run one without a window
             kinds = st.sampled_from(["full_attention", "sliding_attention"])
             size = config["num_hidden_layers"]
             config["layer_types"] = draw(st.lists(kinds, min_size=size, max_size=size))
+        elif draw(st.booleans()):
+            config["sliding_window"] = None
     elif kind != "llama":
         config["use_sliding_window"] = draw(st.booleans())
         config["max_window_layers"] = draw(st.integers(0, 3))
