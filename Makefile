@@ -45,8 +45,8 @@ test-newest:  ## the same on the newest Python, if one newer than 3.11 is here
 	@$(if $(NEWEST),,echo "no Python 3.12 or 3.13 found: not tested")
 	$(if $(NEWEST),$(MAKE) test PYTHON=$(NEWEST) VENV=$(VENV)-newest)
 
-test-slow: $(VENV)/developing  ## the rest of the suite
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/developing  ## the rest of the suite, and new random cases of all
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile default
 
 seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on two cores)
 	for seed in 0 1 2; do \

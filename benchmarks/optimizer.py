@@ -35,13 +35,11 @@ def adamw(adapters: Any, grads: Any) -> Callable[[], None]:
     """Optax's AdamW: update and apply."""
     tx = optax.adamw(1e-4)
 
-    @jax.jit
     def step(params: Any, state: Any) -> Any:
         updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
-    state = tx.init(adapters)
-    return lambda: jax.block_until_ready(step(adapters, state))
+    return repeat(step, adapters, tx)
 
 
 def ivon(adapters: Any, grads: Any) -> Callable[[], None]:
@@ -49,14 +47,12 @@ def ivon(adapters: Any, grads: Any) -> Callable[[], None]:
     tx = ivon_jax.ivon_lora(1e-2, ESS)
     key = jax.random.key(0)
 
-    @jax.jit
     def step(params: Any, state: Any) -> Any:
         theta = ivon_jax.sample(key, params, state)
         updates, state = tx.update(grads, state, params, key=key)
-        return theta, optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), theta
 
-    state = tx.init(adapters)
-    return lambda: jax.block_until_ready(step(adapters, state))
+    return repeat(step, adapters, tx)
 
 
 def ivon_apart(adapters: Any, grads: Any) -> Callable[[], None]:
@@ -65,16 +61,36 @@ def ivon_apart(adapters: Any, grads: Any) -> Callable[[], None]:
     key = jax.random.key(0)
     draw = jax.jit(ivon_jax.sample)
 
-    @jax.jit
-    def update(params: Any, state: Any) -> Any:
+    def step(params: Any, state: Any) -> Any:
         updates, state = tx.update(grads, state, params, key=key)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
-    state = tx.init(adapters)
+    return repeat(step, adapters, tx, lambda *now: draw(key, *now))
+
+
+def repeat(
+    step: Callable[..., Any],
+    adapters: Any,
+    tx: optax.GradientTransformation,
+    before: Callable[..., Any] | None = None,
+) -> Callable[[], None]:
+    """Compiles a step that updates in place, as training does and torch.
+
+    Args:
+        step: from parameters and state to their next values, and what else it made.
+        adapters: where to start.
+        tx: the optimizer.
+        before: also called with parameters and state.
+    """
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    now = jax.tree.map(jnp.copy, (adapters, tx.init(adapters)))
 
     def call() -> None:
-        jax.block_until_ready(draw(key, adapters, state))
-        jax.block_until_ready(update(adapters, state))
+        nonlocal now
+        if before:
+            jax.block_until_ready(before(*now))
+        now, made = compiled(*now)
+        jax.block_until_ready((now, made))
 
     return call
 

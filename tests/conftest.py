@@ -25,6 +25,12 @@ install_import_hook("ivon_jax", "typecheck.check")
 
 import jax
 import pytest
+from hypothesis import settings
+
+# The same cases in every run, so that what fails is what was changed. `make test-slow`
+# tries new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,4 +1,4 @@
-"""Draws a step's noise and reads a kernel, alone or as one of several processes.
+"""Draws noise, reads a kernel and tokenises, alone or as one of several processes.
 
 As one of several it also checks that they agree, and that they do not.
 
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ivon_jax.ivon import posterior_noise
 from ivon_jax.models.placing import place_leaf
+from ivon_jax.train.batches import encode, encode_texts
 from ivon_jax.train.methods import IvonLora
 from ivon_jax.train.processes import (
     ProcessConfig,
@@ -25,6 +26,7 @@ from ivon_jax.train.processes import (
     on_first_process,
 )
 from ivon_jax.train.sharding import make_mesh, placement, shardings
+from ivon_jax.train.tasks import Example
 
 METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)
 
@@ -68,6 +70,38 @@ def share(mesh_text: str) -> float:
     return float(kernel.read.mean())
 
 
+class Tokenizer:
+    """Makes a text's code points its tokens, and remembers what it was asked."""
+
+    pad_token_id = 0
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, texts, seconds=None, **settings):
+        self.seen += texts
+        pairs = list(zip(texts, seconds or [""] * len(texts), strict=True))
+        return {
+            "input_ids": [[ord(x) for x in a + b] for a, b in pairs],
+            "token_type_ids": [[0] * len(a) + [1] * len(b) for a, b in pairs],
+        }
+
+
+def tokenise(count: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Encode so many prompts and pairs of texts; tell what this process tokenised."""
+    words = [f"{'very ' * i}good" for i in range(count)]
+    tokenizer = Tokenizer()
+    prompts = encode(tokenizer, [Example(word, 0) for word in words])
+    pairs = [Example("", 0, (word.upper(), word)) for word in words]
+    texts = encode_texts(tokenizer, pairs, 512)
+    found = {
+        f"{kind}-{count}-{i}": ids
+        for kind, encoded in (("prompt", prompts), ("text", texts))
+        for i, ids in enumerate(encoded.tokens)
+    }
+    return found | {f"seconds-{count}": texts.seconds}, tokenizer.seen
+
+
 def refuse(message: str, check: Callable[..., None], value: object) -> None:
     """Make sure that a check refuses a value, on this process too."""
     try:
@@ -79,7 +113,7 @@ def refuse(message: str, check: Callable[..., None], value: object) -> None:
 
 
 def main(address: str, processes: str, process: str, mesh: str, out: str) -> None:
-    """Draw together; each process writes what all of them drew, and what it read."""
+    """Do all together; each process writes what came out, and what it read itself."""
     join(ProcessConfig(address, int(processes), int(process)))
     check_agreement({"mesh": mesh, "seed": 0})
     refuse("seed: is now", check_agreement, {"mesh": mesh, "seed": int(process)})
@@ -87,7 +121,10 @@ def main(address: str, processes: str, process: str, mesh: str, out: str) -> Non
     on_first_process(here[0].touch)
     check_shared(here[1])
     refuse(f"{here[0]}: process 1 does not see", check_shared, here[0])
-    np.savez(f"{out}-{process}.npz", share=share(mesh), **draw(mesh))
+    many, seen = tokenise(7)
+    few, _ = tokenise(1)  # fewer than there are processes
+    arrays = draw(mesh) | many | few
+    np.savez(f"{out}-{process}.npz", share=share(mesh), seen=seen, **arrays)
 
 
 if __name__ == "__main__":

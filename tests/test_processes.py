@@ -113,7 +113,7 @@ def test_two_processes_change_no_number(base, alone, tmp_path):
         pytest.param(4, "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
     ],
 )
-def test_noise_is_the_same_to_the_bit_and_shares_alone_are_read(count, mesh, tmp_path):
+def test_noise_and_tokens_are_the_same_and_shares_alone_are_read(count, mesh, tmp_path):
     address, devices = free_address(), device_count(mesh) // count
     crew = [
         children.start(
@@ -125,13 +125,18 @@ def test_noise_is_the_same_to_the_bit_and_shares_alone_are_read(count, mesh, tmp
     ]
     said = finish(*crew)
     assert [child.returncode for child in crew] == [0] * count, said
-    wanted = noise_child.draw("data=1")
+    many, all_texts = noise_child.tokenise(7)
+    wanted = noise_child.draw("data=1") | many | noise_child.tokenise(1)[0]
+    seen = []
     for index in range(count):
         found = dict(np.load(tmp_path / f"noise-{index}.npz"))
         assert found.pop("share") == 1 / 2  # the axis fsdp lies across processes
+        seen += (share := found.pop("seen").tolist())
+        assert len(share) <= 2 * -(-7 // count)
         assert found.keys() == wanted.keys()
         for name, values in wanted.items():
             assert found[name].tobytes() == values.tobytes(), name
+    assert sorted(seen) == sorted(all_texts)  # each by one process alone
 
 
 @pytest.mark.slow

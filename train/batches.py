@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.train.fields import shown
+from ivon_jax.train.processes import divide
 from ivon_jax.train.tasks import Example
 
 
@@ -129,6 +130,8 @@ def encode(
 ) -> Encoded:
     """Tokenises prompts, with the special tokens the tokenizer adds by default.
 
+    Of several processes each tokenises its share, and all get the whole.
+
     Args:
         tokenizer: a tokenizer in the manner of `transformers`.
         examples: at least one.
@@ -142,8 +145,11 @@ def encode(
         raise ValueError("no examples to encode")
     # Said explicitly: a tokenizer file may switch both on.
     prompts = [example.prompt for example in examples]
-    encoded = tokenizer(prompts, padding=False, truncation=False)["input_ids"]
-    tokens = tuple(np.asarray(ids, np.int32) for ids in encoded)
+
+    def tokenise(share: Sequence[str]) -> Sequence[Sequence[int]]:
+        return tokenizer(share, padding=False, truncation=False)["input_ids"]
+
+    tokens = tuple(divide(tokenise, prompts))
     for number, ids in enumerate(tokens, 1):
         if not ids.size:
             raise ValueError(f"the prompt of example {number} has no tokens")
@@ -164,6 +170,8 @@ def encode_texts(
 ) -> Encoded:
     """Tokenises what an encoder reads; of long texts the end of the longer is cut.
 
+    Of several processes each tokenises its share, and all get the whole.
+
     Args:
         tokenizer: a tokenizer in the manner of `transformers`.
         examples: at least one.
@@ -174,22 +182,28 @@ def encode_texts(
     """
     if not examples:
         raise ValueError("no examples to encode")
-    texts = [example.texts or (example.prompt,) for example in examples]
-    encoded = tokenizer(
-        *map(list, zip(*texts, strict=True)),
-        padding=False,
-        truncation="longest_first",
-        max_length=max_length,
-        return_token_type_ids=True,
+
+    def tokenise(share: Sequence[tuple[str, ...]]) -> list[list[int]]:
+        encoded = tokenizer(
+            *map(list, zip(*share, strict=True)),
+            padding=False,
+            truncation="longest_first",
+            max_length=max_length,
+            return_token_type_ids=True,
+        )
+        pairs = zip(encoded["token_type_ids"], encoded["input_ids"], strict=True)
+        return [
+            [types.index(1) if 1 in types else len(types), *ids] for types, ids in pairs
+        ]
+
+    rows = divide(
+        tokenise, [example.texts or (example.prompt,) for example in examples]
     )
-    tokens = tuple(np.asarray(ids, np.int32) for ids in encoded["input_ids"])
+    seconds = np.array([row[0] for row in rows])
+    tokens = tuple(row[1:] for row in rows)
     if not all(ids.size for ids in tokens):
         raise ValueError("the tokenizer makes no tokens of a text")
-    types = encoded["token_type_ids"]
-    seconds = np.array([row.index(1) if 1 in row else len(row) for row in types])
-    return Encoded(
-        tokens, _labels(examples), _pad_id(tokenizer), seconds.astype(np.int32)
-    )
+    return Encoded(tokens, _labels(examples), _pad_id(tokenizer), seconds)
 
 
 def _labels(examples: Sequence[Example]) -> np.ndarray:

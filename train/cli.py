@@ -41,8 +41,8 @@ def train(
 ) -> None:
     """Fine-tunes adapters and writes their posterior.
 
-    Ctrl-C or SIGTERM stops after the current step and keeps what was learned; a
-    second one stops at once.
+    Ctrl-C or SIGTERM stops after the current step and keeps what was learned; Ctrl-C
+    again stops at once.
     """
     import jax
 

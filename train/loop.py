@@ -274,7 +274,8 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
 
     Yields:
         A function that tells before each step whether a signal came. With several
-        processes it may come to any of them, and all stop before the same step.
+        processes it may come to any of them, and all stop before the same step;
+        there SIGTERM is JAX's own, which takes a second one as it took the first.
     """
     together = jax.process_count() > 1
     stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM

@@ -27,6 +27,7 @@ from ivon_jax.train.data import (
     subsample,
     validation_split,
 )
+from ivon_jax.train.processes import check_agreement
 from ivon_jax.train.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
@@ -152,6 +153,13 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     """
     task = find_task(config.data)
     train, evaluation = find_examples(task, config.data, config.seed, test=test)
+    data = {
+        "train_examples": len(train),
+        "eval_examples": len(evaluation),
+        "train_fingerprint": fingerprint(train),
+        "eval_fingerprint": fingerprint(evaluation),
+    }
+    check_agreement(data)  # each process is to tokenise a part of them
     mesh = make_mesh(config.mesh)
     pretrained = load_base(config, mesh, task)
     lora = adapted(config.lora, pretrained.model.config)
@@ -170,10 +178,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
         "task": task.name,
         "model": pretrained.name,
         "model_fingerprint": pretrained.fingerprint,
-        "train_examples": len(train),
-        "eval_examples": len(evaluation),
-        "train_fingerprint": fingerprint(train),
-        "eval_fingerprint": fingerprint(evaluation),
+        **data,
     }
     return Problem(
         task,

@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
 import tyro
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 
 from ivon_jax.train import last_words
+
+T = TypeVar("T")
 
 _one = tyro.conf.arg(metavar="...", help_behavior_hint="(default: one process)")
 
@@ -146,3 +149,38 @@ def check_shared(path: Path) -> None:
                 f"{path}: process {process} does not see it; it must lie on a file"
                 " system that all processes share"
             )
+
+
+def divide(
+    work: Callable[[Sequence[T]], Sequence[Sequence[int]]], items: Sequence[T]
+) -> list[Int[np.ndarray, " _"]]:
+    """Lets every process do its share of some work, and gives each the whole result.
+
+    Args:
+        work: from items to some integers for each. What it raises ends this process,
+            and with it the others.
+        items: the same on every process.
+
+    Returns:
+        The integers of each item, int32, in the order of the items.
+    """
+    count = jax.process_count()
+    share = items[jax.process_index() :: count]
+    done = [np.asarray(row, np.int32) for row in (work(share) if share else ())]
+    if count == 1:
+        return done
+    sizes = _gather(np.array([row.size for row in done], np.int32))
+    joined = _gather(np.concatenate([np.empty(0, np.int32), *done]))
+    shares = [
+        np.split(ids, np.cumsum(lengths))
+        for ids, lengths in zip(joined, sizes, strict=True)
+    ]
+    return [shares[i % count][i // count] for i in range(len(items))]
+
+
+def _gather(values: Int[np.ndarray, " _"]) -> list[Int[np.ndarray, " _"]]:
+    """Tells all processes the values of each, of which there may be different many."""
+    sizes = multihost_utils.process_allgather(np.array(values.size, np.int32))
+    padded = np.pad(values, (0, int(sizes.max()) - values.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size] for row, size in zip(rows, sizes, strict=True)]
