@@ -169,7 +169,8 @@ EARLY = {
     "option of Adam": ({"eps": 1e-8}, "eps: method ivon-lora has"),
     "option of IVON": ({"method": "adam", "gamma": 1}, "gamma: method adam has"),
     "used folder": ({"out": "data"}, "data: holds another run"),
-    "file as folder": ({"out": "data/train.jsonl"}, "data/train.jsonl: is a file"),
+    "file as folder": ({"out": "data/train.jsonl"}, "data/train.jsonl is a file"),
+    "file as parent": ({"out": "data/eval.jsonl/run"}, "data/eval.jsonl is a file"),
 }
 
 
@@ -178,6 +179,13 @@ def test_train_refuses_before_loading(case, ivon_jax_command, place, no_loading)
     changes, names = EARLY[case]
     args = train(**{"out": "new/run"} | changes)
     refused(ivon_jax_command, place, args, names)
+
+
+def test_a_folder_that_may_not_be_written_to(
+    ivon_jax_command, place, no_loading, monkeypatch
+):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may do all
+    refused(ivon_jax_command, place, train(out="data/run"), "data cannot be written to")
 
 
 def test_malformed_rows_are_named_by_line(ivon_jax_command, place, tmp_path):

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,15 @@ def check_new(out: Path) -> None:
     """Checks that a folder can become that of a new run, without making it.
 
     Raises:
-        ValueError: it exists and is not an empty folder.
+        ValueError: it exists and is not an empty folder, or could not be made.
     """
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: holds another run; choose a new folder")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; choose a new folder")
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{out}: {there} is a file; choose a new folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{out}: {there} cannot be written to; choose a new folder")
 
 
 def create(out: Path) -> None:
