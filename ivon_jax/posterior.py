@@ -23,6 +23,7 @@ FORMAT = "ivon-jax posterior"
 VERSION = "1"
 
 Leaves = dict[str, Float[Array, "..."]]
+Facts = dict[str, int | float]
 
 
 @jax.tree_util.register_dataclass
@@ -199,11 +200,13 @@ class Posterior:
 
         return self._sum(leaf)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, **facts: int | float) -> None:
         """Writes a safetensors file with a format, version and checksum header.
 
         Args:
             path: the file. It appears whole or not at all.
+            **facts: numbers to go with it, such as the step it is of; see
+                `read_facts`.
 
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
@@ -214,7 +217,7 @@ class Posterior:
         nested: Any = jax.tree.structure(_nest(mean))
         if nested != jax.tree.structure(self.mean):
             raise ValueError("mean: only trees of nested dicts can be saved")
-        groups = (mean, self.precision, self.prior_precision)
+        groups: Any = (mean, self.precision, self.prior_precision, facts)
         tensors = {
             f"{group}:{name}": np.asarray(leaf)
             for group, leaves in zip(GROUPS, groups, strict=True)
@@ -237,10 +240,7 @@ class Posterior:
             ValueError: the file is missing, not one of `save`'s, of another version,
                 truncated or altered, or holds no Gaussian.
         """
-        try:
-            return cls(*_parse(_read_tensors(Path(path))))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return cls(*_read(path)[:3])
 
     def _map_mean(
         self, fn: Callable[[Array, Array], Array], leaves: dict[str, Array]
@@ -263,7 +263,22 @@ class Posterior:
         return total
 
 
-GROUPS = ("mean", "precision", "prior_precision")
+def read_facts(path: str | Path) -> Facts:
+    """Reads the numbers that `Posterior.save` put beside a posterior.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The numbers by name; none in a file that was saved without.
+
+    Raises:
+        ValueError: see `Posterior.load`.
+    """
+    return _read(path)[3]
+
+
+GROUPS = ("mean", "precision", "prior_precision", "fact")
 
 
 def _zero(mean: Array, drop: Array) -> Array:
@@ -341,6 +356,13 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def _read(path: str | Path) -> tuple[PyTree, Leaves, Leaves, Facts]:
+    try:
+        return _parse(_read_tensors(Path(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, safe_open
 
@@ -361,15 +383,17 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _parse(tensors: dict[str, np.ndarray]) -> tuple[PyTree, Leaves, Leaves]:
-    """Returns a posterior's fields, of fitting shapes and with legal values."""
+def _parse(
+    tensors: dict[str, np.ndarray],
+) -> tuple[PyTree, Leaves, Leaves, Facts]:
+    """Returns a posterior's fields, of fitting shapes and with legal values; facts."""
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
     for full_name, tensor in tensors.items():
         group, _, name = full_name.partition(":")
         if group not in groups:
             raise ValueError(f"unknown tensor {full_name!r}")
         groups[group][name] = tensor
-    mean, precision, prior = (groups[group] for group in GROUPS)
+    mean, precision, prior, facts = (groups[group] for group in GROUPS)
     for name, leaf in mean.items():
         if not np.all(np.isfinite(leaf)):
             raise ValueError(f"mean of {name!r} is not finite")
@@ -383,8 +407,11 @@ def _parse(tensors: dict[str, np.ndarray]) -> tuple[PyTree, Leaves, Leaves]:
             raise ValueError(f"prior_precision of {name!r} fits no mean")
         if not np.all(leaf >= 0):
             raise ValueError(f"prior_precision of {name!r} is negative or NaN")
+    for name, leaf in facts.items():
+        if leaf.shape or not np.isfinite(leaf):
+            raise ValueError(f"fact {name!r} is not a finite number")
     mean, precision, prior = jax.tree.map(jnp.asarray, (_nest(mean), precision, prior))
-    return mean, precision, prior
+    return mean, precision, prior, {name: leaf.item() for name, leaf in facts.items()}
 
 
 def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -15,10 +15,11 @@ from test_checkpoint import STEPS, result, train_in_two
 from test_checkpoint import train as train_run
 
 from ivon_jax.lora import LoraConfig
-from ivon_jax.posterior import Posterior
+from ivon_jax.posterior import Posterior, read_facts
 from ivon_jax.train import cli, loop
 from ivon_jax.train.config import MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
+from ivon_jax.train.export import RUN
 from ivon_jax.train.prepare import find_examples, find_task, prepare
 from ivon_jax.train.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 
@@ -65,6 +66,32 @@ def test_the_best_state_is_kept(base, scripted, tmp_path):
     lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     found = {x["step"]: x["eval_nll"] for x in lines if "eval_nll" in x}
     assert found == {3: 0.7, 6: 0.2, 9: None, 12: 0.5}
+
+
+def test_exports_tell_the_steps_that_were_reached(
+    base, scripted, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, loop, "train_step", 8)
+        with pytest.raises(loop.Interrupted):
+            train_run(base, out)
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    scored = [line for line in lines if "eval_nll" in line]
+    lowest = min(scored, key=lambda line: line["eval_nll"])
+    steps = {(): lines[-1]["step"], ("--best",): lowest["step"]}
+    assert list(steps.values()) == [8, 6]
+    for how, step in steps.items():
+        place = tmp_path / f"step-{step}"
+        assert command("export", out, *how, "--out", place) == 0
+        settings = json.loads((place / RUN).read_text())
+        assert settings["config"]["hyper"]["steps"] == STEPS
+        ess = settings["config"]["hyper"]["ess"]
+        assert ess == pytest.approx(settings["config"]["hyper"]["gamma"] * 64**0.5)
+        assert read_facts(place / POSTERIOR) == {"step": step, "ess": ess}
+        assert (settings["step"], settings["ess"]) == (step, ess)
+        posterior = Posterior.load(place / POSTERIOR)
+        assert posterior.prior_precision.keys() == posterior.precision.keys() != set()
 
 
 def size(problem, adapters, key):

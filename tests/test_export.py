@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
-from ivon_jax.posterior import Posterior
+from ivon_jax.posterior import Posterior, read_facts
 from ivon_jax.train import adapters as peft_files
 from ivon_jax.train import export, run
 from ivon_jax.train.adapters import load_adapter, read_settings, save_adapter
@@ -302,7 +302,9 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     same(Posterior.load(tmp_path / "out" / run.POSTERIOR), posterior)
     settings = json.loads((tmp_path / "out" / export.RUN).read_text())
     assert from_json(settings["config"], TrainConfig) == config
-    assert (config.hyper.ess, config.hyper.steps) == (1000, 2)
+    facts = {"step": 2, "ess": 1000}
+    assert read_facts(tmp_path / "out" / run.POSTERIOR) == facts
+    assert settings.items() > facts.items()
     key = Streams.from_seed(config.seed).ensemble
     for i in range(2):
         sample = pruned.temper(4.0).draw(key, i)
@@ -460,9 +462,7 @@ def test_transformers_loads_a_merged_model(
     config, _ = run.read_config(tmp_path / "run")
     posterior = Posterior.load(tmp_path / "run" / run.POSTERIOR)
     big = jax.tree.map(lambda leaf: 100 * leaf, posterior.mean)
-    Posterior(big, posterior.precision, posterior.prior_precision).save(
-        tmp_path / "run" / run.POSTERIOR
-    )
+    Posterior.point(big).save(tmp_path / "run" / run.POSTERIOR, step=7)
 
     def save(*args):
         saving.save(*args, shard_bytes=shard_bytes)
@@ -481,9 +481,9 @@ def test_transformers_loads_a_merged_model(
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     text = "Text: red one Answer:"
     assert tokenizer(text).input_ids == base.tokenizer(text).input_ids
-    assert json.loads((out / export.RUN).read_text()) == json.loads(
-        (tmp_path / "run" / run.CONFIG).read_text()
-    )
+    settings = json.loads((tmp_path / "run" / run.CONFIG).read_text())
+    found = json.loads((out / export.RUN).read_text())
+    assert found == settings | {"step": 7}
 
 
 def test_a_quantised_base_is_merged_into_on_request(command, folder, tmp_path):

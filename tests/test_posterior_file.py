@@ -11,6 +11,7 @@ from safetensors.numpy import save as save_tensors
 from test_posterior import assert_equal, draw
 
 from ivon_jax import Posterior
+from ivon_jax.posterior import read_facts
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,21 @@ def test_round_trip_is_exact(saved, tmp_path):
     for other in (mixed, Posterior.point({"w": jnp.ones(1)}), Posterior.point({})):
         other.save(tmp_path / "other")
         assert_equal(Posterior.load(str(tmp_path / "other")), other)
+
+
+def test_facts_travel_beside_a_posterior(saved, tmp_path):
+    path, posterior, content = saved
+    assert read_facts(path) == {}
+    facts = {"step": 2**40 + 1, "ess": 0.1}
+    posterior.save(tmp_path / "p", **facts)
+    found = read_facts(str(tmp_path / "p"))
+    assert (found, {k: type(v) for k, v in found.items()}) == (
+        facts,
+        {"step": int, "ess": float},
+    )
+    assert_equal(Posterior.load(tmp_path / "p"), posterior)
+    posterior.save(tmp_path / "p")
+    assert (tmp_path / "p").read_bytes() == content
 
 
 def load_error(path):
@@ -103,6 +119,12 @@ FORGED = {
     "NaN prior": (
         "prior_precision of 'w' is negative or NaN",
         {"changes": {"prior_precision:w": NAN[:1, :1]}},
+    ),
+    "fact of a shape": (
+        "fact 'step' is not a finite number", {"changes": {"fact:step": ONES}}
+    ),
+    "NaN fact": (
+        "fact 'ess' is not a finite number", {"changes": {"fact:ess": np.array(np.nan)}}
     ),
     "leaf in a leaf": (
         "'w/x' lies inside another tensor", {"changes": {"mean:w/x": ONES}}

@@ -27,8 +27,8 @@ def export_peft(
 
     `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
     `sample-1`, ... inside it, the same that ``ivon-jax evaluate`` averages. Beside
-    them lie the whole posterior (before `how`) and the run's settings, lambda and the
-    number of steps among them, which PEFT ignores.
+    them lie the whole posterior (before `how`) with its prior, its lambda and the step
+    it is of, and the run's settings, all of which PEFT ignores.
 
     Args:
         directory: a run's folder.
@@ -40,7 +40,7 @@ def export_peft(
         ValueError: the folder is no run, or there is no posterior to draw from.
     """
     config, facts = run.read_config(directory)
-    posterior = run.read_posterior(directory, best=best)
+    posterior, learned = run.read_posterior(directory, best=best)
     for name in ("samples", "prune"):
         if getattr(how, name) and not posterior.precision:
             raise ValueError(f"{name}: method {config.method} has no posterior")
@@ -55,8 +55,8 @@ def export_peft(
             sample = folder / f"sample-{i}"
             sample.mkdir()
             save_adapter(sample, tempered.draw(key, i), config.lora, base)
-        posterior.save(folder / run.POSTERIOR)
-        _write_settings(folder, config, facts)
+        posterior.save(folder / run.POSTERIOR, **learned)
+        _write_settings(folder, config, facts | learned)
 
 
 def export_hf(
@@ -79,7 +79,7 @@ def export_hf(
             not set, or its base model is another one now.
     """
     config, facts = run.read_config(directory)
-    posterior = run.read_posterior(directory, best=best)
+    posterior, learned = run.read_posterior(directory, best=best)
     run.check_new(out)
     dtype, quantization = base_kind(config)
     if quantization and not dequantize:
@@ -94,7 +94,7 @@ def export_hf(
     params = merge(params, posterior.mean, config.lora)
     with new_folder(out) as folder:
         save(folder, base.model.config, params, base.tokenizer)
-        _write_settings(folder, config, facts)
+        _write_settings(folder, config, facts | learned)
 
 
 def _write_settings(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> None:

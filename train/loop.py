@@ -162,10 +162,13 @@ def _learn(
         best = checkpoints.restore_best(state) if config.eval_steps else None
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
     posterior = make_posterior(state.adapters, state.method)
-    on_first_process(lambda: posterior.save(out / run.POSTERIOR))
+    ess = {} if hyper.ess is None else {"ess": hyper.ess}
+    on_first_process(
+        lambda: posterior.save(out / run.POSTERIOR, step=counts.step, **ess)
+    )
     if best is not None:
-        lowest = make_posterior(best.state.adapters, best.state.method)
-        on_first_process(lambda: lowest.save(out / run.BEST))
+        step, lowest = best.step, make_posterior(best.state.adapters, best.state.method)
+        on_first_process(lambda: lowest.save(out / run.BEST, step=step, **ess))
     return counts, posterior
 
 

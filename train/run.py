@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 import ivon_jax
 from ivon_jax.files import remove_unfinished, write_bytes
-from ivon_jax.posterior import Posterior
+from ivon_jax.posterior import Facts, Posterior, read_facts
 from ivon_jax.train.config import (
     CompareConfig,
     Kind,
@@ -198,19 +198,23 @@ def _read_config(out: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:
         raise ValueError(f"{path}: not the configuration of a run ({error})") from None
 
 
-def read_posterior(out: Path, *, best: bool = False) -> Posterior:
+def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:
     """Reads what a run learned.
 
     Args:
         out: the run's folder.
         best: read the posterior of lowest NLL on the way instead of the last one.
 
+    Returns:
+        The posterior, and the step it is of with lambda (`ess`) if the method has one.
+
     Raises:
         ValueError: the run has none.
     """
     if best and not (out / BEST).exists():
         raise ValueError(f"best: {out} has no {BEST}; train with --eval-steps")
-    return Posterior.load(out / (BEST if best else POSTERIOR))
+    path = out / (BEST if best else POSTERIOR)
+    return Posterior.load(path), read_facts(path)
 
 
 def write_predictions(

@@ -54,7 +54,7 @@ def read_run(
         ValueError: it is no run, or its model or examples are others now.
     """
     config, facts = run.read_config(directory)
-    posterior = run.read_posterior(directory, best=best)
+    posterior, _ = run.read_posterior(directory, best=best)
     problem = prepare(dataclasses.replace(config, mesh=mesh), test=test)
     for name, value in problem.facts.items():
         if facts.get(name) != value and not (test and name.startswith("eval_")):
