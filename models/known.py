@@ -81,6 +81,11 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     return target
 
 
+def hub_id(name: str) -> str:
+    """What the HF hub calls a known model; any other name as it is."""
+    return KNOWN[name].hub_id if name in KNOWN else name
+
+
 def sha256(path: Path) -> str:
     """Checksum of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:

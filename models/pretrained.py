@@ -15,14 +15,14 @@ from ivon_jax.models import families
 from ivon_jax.models.catalog import CATALOG
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
-from ivon_jax.models.known import KNOWN, fetch, sha256
+from ivon_jax.models.known import KNOWN, fetch, hub_id, sha256
 from ivon_jax.models.placing import Place, one_device
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.models.safetensors_io import read_config, read_folder, weight_files
 from ivon_jax.models.weights import fill
 
 # organisation/name, or organisation/name@revision
-HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 
 
@@ -38,7 +38,8 @@ class Pretrained:
         name: The name or path it was loaded by.
         fingerprint: Identifies the weights: for a GGUF file its SHA-256; for a
             folder the SHA-256 of `config.json`, of the sizes of the weight files,
-            and of samples throughout each, which any further training changes.
+            and of samples throughout each, which any further training changes. So
+            the same weights in files of another kind have another one.
     """
 
     model: Any
@@ -79,14 +80,14 @@ def load(
             damaged or hold what is not implemented.
     """
     path = _resolve(name_or_path)
-    is_gguf = path.suffix == ".gguf"
+    gguf = is_gguf(name_or_path)
     with _naming(path):
-        config, tensors = read_gguf(path) if is_gguf else read_folder(path)
+        config, tensors = read_gguf(path) if gguf else read_folder(path)
         family = families.family_of(config)
         if num_labels is not None:
             config = families.with_outputs(config, num_labels)
         params = fill(config, tensors, dtype, quantization, place)
-        fingerprint = sha256(path) if is_gguf else _sampled_sha256(path)
+        fingerprint = sha256(path) if gguf else _sampled_sha256(path)
         return Pretrained(
             model=family.module(config, dtype=dtype, param_dtype=dtype),
             params=params,
@@ -108,12 +109,23 @@ def load_config(name: str) -> families.Config:
     Raises:
         ValueError: If there is no such model, or it is not one of those implemented.
     """
-    known = (KNOWN[name].hub_id if name in KNOWN else name).removesuffix("-Instruct")
+    known = hub_id(name).removesuffix("-Instruct")
     if known in CATALOG:
         return families.read_config(CATALOG[known])
     path = _resolve(name)
     with _naming(path):
         return read_gguf(path)[0] if path.suffix == ".gguf" else read_config(path)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model of this name is read from a GGUF file."""
+    return name in KNOWN or Path(name).suffix == ".gguf"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Takes the revision off a hub id that has one; any other name stays whole."""
+    match = _HUB_ID.fullmatch(name)
+    return (match[1], match[2]) if match else (name, None)
 
 
 def _resolve(name: str) -> Path:
@@ -122,8 +134,8 @@ def _resolve(name: str) -> Path:
     path = Path(name).expanduser()
     if path.suffix == ".gguf" or path.is_dir():
         return path
-    if hub_id := HUB_ID.fullmatch(name):
-        return _from_hub(*hub_id.groups())
+    if match := _HUB_ID.fullmatch(name):
+        return _from_hub(*match.groups())
     raise ValueError(
         f"model {name!r} not found, expected {', '.join(KNOWN)}, a .gguf file,"
         " a folder in HF's layout, or a hub id organisation/name[@revision]"

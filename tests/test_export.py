@@ -340,7 +340,7 @@ OWN = LoraConfig(
 def given(base, tmp_path):
     """An adapter that differs from the defaults in everything."""
     (tmp_path / "given").mkdir()
-    save_adapter(tmp_path / "given", random_adapters(base, OWN), OWN, "base")
+    save_adapter(tmp_path / "given", random_adapters(base, OWN), OWN, "model")
     return tmp_path / "given"
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,22 @@ from jaxtyping import PyTree
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.families import hf_names
+from ivon_jax.models.known import hub_id
+from ivon_jax.models.pretrained import is_gguf, split_revision
+from ivon_jax.models.safetensors_io import read_json
 from ivon_jax.models.weights import compare_shapes
 from ivon_jax.noise import by_path
-from ivon_jax.train.peft_config import CONFIG, lora_config, peft_config, read_config
+from ivon_jax.train.peft_config import (
+    CONFIG,
+    base_name,
+    lora_config,
+    peft_config,
+    read_config,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+RUN = "ivon_jax.json"  # in what we export: the settings of its run, and its facts
 _PREFIX = "base_model.model."
 _SUFFIXES = {
     "a": ".lora_A.weight",
@@ -114,6 +126,65 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
             if not np.isfinite(target).all():
                 raise ValueError(f"tensor {name} has NaN or infinite values")
     return unflatten_dict(leaves, sep="/")
+
+
+def check_base(folder: Path, model: str, fingerprint: str) -> None:
+    """Compares the base that an adapter was trained on with that it is to be used with.
+
+    Fingerprints decide, if ours is recorded with the adapter and both are of the same
+    kind of files. Otherwise there are only names, and people rename folders: if they
+    differ, a line on stderr says so.
+
+    Args:
+        folder: the adapter's.
+        model: name of the base it is to be used with.
+        fingerprint: of that base's files.
+
+    Raises:
+        ValueError: it was trained on another base, or is no adapter.
+    """
+    import jax
+
+    with _naming(folder):
+        values = read_config(folder)
+        if (folder / RUN).exists():
+            trained_on, theirs = _recorded_base(folder)
+            if theirs == fingerprint:
+                return
+            if is_gguf(trained_on) == is_gguf(model):
+                raise ValueError(
+                    f"it was trained on model {trained_on!a:.160} ({theirs!a:.14}), and"
+                    f" model {model!a:.160} ({fingerprint!a:.14}) has other files; if"
+                    f" they hold the same weights, remove its {RUN}"
+                )
+        name = base_name(values)
+    if name and not _alike(name, model) and jax.process_index() == 0:
+        print(
+            f"adapter {folder}: it names {name!a:.160} as its base, and model is"
+            f" {model!a:.160}; make sure that they are the same",
+            file=sys.stderr,
+        )
+
+
+def _recorded_base(folder: Path) -> tuple[str, str]:
+    """The name and fingerprint of the base of an adapter that we exported."""
+    try:
+        facts = read_json(folder / RUN)
+        name, fingerprint = facts.get("model"), facts.get("model_fingerprint")
+        if not (isinstance(name, str) and isinstance(fingerprint, str)):
+            raise ValueError("it has no model and model_fingerprint")
+    except ValueError as error:
+        raise ValueError(f"{RUN}: {error}") from None
+    return name, fingerprint
+
+
+def _alike(theirs: str, ours: str) -> bool:
+    """Whether two names of a model, PEFT's and our user's, mean the same."""
+    name, revision = split_revision(theirs)
+    our_name, our_revision = split_revision(hub_id(ours))
+    # PEFT seldom records a revision.
+    same = revision in (None, our_revision or "main")
+    return same and os.path.realpath(name) == os.path.realpath(our_name)
 
 
 @contextlib.contextmanager

@@ -7,17 +7,15 @@ from typing import Any
 from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
 from ivon_jax.models import quantized
-from ivon_jax.models.known import KNOWN
+from ivon_jax.models.known import hub_id
 from ivon_jax.models.save import save
 from ivon_jax.train import run
-from ivon_jax.train.adapters import save_adapter
+from ivon_jax.train.adapters import RUN, save_adapter
 from ivon_jax.train.config import TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.prepare import base_kind, find_task, load_base
 from ivon_jax.train.sharding import make_mesh
 from ivon_jax.train.step import Streams
-
-RUN = "ivon_jax.json"  # a run's settings inside what is exported
 
 
 def export_peft(
@@ -27,8 +25,8 @@ def export_peft(
 
     `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
     `sample-1`, ... inside it, the same that ``ivon-jax evaluate`` averages. Beside
-    them lie the whole posterior (before `how`) with its prior, its lambda and the step
-    it is of, and the run's settings, all of which PEFT ignores.
+    the mean lies the whole posterior (before `how`) with its prior, its lambda and the
+    step it is of, beside every adapter the run's settings. PEFT ignores both.
 
     Args:
         directory: a run's folder.
@@ -44,7 +42,7 @@ def export_peft(
     for name in ("samples", "prune"):
         if getattr(how, name) and not posterior.precision:
             raise ValueError(f"{name}: method {config.method} has no posterior")
-    base = KNOWN[config.model].hub_id if config.model in KNOWN else config.model
+    base = hub_id(config.model)
     pruned = posterior.prune(how.prune)
     tempered = pruned.temper(how.tau)
     key = Streams.from_seed(config.seed).ensemble
@@ -55,6 +53,7 @@ def export_peft(
             sample = folder / f"sample-{i}"
             sample.mkdir()
             save_adapter(sample, tempered.draw(key, i), config.lora, base)
+            _write_settings(sample, config, facts | learned)
         posterior.save(folder / run.POSTERIOR, **learned)
         _write_settings(folder, config, facts | learned)
 

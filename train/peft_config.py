@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.axes import LAYERS
 from ivon_jax.models.families import tree_path
-from ivon_jax.models.pretrained import HUB_ID
+from ivon_jax.models.pretrained import split_revision
 from ivon_jax.models.safetensors_io import read_json
 
 CONFIG = "adapter_config.json"
@@ -88,6 +88,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def base_name(values: Mapping[str, Any]) -> str | None:
+    """Finds what an adapter calls its base model, which PEFT may leave out.
+
+    Args:
+        values: what `read_config` read.
+
+    Returns:
+        A folder, or an id of the hub with its revision if that is recorded; or None.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    name, revision = values.get("base_model_name_or_path"), values.get("revision")
+    for field, value in (("base_model_name_or_path", name), ("revision", revision)):
+        if not isinstance(value, str | None) or "\0" in (value or ""):
+            raise ValueError(f"{field} is {value!r:.80}, expected a name")
+    return f"{name}@{revision}" if name and revision else name
+
+
 def lora_config(
     values: Mapping[str, Any], adapted: Iterable[str], whole: Iterable[str]
 ) -> LoraConfig:
@@ -138,8 +157,7 @@ def peft_config(
     ranks = {_regex(path): config.rank_at(parts) for path, parts in paths.items()}
     alphas = {_regex(path): config.alpha_at(parts) for path, parts in paths.items()}
     saved = sorted(map(_dotted, whole))
-    hub_id = HUB_ID.fullmatch(base)
-    name, revision = hub_id.groups() if hub_id else (base, None)
+    name, revision = split_revision(base)
     fields = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if CLASSIFIER in saved else "CAUSAL_LM",

@@ -17,7 +17,7 @@ from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.quantized import Quantization
-from ivon_jax.train.adapters import load_adapter
+from ivon_jax.train.adapters import check_base, load_adapter
 from ivon_jax.train.batches import Encoded, answer_tokens, encode, encode_texts
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data import (
@@ -165,6 +165,8 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     lora = adapted(config.lora, pretrained.model.config)
     model = Lora(pretrained.model.clone(remat=config.remat), lora)
     adapters = _adapter_shapes(model)
+    if config.adapter:
+        check_base(config.adapter, pretrained.name, pretrained.fingerprint)
     start = _start(config, pretrained.params, adapters)
     answers = _answers(task, pretrained)
     limit = pretrained.model.config.max_position_embeddings
