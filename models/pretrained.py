@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from ivon_jax.models import families
+from ivon_jax.models import deberta_tokenizer, families
 from ivon_jax.models.catalog import CATALOG
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
@@ -91,7 +91,7 @@ def load(
         return Pretrained(
             model=family.module(config, dtype=dtype, param_dtype=dtype),
             params=params,
-            tokenizer=_tokenizer(path) if tokenizer else None,
+            tokenizer=_tokenizer(path, family) if tokenizer else None,
             name=name_or_path,
             fingerprint=fingerprint,
         )
@@ -155,7 +155,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _tokenizer(path: Path) -> Any:
+def _tokenizer(path: Path, family: families.Family) -> Any:
     if path.is_file() and (tokenizer := read_tokenizer(path)) is not None:
         return tokenizer
     from transformers import AutoTokenizer
@@ -163,6 +163,8 @@ def _tokenizer(path: Path) -> Any:
     try:
         if path.is_file():  # needs torch
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if family is families.DEBERTA:
+            return deberta_tokenizer.read_tokenizer(path)
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever a damaged tokenizer makes transformers do
         raise ValueError(

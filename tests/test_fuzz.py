@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_deberta
+import test_deberta_tokenizer
 import test_gguf_tokenizer
 import test_posterior
 import tiny_models
 from safetensors.numpy import save_file
 
 from ivon_jax.lora import LoraConfig
-from ivon_jax.models import gguf_io, safetensors_io
+from ivon_jax.models import deberta_tokenizer, gguf_io, safetensors_io
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.rope_config import Llama3Rope
 from ivon_jax.models.rotary import stretched
@@ -154,7 +155,11 @@ def legal_run(read: Any, whole: Any) -> None:
 def some_tokenizer(read: Any, whole: Any) -> None:
     if read is not None:  # of another kind now, which transformers reads
         assert len(read) <= len(whole)
-        assert isinstance(read("abc a")["input_ids"], list)
+        reads_text(read, whole)
+
+
+def reads_text(read: Any, whole: Any) -> None:
+    assert isinstance(read("abc a")["input_ids"], list)
 
 
 CASES = {
@@ -228,6 +233,14 @@ CASES = {
         fuzzing.damaged,
         some_tokenizer,
         200,
+    ),
+    "spm.model": Case(
+        "spm.model",
+        test_deberta_tokenizer.write,
+        deberta_tokenizer.read_tokenizer,
+        fuzzing.damaged,
+        reads_text,
+        50,
     ),
     "adapter's config": Case(
         adapters.CONFIG,

@@ -1,5 +1,6 @@
 """A tiny language model folder and data that such a model can learn."""
 
+import io
 import json
 from pathlib import Path
 
@@ -50,6 +51,27 @@ def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def write_sentencepiece(folder: Path, texts: list[str], **options: object) -> None:
+    """Write the tokenizer's files of microsoft/deberta-v3-base, trained on texts."""
+    import sentencepiece
+
+    special = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        **{f"{name}_id": i for i, name in enumerate(special)},
+        **{f"{name}_piece": piece for name, piece in special.items()},
+        **options,
+    )
+    (folder / "spm.model").write_bytes(model.getvalue())
+    values = {"do_lower_case": False, "vocab_type": "spm"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
 
 
 def rows(count: int, seed: int, longest: int = 6) -> list[dict[str, str]]:
