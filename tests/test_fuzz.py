@@ -240,7 +240,7 @@ CASES = {
         deberta_tokenizer.read_tokenizer,
         fuzzing.damaged,
         reads_text,
-        50,
+        20,
     ),
     "adapter's config": Case(
         adapters.CONFIG,

@@ -1,6 +1,8 @@
 """Encoders with a head, from their folder to metrics and to other libraries."""
 
 import json
+import shutil
+import string
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +100,41 @@ def test_a_run_is_trained_and_scored(trained, capsys):
         np.testing.assert_allclose(np.exp(stored["log_probs"]).sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [("qqp", ("question1", "question2")), ("qnli", ("question", "sentence"))],
+)
+def test_a_snapshot_of_the_hub_learns_its_examples(task, fields, tmp_path):
+    """The tokenizer in spm.model alone, rows in parquet files of the hub's fields."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = tiny.rows(48, seed=1)
+    texts = [row["text"] for row in rows]
+    base = tmp_path / "base"
+    write_model(base, SMALL, make_tokenizer(string.ascii_letters, 60))
+    (base / "tokenizer.json").unlink()
+    tiny.write_sentencepiece(base, texts, vocab_size=40)
+    labels = [tiny.LABELS.index(row["label"]) for row in rows]
+    (tmp_path / task).mkdir()
+    columns = dict(zip(fields, (texts, texts[::-1]), strict=True))
+    table = pyarrow.table({**columns, "label": labels, "idx": range(len(rows))})
+    for split in ("train", "validation"):
+        pyarrow.parquet.write_table(table, tmp_path / task / f"{split}.parquet")
+    config = TrainConfig(
+        model=str(base),
+        method="adam",
+        data=DataConfig(task=task, data_dir=tmp_path),
+        hyper=MethodConfig(steps=60, batch_size=16, learning_rate=2e-2),
+    )
+    cli.train(config, tmp_path / "run")
+    cli.evaluate(tmp_path / "run")
+    (file,) = (tmp_path / "run").glob("evaluation-*.json")
+    (row,) = json.loads(file.read_text())["rows"]
+    majority = max(np.mean(labels), 1 - np.mean(labels))
+    assert row["accuracy"] > majority + 0.2
+
+
 def torch_outputs(model, encoded):
     import torch
 
@@ -141,8 +178,6 @@ def test_other_libraries_compute_the_same(form, trained, folder, tmp_path):
 
 
 def test_a_head_in_the_files_is_where_training_starts(folder, tmp_path):
-    import shutil
-
     base = shutil.copytree(folder / "base", tmp_path / "base")
     assert not {"pooler", "classifier"} & load(str(base), tokenizer=False).params.keys()
     rng = np.random.default_rng(0)
