@@ -111,11 +111,15 @@ def place_quantized(
     one = {path: jax.eval_shape(lambda x: quantize(x, quantization), kernel)}
 
     def zeros(part: Any, leaf: Any) -> Array:
+        leaf = jax.eval_shape(_pack, leaf)
         stacked = (len(layers), *leaf.shape)
-        # XLA writes to no 4-bit array in place on CPUs: each layer would cost a copy of
-        # all of them. A byte an entry does until they are complete.
-        kind = jnp.uint8 if leaf.dtype == jnp.uint4 else leaf.dtype
-        return jnp.zeros(stacked, kind, device=place(path_name(part), stacked))
+        return jnp.zeros(stacked, leaf.dtype, device=place(path_name(part), stacked))
+
+    def complete(part: Any, leaf: Any, stack: Array) -> Array:
+        if leaf.dtype != jnp.uint4:
+            return stack
+        where = place(path_name(part), (len(layers), *leaf.shape))
+        return jax.jit(_unpack, out_shardings=where)(stack)
 
     leaf = jax.tree_util.tree_map_with_path(zeros, one)[path]
     bad = []
@@ -126,8 +130,24 @@ def place_quantized(
         # Waits: else the host would read ahead of what the devices have done.
         leaf = jax.block_until_ready(_store(leaf, source, i, quantization))
         bad += [i] * len(wrong)
-    packed = jax.tree.map(lambda old, new: old.astype(new.dtype), leaf, one[path])
-    return packed, bad
+        del source  # else held until the next one is read beside it
+    return jax.tree_util.tree_map_with_path(complete, one, {path: leaf})[path], bad
+
+
+def _pack(entries: Array) -> Array:
+    """Put 4-bit entries in bytes, two of a row in each; others are left alone.
+
+    XLA writes to no 4-bit array in place on CPUs: each layer would cost a copy of all.
+    """
+    if entries.dtype != jnp.uint4:
+        return entries
+    pairs = entries.reshape(*entries.shape[:-1], -1, 2)
+    return jax.lax.bitcast_convert_type(pairs, jnp.uint8)
+
+
+def _unpack(packed: Array) -> Array:
+    pairs = jax.lax.bitcast_convert_type(packed, jnp.uint4)
+    return pairs.reshape(*packed.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnames="quantization", donate_argnums=0)
@@ -140,8 +160,7 @@ def _store(
     """Write one layer of a quantised leaf in place."""
 
     def write(old: Array, new: Array) -> Array:
-        new = new.astype(old.dtype)
-        return jax.lax.dynamic_update_index_in_dim(old, new, layer, 0)
+        return jax.lax.dynamic_update_index_in_dim(old, _pack(new), layer, 0)
 
     return jax.tree.map(write, leaf, quantize(kernel, quantization))
 

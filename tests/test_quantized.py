@@ -174,6 +174,8 @@ def test_a_layer_is_stored_without_a_copy_of_the_others(kind, monkeypatch):
     store, work = placing._store, {}
 
     def measured(leaf, *rest):
+        entries = len(leaf.qvalue) * kernel.size
+        assert leaf.qvalue.nbytes == entries * {"int8": 8, "nf4": 4}[kind] // 8
         analysis = store.lower(leaf, *rest).compile().cost_analysis()
         work[len(leaf.qvalue)] = analysis["flops"]
         return store(leaf, *rest)
