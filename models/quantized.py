@@ -38,7 +38,8 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
         A `qwix.QArray`.
 
     Raises:
-        ValueError: If qwix is missing, or NF4's blocks do not divide the inputs.
+        ValueError: If qwix is missing, NF4's blocks do not divide the inputs, or its
+            entries do not fill bytes.
     """
     try:
         import qwix
@@ -48,10 +49,11 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
         ) from error
     if quantization == "int8":
         return qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
-    if kernel.shape[0] % BLOCK:
+    inputs, outputs = kernel.shape
+    if inputs % BLOCK or outputs % 2:
         raise ValueError(
-            f"quantization: nf4 needs layers with a multiple of {BLOCK} inputs,"
-            f" one has {kernel.shape[0]}"
+            f"quantization: nf4 needs layers with a multiple of {BLOCK} inputs and of 2"
+            f" outputs, one has {inputs} and {outputs}"
         )
     return qwix.quantize(kernel, "nf4", channelwise_axes=[1], tiled_axes={0: BLOCK})
 
