@@ -206,7 +206,7 @@ class Posterior:
         Args:
             path: the file. It appears whole or not at all.
             **facts: numbers to go with it, such as the step it is of; see
-                `read_facts`.
+                `load_with_facts`.
 
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
@@ -240,7 +240,7 @@ class Posterior:
             ValueError: the file is missing, not one of `save`'s, of another version,
                 truncated or altered, or holds no Gaussian.
         """
-        return cls(*_read(path)[:3])
+        return load_with_facts(path)[0]
 
     def _map_mean(
         self, fn: Callable[[Array, Array], Array], leaves: dict[str, Array]
@@ -263,19 +263,23 @@ class Posterior:
         return total
 
 
-def read_facts(path: str | Path) -> Facts:
-    """Reads the numbers that `Posterior.save` put beside a posterior.
+def load_with_facts(path: str | Path) -> tuple[Posterior, Facts]:
+    """Reads what `Posterior.save` wrote, with the numbers that it put beside it.
 
     Args:
         path: the file.
 
     Returns:
-        The numbers by name; none in a file that was saved without.
+        The posterior, and the numbers by name; none if it was saved without.
 
     Raises:
         ValueError: see `Posterior.load`.
     """
-    return _read(path)[3]
+    try:
+        *fields, facts = _parse(_read_tensors(Path(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Posterior(*fields), facts
 
 
 GROUPS = ("mean", "precision", "prior_precision", "fact")
@@ -354,13 +358,6 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
         digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()
-
-
-def _read(path: str | Path) -> tuple[PyTree, Leaves, Leaves, Facts]:
-    try:
-        return _parse(_read_tensors(Path(path)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -114,7 +114,7 @@ def load_config(name: str) -> families.Config:
         return families.read_config(CATALOG[known])
     path = _resolve(name)
     with _naming(path):
-        return read_gguf(path)[0] if path.suffix == ".gguf" else read_config(path)
+        return read_gguf(path)[0] if is_gguf(name) else read_config(path)
 
 
 def is_gguf(name: str) -> bool:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
-from ivon_jax.posterior import Posterior, read_facts
+from ivon_jax.posterior import Posterior, load_with_facts
 from ivon_jax.train import adapters as peft_files
 from ivon_jax.train import export, run
 from ivon_jax.train.adapters import load_adapter, read_settings, save_adapter
@@ -303,7 +303,7 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     settings = json.loads((tmp_path / "out" / export.RUN).read_text())
     assert from_json(settings["config"], TrainConfig) == config
     facts = {"step": 2, "ess": 1000}
-    assert read_facts(tmp_path / "out" / run.POSTERIOR) == facts
+    assert load_with_facts(tmp_path / "out" / run.POSTERIOR)[1] == facts
     assert settings.items() > facts.items()
     key = Streams.from_seed(config.seed).ensemble
     for i in range(2):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 import ivon_jax
 from ivon_jax.files import remove_unfinished, write_bytes
-from ivon_jax.posterior import Facts, Posterior, read_facts
+from ivon_jax.posterior import Facts, Posterior, load_with_facts
 from ivon_jax.train.config import (
     CompareConfig,
     Kind,
@@ -213,8 +213,7 @@ def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:
     """
     if best and not (out / BEST).exists():
         raise ValueError(f"best: {out} has no {BEST}; train with --eval-steps")
-    path = out / (BEST if best else POSTERIOR)
-    return Posterior.load(path), read_facts(path)
+    return load_with_facts(out / (BEST if best else POSTERIOR))
 
 
 def write_predictions(
