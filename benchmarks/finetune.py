@@ -3,8 +3,9 @@
     python -m benchmarks.finetune --data-dir DATA --out runs/benchmarks/finetune.json
 
 Both train rank-8 adapters on q_proj and v_proj with Adam in float32, pad each batch
-to its longest prompt (ours to its `bucket`), and compute the output layer
-at the last position only. The same batch goes to one, then to the other.
+to its longest prompt (ours to its `bucket`; packed, to that of its longest two prompts
+in a row), and compute the output layer at the last positions only. The same prompts go
+to one, then to the other.
 """
 
 import dataclasses
@@ -72,10 +73,11 @@ def peft(gguf: Path, answers: Any) -> Step:
     columns = torch.tensor(np.asarray(answers))
 
     def step(batch: Batch) -> float:
-        longest = int(batch.lengths.max())
-        tokens = np.zeros((len(batch.lengths), longest), np.int64)
+        lengths, labels = batch.lengths[:, 0], batch.labels[:, 0]
+        longest = int(lengths.max())
+        tokens = np.zeros((len(lengths), longest), np.int64)
         mask = np.zeros_like(tokens)
-        rows = zip(batch.tokens, batch.lengths, strict=True)
+        rows = zip(batch.tokens, lengths, strict=True)
         for i, (row, length) in enumerate(rows):  # left padding
             tokens[i, longest - length :] = row[:length]
             mask[i, longest - length :] = 1
@@ -86,7 +88,7 @@ def peft(gguf: Path, answers: Any) -> Step:
             use_cache=False,
         )
         loss = torch.nn.functional.cross_entropy(
-            out.logits[:, -1, columns], torch.tensor(batch.labels).long()
+            out.logits[:, -1, columns], torch.tensor(labels).long()
         )
         optimizer.zero_grad()
         loss.backward()
@@ -118,41 +120,50 @@ def main(
     name = "smollm2-135m-instruct"
     problem = prepare(TrainConfig(name, "adam", 0, data, LoraConfig(), MethodConfig()))
     gguf = known.fetch(name)
+    adam = Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)
+    ivon = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10**6, 1)
     makers: dict[str, Callable[[], Step]] = {
-        "ours": lambda: ours(problem, Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)),
-        "ours_ivon": lambda: ours(
-            problem, IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10**6, 1)
-        ),
+        "ours": lambda: ours(problem, adam),
+        "ours_packed": lambda: ours(problem, adam),
+        "ours_ivon_packed": lambda: ours(problem, ivon),
         "peft": lambda: peft(gguf, problem.answers),
     }
-    stream = train_batches(problem.train, batch_size, 0)
-    batches = [next(stream) for _ in range(steps)]
+    batches = {}
+    for label in makers:
+        pack = 2 if "packed" in label else 1
+        stream = train_batches(problem.train, batch_size, 0, pack=pack)
+        batches[label] = [next(stream) for _ in range(steps)]
     runs, first = {}, {}
     for label, make in makers.items():
         start = time.perf_counter()
         runs[label] = make()
-        runs[label](batches[0])
+        runs[label](batches[label][0])
         first[label] = time.perf_counter() - start
-    shapes = {batch.tokens.shape: batch for batch in batches}
-    for run in runs.values():
-        for batch in shapes.values():
+    shapes = {
+        label: {batch.tokens.shape: batch for batch in batches[label]}
+        for label in makers
+    }
+    for label, run in runs.items():
+        for batch in shapes[label].values():
             run(batch)
     seconds: dict[str, list[float]] = {label: [] for label in runs}
     losses: dict[str, list[float]] = {label: [] for label in runs}
-    for batch in batches:
+    for i in range(steps):
         for label, run in runs.items():
             start = time.perf_counter()
-            losses[label].append(run(batch))
+            losses[label].append(run(batches[label][i]))
             seconds[label].append(time.perf_counter() - start)
-    per_batch = [p / o for o, p in zip(seconds["ours"], seconds["peft"], strict=True)]
     write(
         out,
         {
             "machine": before,
             "task": task,
             "batch_size": batch_size,
-            "tokens_per_batch": float(np.mean([b.tokens.size for b in batches])),
-            "compiled_shapes": len(shapes),
+            "tokens_per_batch": {
+                label: float(np.mean([batch.tokens.size for batch in batches[label]]))
+                for label in ("ours", "ours_packed")
+            },
+            "compiled_shapes": {label: len(shapes[label]) for label in shapes},
             "seconds_to_first_step": first,
             "step": {label: summary(values) for label, values in seconds.items()},
             "examples_per_s": {
@@ -160,13 +171,20 @@ def main(
             },
             "mean_loss": {label: float(np.mean(v)) for label, v in losses.items()},
             "speedup_over_peft": {
-                "median": statistics.median(per_batch),
-                "min": min(per_batch),
-                "max": max(per_batch),
+                label: _ratios(seconds["peft"], seconds[label])
+                for label in runs
+                if label != "peft"
             },
             "adapters": dataclasses.asdict(problem.model.config),
         },
     )
+
+
+def _ratios(theirs: list[float], mine: list[float]) -> dict[str, float]:
+    """Spread of the ratio over batches."""
+    ratios = [p / o for o, p in zip(mine, theirs, strict=True)]
+    names = ("lower_quartile", "median", "upper_quartile")
+    return dict(zip(names, statistics.quantiles(ratios, n=4), strict=True))
 
 
 if __name__ == "__main__":

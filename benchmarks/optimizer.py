@@ -121,9 +121,9 @@ def whole_step(
     model: Lora, params: Any, adapters: Any, method: Method, length: int
 ) -> Callable[[], None]:
     """A training step of 8 prompts of one length."""
-    full = np.full(8, length, np.int32)
+    full = np.full((8, 1), length, np.int32)
     tokens = np.ones((8, length), np.int32)
-    batch = Batch(tokens, full, np.zeros(8, np.int32), np.ones(8, np.float32))
+    batch = Batch(tokens, full, 0 * full, np.ones((8, 1), np.float32))
     copy = jax.tree.map(jnp.copy, adapters)
     state = TrainState(jnp.zeros([], jnp.int32), copy, method.init(copy))
     streams, answers = Streams.from_seed(0), jnp.arange(4)

@@ -111,7 +111,7 @@ def ours(point: Point) -> Step:
     key = jax.random.key(0)
     targets = shardings(jax.eval_shape(make, key), mesh)
     params, state = jax.jit(make, out_shardings=targets)(key)
-    full = np.full(point.batch, point.length, np.int32)
+    full = np.full((point.batch, 1), point.length, np.int32)
     labels = np.zeros_like(full)
     ids = np.ones((point.batch, point.length), np.int32)
     batch = put_batch(

@@ -72,7 +72,7 @@ def variance(
     def estimate(key: Any, params: Any, answers: Any) -> Any:
         def loss_fn(adapters: Any, batch: Batch) -> Any:
             outputs = answer_outputs(problem.model, params, adapters, answers, batch)
-            return mean_loss(outputs, jnp.asarray(batch.labels))
+            return mean_loss(outputs, jnp.ravel(batch.labels))
 
         value_and_grad = ivon_jax.value_and_grad(loss_fn, groups=method.groups)
         _, _, moments = value_and_grad(key, adapters, state, batch)

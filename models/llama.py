@@ -142,6 +142,7 @@ class Llama(nn.Module):
         *,
         mask: Bool[Array, "b t"] | None = None,
         past: KVCache | None = None,
+        segments: Int[Array, "b s"] | None = None,
         return_cache: bool = False,
     ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], KVCache]:
         """Compute the hidden states after the final norm.
@@ -152,6 +153,9 @@ class Llama(nn.Module):
                 `tokens` or, if the past holds padding too, the past and `tokens`.
             past: Cache of what comes before `tokens`; batch size 1 is a prefix that
                 all sequences share.
+            segments: If a row holds several texts, one after another: the number of
+                each token's text, rising along the row. A text sees only itself.
+                Without `mask` and `past`.
             return_cache: Also return the cache of the past and `tokens` together.
 
         Returns:
@@ -159,11 +163,17 @@ class Llama(nn.Module):
             nothing.
 
         Raises:
-            ValueError: If `mask` covers neither `tokens` nor the past and `tokens`.
+            ValueError: If `mask` covers neither `tokens` nor the past and `tokens`, or
+                `segments` come with either.
         """
         prefix = 0 if past is None else past.keys.shape[2]
         window = self.config.sliding_window
-        positions, visible = _visibility(tokens, mask, prefix, window)
+        if segments is None:
+            positions, visible = _visibility(tokens, mask, prefix, window)
+        elif mask is None and past is None:
+            positions, visible = _segmented(segments, window)
+        else:
+            raise ValueError("segments: exclude mask and past")
         x = split_batch(self.embed_tokens(tokens))
         turn = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None
@@ -240,3 +250,17 @@ def _visibility(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, prefix:]
     mask = mask[:, None, None, :]
     return positions, Visible(causal & mask, None if near is None else near & mask)
+
+
+def _segmented(
+    segments: Int[Array, "b s"], window: int | None
+) -> tuple[Int[Array, "b s"], Visible]:
+    """The same where rows hold several texts: positions start anew with each."""
+    index = jnp.arange(segments.shape[1])[None]
+    first = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+    starts = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+    back = index[:, :, None] - index[:, None]
+    own = segments[:, :, None] == segments[:, None]
+    visible = (own & (back >= 0))[:, None]
+    near = None if window is None else visible & (back < window)[:, None]
+    return index - starts, Visible(visible, near)

@@ -1,5 +1,6 @@
 """Tokens, padding, order."""
 
+import itertools
 import re
 from collections import Counter
 
@@ -16,6 +17,7 @@ from ivon_jax.models.known import fetch
 from ivon_jax.train.batches import (
     Encoded,
     answer_tokens,
+    arrange,
     bucket,
     collate,
     common_prefix_length,
@@ -174,11 +176,11 @@ def test_nothing_to_encode():
 
 
 def test_collate_pads_on_the_right():
-    batch = collate(encoded([2, 9, 1]), [2, 0], pad_to=4)
+    batch = collate(encoded([2, 9, 1]), np.array([[2], [0]]), pad_to=4)
     assert batch.tokens.tolist() == [[102, 9, 9, 9], [100, 100, 9, 9]]
-    assert batch.lengths.tolist() == [1, 2]
-    assert batch.labels.tolist() == [2, 0]
-    assert batch.weights.tolist() == [1, 1]
+    assert batch.lengths.tolist() == [[1], [2]]
+    assert batch.labels.tolist() == [[2], [0]]
+    assert batch.weights.tolist() == [[1], [1]]
     kinds = [part.dtype.name for part in jax.tree.leaves(batch)]
     assert kinds == ["int32"] * 3 + ["float32"]
 
@@ -186,13 +188,75 @@ def test_collate_pads_on_the_right():
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9))
 def test_padding_is_to_the_bucket_of_the_longest(lengths):
     prompts = encoded(lengths)
-    batch = collate(prompts, range(len(lengths)))
+    batch = collate(prompts, np.arange(len(lengths))[:, None])
     width = batch.tokens.shape[1]
     assert width == bucket(max(lengths))
-    assert width in prompts.buckets
+    assert width in prompts.widths()
     for i, length in enumerate(lengths):
         expected = [100 + i] * length + [9] * (width - length)
         assert batch.tokens[i].tolist() == expected
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(lambda x: x + x)
+)
+def test_two_in_a_row_are_the_shortest_rows_there_are(lengths):
+    def widths(pairs):
+        return max(sum(lengths[i] for i in pair) for pair in pairs)
+
+    found = arrange(np.array(lengths), 2)
+    assert sorted(found.ravel().tolist()) == list(range(len(lengths)))
+    orders = itertools.permutations(range(len(lengths)))
+    assert widths(found) == min(
+        widths(zip(o[::2], o[1::2], strict=True)) for o in orders
+    )
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=12, max_size=12),
+    pack=st.sampled_from([1, 2, 3, 4, 6, 12]),
+)
+def test_rows_are_about_equally_long(lengths, pack):
+    rows = arrange(np.array(lengths), pack)
+    assert rows.shape == (12 // pack, pack)
+    assert sorted(rows.ravel().tolist()) == list(range(12))
+    if pack == 1:
+        assert rows.ravel().tolist() == list(range(12))
+    else:
+        sums = np.array(lengths)[rows].sum(1)
+        # Each round of dealing brings two rows apart by no more than its own spread,
+        # and these spreads do not overlap.
+        assert np.ptp(sums) <= np.ptp(lengths)
+
+
+def test_texts_of_a_row_follow_one_another():
+    batch = collate(encoded([2, 9, 1, 3]), np.array([[3, 0], [2, 1]]))
+    pad = [9] * 6
+    assert batch.tokens.tolist() == [
+        [103] * 3 + [100] * 2 + [9] * 5 + pad,
+        [102] + [101] * 9 + pad,
+    ]
+    assert batch.lengths.tolist() == [[3, 2], [1, 9]]
+    assert batch.labels.tolist() == [[3, 0], [2, 1]]
+    assert batch.weights.tolist() == [[1, 1], [1, 1]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=6, max_size=20),
+    pack=st.sampled_from([2, 3]),
+)
+@settings(deadline=None, max_examples=30)
+def test_packing_keeps_batches_and_pads_to_what_is_announced(lengths, pack):
+    data = encoded(lengths)
+    plain, packed = train_batches(data, 6, 0), train_batches(data, 6, 0, pack=pack)
+    for _ in range(5):
+        one, other = next(plain), next(packed)
+        assert other.tokens.shape[0] == 6 // pack
+        assert other.tokens.shape[1] in data.widths(pack)
+        assert sorted(one.labels.ravel()) == sorted(other.labels.ravel())
+        np.testing.assert_array_equal(
+            data.lengths[other.labels.ravel()], other.lengths.ravel()
+        )
 
 
 def test_buckets_are_few_and_near():
@@ -208,7 +272,7 @@ def test_buckets_are_few_and_near():
 
 
 def labels_of(stream, batches: int) -> list[int]:
-    return [label for _ in range(batches) for label in next(stream).labels.tolist()]
+    return [label for _ in range(batches) for label in next(stream).labels.ravel()]
 
 
 @settings(deadline=None, max_examples=30)
@@ -246,9 +310,9 @@ def test_training_batches_are_full_and_all_count():
     stream = train_batches(encoded([3, 12, 5]), 2, 0)
     for _ in range(6):
         batch = next(stream)
-        assert batch.weights.tolist() == [1, 1]
+        assert batch.weights.tolist() == [[1], [1]]
         assert batch.tokens.shape in {(2, 8), (2, 16)}
-        np.testing.assert_array_equal(batch.tokens[:, 0], 100 + batch.labels)
+        np.testing.assert_array_equal(batch.tokens[:, :1], 100 + batch.labels)
 
 
 def test_a_stored_position_resumes_exactly():
@@ -262,21 +326,24 @@ def test_a_stored_position_resumes_exactly():
     assert labels_of(resumed, 6) == ahead
 
 
-def test_slices_of_processes_make_up_the_batch():
+@pytest.mark.parametrize("pack", [1, 2])
+def test_slices_of_processes_make_up_the_batch(pack):
     data = encoded([3, 20, 5, 9, 30, 1, 2])
-    whole = train_batches(data, 4, 0)
+    whole = train_batches(data, 4 * pack, 0, pack=pack)
     parts = [
-        train_batches(data, 4, 0, rows=np.arange(2 * i, 2 * i + 2)) for i in range(2)
+        train_batches(data, 4 * pack, 0, pack=pack, rows=np.arange(2 * i, 2 * i + 2))
+        for i in range(2)
     ]
     for _ in range(5):
         joined = jax.tree.map(lambda *p: np.concatenate(p), *map(next, parts))
         jax.tree.map(np.testing.assert_array_equal, joined, next(whole))
 
 
-@pytest.mark.parametrize("batch_size", [0, -4])
-def test_illegal_batch_sizes(batch_size):
-    with pytest.raises(ValueError, match=f"batch size {batch_size} is not"):
-        train_batches(encoded([1]), batch_size, 0)
+@pytest.mark.parametrize(("batch_size", "pack"), [(0, 1), (-4, 2), (4, 3)])
+def test_illegal_batch_sizes(batch_size, pack):
+    message = f"batch size {batch_size} is not a multiple of {pack}"
+    with pytest.raises(ValueError, match=message):
+        train_batches(encoded([1]), batch_size, 0, pack=pack)
 
 
 # Evaluation order.
@@ -293,11 +360,11 @@ def test_evaluation_covers_every_example_once(lengths, batch_size):
     restored = np.full((len(lengths), 2), -1)
     for batch, indices in batches:
         assert batch.tokens.shape[0] == batch_size
-        assert batch.weights.tolist() == [1] * len(indices) + [0] * (
+        assert batch.weights.tolist() == [[1]] * len(indices) + [[0]] * (
             batch_size - len(indices)
         )
         assert batch.lengths.min() >= 1
-        rows = np.stack([batch.labels, batch.lengths], 1)
+        rows = np.concatenate([batch.labels, batch.lengths], 1)
         restored[indices] = rows[: len(indices)]
     widths = [batch.tokens.shape[1] for batch, _ in batches]
     assert widths == sorted(widths)

@@ -1,5 +1,6 @@
 """Encoders with a head, from their folder to metrics and to other libraries."""
 
+import dataclasses
 import json
 import shutil
 import string
@@ -77,6 +78,12 @@ def trained(request, folder):
     return request.param, folder / f"run-{request.param}"
 
 
+def test_an_encoder_reads_one_text_a_row(folder):
+    config = dataclasses.replace(config_of(folder, "mrpc"), pack=2)
+    with pytest.raises(ValueError, match="pack: .* is an encoder, which takes pack 1"):
+        prepare(config)
+
+
 def test_a_run_is_trained_and_scored(trained, capsys):
     task, out = trained
     before, after = (
@@ -138,13 +145,13 @@ def test_a_snapshot_of_the_hub_learns_its_examples(task, fields, tmp_path):
 def torch_outputs(model, encoded):
     import torch
 
-    batch = collate(encoded, range(5))
+    batch = collate(encoded, np.arange(5)[:, None])
     index = np.arange(batch.tokens.shape[1])[None]
     with torch.no_grad():
         out = model.eval()(
             input_ids=torch.tensor(batch.tokens).long(),
-            attention_mask=torch.tensor(index < batch.lengths[:, None]).long(),
-            token_type_ids=torch.tensor(index >= batch.seconds[:, None]).long(),
+            attention_mask=torch.tensor(index < batch.lengths).long(),
+            token_type_ids=torch.tensor(index >= batch.seconds).long(),
         )
     return out.logits.numpy()
 
@@ -171,7 +178,7 @@ def test_other_libraries_compute_the_same(form, trained, folder, tmp_path):
     else:
         model = auto.from_pretrained(tmp_path / "out")
     adapters = Posterior.load(run_folder / run.POSTERIOR).mean
-    batch = jax.tree.map(jnp.asarray, collate(problem.eval, range(5)))
+    batch = jax.tree.map(jnp.asarray, collate(problem.eval, np.arange(5)[:, None]))
     ours = answer_outputs(problem.model, problem.params, adapters, None, batch)
     theirs = torch_outputs(model.float(), problem.eval)
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()

@@ -308,6 +308,41 @@ def test_without_mask_equals_a_mask_of_all_tokens():
     assert relative(hidden_states(model, params, tokens), full) <= 1e-5
 
 
+@given(
+    config=hf_configs(),
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=16, deadline=None)
+def test_texts_in_one_row_see_only_themselves(config, lengths, seed):
+    if config["rope_parameters"]["rope_type"] == "dynamic":
+        # Else its angles depend on the longest of what is computed together.
+        config = config | {"max_position_embeddings": 24}
+    model, params = random_model(LlamaConfig.from_hf(config), seed)
+    width = sum(lengths) + 2  # padding
+    row = random_tokens(1, width, config["vocab_size"], seed)
+    ends = np.cumsum(lengths)
+    segments = jnp.asarray(np.searchsorted(ends, np.arange(width), side="right"))
+    found = model.apply({"params": params}, row, segments=segments[None])
+    for start, end in zip(ends - lengths, ends, strict=True):
+        alone = model.apply({"params": params}, row[:, start:end])
+        np.testing.assert_allclose(found[:, start:end], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_segments_come_alone():
+    model, params = random_model()
+    tokens = random_tokens(1, 4)
+    segments = jnp.zeros((1, 4), jnp.int32)
+    for name, value in {"mask": segments == 0, "past": no_past()}.items():
+        with pytest.raises(ValueError, match="segments: exclude mask and past"):
+            model.apply({"params": params}, tokens, segments=segments, **{name: value})
+
+
+def no_past():
+    empty = jnp.zeros((3, 1, 0, 2, 8))
+    return KVCache(empty, empty)
+
+
 def test_scanned_equals_unscanned():
     model, params = random_model()
     flat = unstack_layers(params)

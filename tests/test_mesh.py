@@ -87,6 +87,13 @@ def test_accumulation_changes_no_number(base, tmp_path):
     assert_close(run(parts, tmp_path / "parts"), wanted)
 
 
+def test_packed_rows_are_split_like_others(base, tmp_path):
+    base = dataclasses.replace(base, pack=2)
+    wanted = run(base, tmp_path / "one")
+    mixed = dataclasses.replace(base, mesh="data=2,fsdp=2,tensor=2")
+    assert_close(run(mixed, tmp_path / "mixed"), wanted)
+
+
 def test_groups_draw_the_same_samples_on_any_mesh(base, alone, tmp_path):
     base = dataclasses.replace(base, noise="per-shard")
     wanted = run(dataclasses.replace(base, mesh="data=2"), tmp_path / "two")
@@ -109,6 +116,8 @@ def test_malformed_meshes(text):
         ({"accumulate": 0}, "accumulate: 0 is not >= 1"),
         ({"accumulate": 3}, "batch_size: 16 is not a multiple of .* = 3"),
         ({"mesh": "data=4,fsdp=2", "accumulate": 4}, "batch_size: 16 is not .* = 32"),
+        ({"pack": 0}, "pack: 0 is not >= 1"),
+        ({"mesh": "data=8", "pack": 4}, "batch_size: 16 is not .* = 32"),
         ({"mesh": "data=3,tensor=2"}, "batch_size: 16 is not a multiple of .* = 3"),
         ({"mesh": "tensor=9"}, "mesh: tensor=9 is 9 devices, there are 8"),
     ],

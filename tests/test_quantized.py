@@ -138,8 +138,8 @@ def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
     base = load(str(folder), dtype=jnp.bfloat16, quantization=kind, tokenizer=False)
     model = Lora(base.model, LoraConfig(rank=4))
     method = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10, 1)
-    full = np.full(2, 5, np.int32)
-    batch = Batch(np.asarray(TOKENS), full, 0 * full, np.ones(2, np.float32))
+    full = np.full((2, 1), 5, np.int32)
+    batch = Batch(np.asarray(TOKENS), full, 0 * full, np.ones((2, 1), np.float32))
     state = first_state(model, method, None, jax.random.key(0))
     rest = (state, base.params, jnp.arange(4), batch, Streams.from_seed(0))
     # Not compiled: lowered, JAX's own rule for attention's products promotes types.

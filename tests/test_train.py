@@ -109,7 +109,7 @@ def take_step(problem: Problem, method: Any, state: Any, batch: Any, streams: An
 
 
 def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
-    return jax.device_put(collate(problem.train, indices, pad_to))
+    return jax.device_put(collate(problem.train, np.asarray(indices)[:, None], pad_to))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -385,7 +385,7 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
     variables = {"params": problem.params, "lora": adapters}
     base = problem.model.base
     for row, (tokens, length) in enumerate(
-        zip(batch.tokens, batch.lengths, strict=True)
+        zip(batch.tokens, batch.lengths[:, 0], strict=True)
     ):
         # Each prompt alone and without padding.
         hidden = problem.model.apply(variables, tokens[None, :length])
@@ -395,6 +395,40 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
         np.testing.assert_allclose(
             jax.nn.softmax(found[row]), wanted, rtol=0, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("pack", [2, 4])
+def test_packed_prompts_have_their_own_logits(pack, problem, adapters):
+    indices = np.array([3, 1, 4, 15, 9, 2, 6, 5])
+    args = (problem.model, problem.params, adapters, problem.answers)
+    packed = jax.device_put(collate(problem.train, indices.reshape(-1, pack)))
+    np.testing.assert_allclose(
+        step.answer_outputs(*args, packed),
+        step.answer_outputs(*args, batch_of(problem, indices)),
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_packing_changes_no_step_but_dropouts(method, base, tmp_path):
+    hyper = dataclasses.replace(HYPER[method], steps=8)
+    found = []
+    for pack in (1, 2):
+        config = dataclasses.replace(
+            base,
+            method=method,
+            hyper=hyper,
+            lora=LoraConfig(rank=4, dropout=0.0),
+            pack=pack,
+        )
+        config = resolve(config, "custom", 64)
+        found.append(run(prepare(config), config, tmp_path / str(pack)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        found[0].mean,
+        found[1].mean,
+    )
 
 
 @pytest.mark.parametrize("cut", [0, 3])
@@ -455,7 +489,7 @@ def test_another_key_draws_other_samples(three, problem, posterior):
 
 def forward(problem: Problem, adapters: Any) -> np.ndarray:
     """All examples in one batch, in their own order, with the prefix left in."""
-    batch = jax.device_put(collate(problem.eval, list(range(len(problem.eval)))))
+    batch = jax.device_put(collate(problem.eval, np.arange(len(problem.eval))[:, None]))
     logits = step.answer_outputs(
         problem.model, problem.params, adapters, problem.answers, batch
     )

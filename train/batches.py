@@ -1,7 +1,8 @@
 """From examples to padded batches of token ids.
 
-Shapes: b batch size, s padded length, n examples, c classes. All arrays are NumPy;
-the caller decides what goes to which device.
+Shapes: r rows of a batch, k texts in a row (1 unless packed), s padded length of a
+row, n examples, c classes. All arrays are NumPy; the caller decides what goes to which
+device.
 """
 
 import dataclasses
@@ -19,20 +20,23 @@ from ivon_jax.train.tasks import Example
 class Batch(NamedTuple):
     """A right-padded batch; a pytree, so it can be passed to a jitted step.
 
+    Every array is one of rows, so a batch is split by splitting all of them alike.
+
     Attributes:
-        tokens: token ids; those at or beyond a row's length mean nothing.
-        lengths: number of tokens of each row; a decoder predicts the answer from
-            token `lengths - 1`.
+        tokens: token ids, a row's texts one after another; those beyond the last one
+            mean nothing.
+        lengths: number of tokens of each text; a decoder predicts the answer from a
+            text's last.
         labels: index of the right class, or the number to predict.
-        weights: 1, or 0 for a row that only fills the batch up.
-        seconds: where each row's second text begins; None for decoders.
+        weights: 1, or 0 for a text that only fills the batch up.
+        seconds: where in each text its second part begins; None for decoders.
     """
 
-    tokens: Int[np.ndarray, "b s"]
-    lengths: Int[np.ndarray, " b"]
-    labels: Int[np.ndarray, " b"] | Float[np.ndarray, " b"]
-    weights: Float[np.ndarray, " b"]
-    seconds: Int[np.ndarray, " b"] | None = None
+    tokens: Int[np.ndarray, "r s"]
+    lengths: Int[np.ndarray, "r k"]
+    labels: Int[np.ndarray, "r k"] | Float[np.ndarray, "r k"]
+    weights: Float[np.ndarray, "r k"]
+    seconds: Int[np.ndarray, "r k"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def buckets(self) -> list[int]:
-        """The lengths that batches of these examples can be padded to."""
-        return sorted({bucket(int(length)) for length in self.lengths})
+    def widths(self, pack: int = 1) -> list[int]:
+        """What rows of `pack` of these examples can be padded to."""
+        ordered = np.sort(self.lengths)
+        shortest, longest = ordered[:pack].sum(), ordered[-pack:].sum()
+        sums = ordered if pack == 1 else np.arange(shortest, longest + 1)
+        return sorted({bucket(int(length)) for length in sums})
 
     @property
     def lengths(self) -> Int[np.ndarray, " n"]:
@@ -232,21 +238,45 @@ def bucket(length: int) -> int:
 
 
 def collate(
-    encoded: Encoded,
-    indices: Sequence[int] | Int[np.ndarray, " b"],
-    pad_to: int | None = None,
+    encoded: Encoded, indices: Int[np.ndarray, "r k"], pad_to: int | None = None
 ) -> Batch:
-    """Pads the chosen examples on the right, by default to their `bucket`."""
-    rows = [encoded.tokens[i] for i in indices]
-    lengths = np.array([len(ids) for ids in rows], np.int32)
-    width = bucket(int(lengths.max())) if pad_to is None else pad_to
-    tokens = np.full((len(rows), width), encoded.pad_id, np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    chosen = np.asarray(indices)
-    seconds = None if encoded.seconds is None else encoded.seconds[chosen]
-    weights = np.ones(len(rows), np.float32)
-    return Batch(tokens, lengths, encoded.labels[chosen], weights, seconds)
+    """Puts the chosen examples into rows, padded on the right to their `bucket`.
+
+    Args:
+        encoded: the examples.
+        indices: the examples of each row.
+        pad_to: another width to pad to; None for the bucket of the longest row.
+    """
+    lengths = encoded.lengths[indices]
+    width = bucket(int(lengths.sum(1).max())) if pad_to is None else pad_to
+    tokens = np.full((len(indices), width), encoded.pad_id, np.int32)
+    for row, chosen in zip(tokens, indices, strict=True):
+        texts = np.concatenate([encoded.tokens[i] for i in chosen])
+        row[: len(texts)] = texts
+    seconds = None if encoded.seconds is None else encoded.seconds[indices]
+    weights = np.ones(indices.shape, np.float32)
+    return Batch(tokens, lengths, encoded.labels[indices], weights, seconds)
+
+
+def arrange(lengths: Int[np.ndarray, " b"], pack: int) -> Int[np.ndarray, "r k"]:
+    """Puts a batch's texts into rows of `pack` each that are about equally long.
+
+    Sorted by length they are dealt out to the rows, there and back again: of two in a
+    row the longest gets the shortest, the second longest the second shortest.
+
+    Args:
+        lengths: of the texts; `pack` divides their number.
+        pack: texts in a row. One in a row stays in its place.
+
+    Example:
+        >>> arrange(np.array([3, 9, 4, 7]), 2).tolist()
+        [[1, 0], [3, 2]]
+    """
+    if pack == 1:
+        return np.arange(len(lengths))[:, None]
+    dealt = np.argsort(-lengths, kind="stable").reshape(pack, -1)
+    dealt[1::2] = dealt[1::2, ::-1]
+    return dealt.T
 
 
 @runtime_checkable
@@ -271,6 +301,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     *,
+    pack: int = 1,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> BatchStream:
     """An endless stream of training batches.
@@ -283,21 +314,25 @@ def train_batches(
         encoded: the examples.
         batch_size: examples in a batch, over all processes.
         seed: any non-negative integer.
+        pack: examples in a row, see `arrange`. Which a batch has does not change.
         rows: which of each batch's rows to return, None for all. The padded length is
             that of the whole batch, the same on every process.
 
     Raises:
-        ValueError: the batch size is not positive.
+        ValueError: the batch size is not positive, or no multiple of `pack`.
     """
     import grain
 
-    if batch_size < 1:
-        raise ValueError(f"batch size {batch_size} is not positive")
+    if batch_size < 1 or batch_size % pack:
+        raise ValueError(f"batch size {batch_size} is not a multiple of {pack}, >= 1")
     mine = slice(None) if rows is None else rows
+    lengths = encoded.lengths
 
     def batch(indices: Sequence[int]) -> Batch:
-        longest = max(len(encoded.tokens[i]) for i in indices)
-        return collate(encoded, np.asarray(indices)[mine], bucket(longest))
+        chosen = np.asarray(indices)
+        placed = chosen[arrange(lengths[chosen], pack)]
+        longest = int(lengths[placed].sum(1).max())
+        return collate(encoded, placed[mine], bucket(longest))
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
     # run's second epoch would be the next run's first. Hashing takes them apart.
@@ -326,7 +361,7 @@ def eval_batches(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         missing = batch_size - len(indices)
-        batch = collate(encoded, np.pad(indices, (0, missing), "edge"))
+        batch = collate(encoded, np.pad(indices, (0, missing), "edge")[:, None])
         batch.weights[len(indices) :] = 0
         batches.append((batch, indices))
     return batches

@@ -155,6 +155,9 @@ class TrainConfig:
         hyper: how to train; the defaults are the paper's for the task's family.
         mesh: devices along each axis, as data=2,fsdp=4,tensor=1. The default is one
             device: how many there are never changes a run unasked.
+        pack: prompts in a row of a batch, a long one with short ones, so that less is
+            padding; each sees only itself. Dropout is drawn for the rows, so this
+            changes a run, as another seed would. Decoders alone.
         accumulate: micro-batches a batch is computed in, one after another.
         remat: what the backward pass computes again to save memory: nothing, all of
             each layer, or all but its matrix products.
@@ -182,6 +185,7 @@ class TrainConfig:
     lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
     hyper: Flat[MethodConfig] = dataclasses.field(default_factory=MethodConfig)
     mesh: str = "data=1"
+    pack: int = 1
     accumulate: int = 1
     remat: Literal["none", "full", "dots"] = "none"
     base: BaseName = "f32"
@@ -281,13 +285,14 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
     if values["warmup"] > values["steps"]:
         raise ValueError(f"warmup: {values['warmup']} is not <= steps")
     sizes = parse_mesh(config.mesh)
-    parts = sizes["data"] * sizes["fsdp"] * config.accumulate
-    if config.accumulate < 1:
-        raise ValueError(f"accumulate: {config.accumulate} is not >= 1")
+    for name in ("accumulate", "pack"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: {getattr(config, name)} is not >= 1")
+    parts = sizes["data"] * sizes["fsdp"] * config.accumulate * config.pack
     if values["batch_size"] % parts:
         raise ValueError(
             f"batch_size: {values['batch_size']} is not a multiple of"
-            f" data*fsdp*accumulate = {parts}"
+            f" data*fsdp*accumulate*pack = {parts}"
         )
     if config.noise == "per-shard" and config.method != "ivon-lora":
         raise ValueError(f"noise: method {config.method} has none")

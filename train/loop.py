@@ -85,7 +85,7 @@ def train(
     with interruptible() as interrupted:
         on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
         check_shared(out / run.CONFIG)
-        on_first_process(lambda: _announce(problem.train.buckets))
+        on_first_process(lambda: _announce(problem.train.widths(config.pack)))
         counts, posterior = _learn(problem, config, out, about, interrupted)
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
@@ -122,8 +122,14 @@ def _learn(
     whole = NamedSharding(mesh, PartitionSpec())
     make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
     streams = make_streams(config.seed)
-    rows = local_rows(mesh, hyper.batch_size)
-    batches = train_batches(problem.train, hyper.batch_size, config.seed, rows=rows)
+    num_rows = hyper.batch_size // config.pack
+    batches = train_batches(
+        problem.train,
+        hyper.batch_size,
+        config.seed,
+        pack=config.pack,
+        rows=local_rows(mesh, num_rows),
+    )
     counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)
 
     def check(notes: dict[str, Any]) -> None:
@@ -136,7 +142,7 @@ def _learn(
         start = time.monotonic() - counts.seconds
         with _reports(out, method, hyper.steps, counts.step) as report:
             while counts.step < hyper.steps and not interrupted(counts.step):
-                batch = put_batch(next(batches), mesh, hyper.batch_size)
+                batch = put_batch(next(batches), mesh, num_rows)
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, logs = train_step(
                         problem.model,
@@ -178,11 +184,11 @@ def _scored(config: TrainConfig, step: int) -> bool:
     return every is not None and (step % every == 0 or step == last)
 
 
-def _announce(lengths: list[int]) -> None:
+def _announce(widths: list[int]) -> None:
     """Says how often the step will be compiled at most, which takes its time."""
     print(
-        f"prompts are padded to {', '.join(map(str, lengths))} tokens:"
-        f" the step is compiled at most {len(lengths)} times",
+        f"prompts are padded to {', '.join(map(str, widths))} tokens:"
+        f" the step is compiled at most {len(widths)} times",
         file=sys.stderr,
     )
 

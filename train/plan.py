@@ -18,7 +18,7 @@ from ivon_jax.train.batches import Batch
 from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
-from ivon_jax.train.prepare import adapted, base_kind
+from ivon_jax.train.prepare import adapted, base_kind, check_pack
 from ivon_jax.train.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.step import Streams, first_state, train_step
 
@@ -96,6 +96,7 @@ def make_plan(
     limit = shape.max_position_embeddings
     if not 0 < seq_length <= limit:
         raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
+    check_pack(config, shape)
     mesh = make_mesh(config.mesh)
     shape = with_outputs(shape, classes)
     compiled, params, state = compile_step(config, shape, seq_length, classes, mesh)
@@ -148,9 +149,11 @@ def compile_step(
     if quantization:
         params = _quantized(params, quantization)
     state = jax.eval_shape(lambda key: first_state(model, method, None, key), key)
-    rows = (config.hyper.batch_size,)
-    ints, floats = (jax.ShapeDtypeStruct(rows, k) for k in (jnp.int32, jnp.float32))
-    texts = jax.ShapeDtypeStruct((*rows, seq_length), jnp.int32)
+    rows, pack = config.hyper.batch_size // config.pack, config.pack
+    ints, floats = (
+        jax.ShapeDtypeStruct((rows, pack), kind) for kind in (jnp.int32, jnp.float32)
+    )
+    texts = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
     parts: Any = (texts, ints, ints, floats, ints if has_head else None)
     batch = Batch(*parts)
     answers = jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=whole)
@@ -197,7 +200,7 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     params, lora = (variables[k].get("layers", {}) for k in ("params", "lora"))
     kernels, adapters = _count(params, "kernel"), _count(lora, "")
     heads = shape.num_attention_heads * shape.head_dim
-    attention = 2 * seq_length * heads * shape.num_hidden_layers
+    attention = 2 * config.pack * seq_length * heads * shape.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (kernels + 2 * adapters + 2 * attention)
     once = 2 * config.hyper.batch_size * classes * shape.hidden_size
@@ -295,7 +298,7 @@ def _advice(plan: Plan) -> list[str]:
         lines.append("  large adapters: a lower --rank, fewer --targets, more fsdp")
     if memory.activations >= large:
         sizes = parse_mesh(config.mesh)
-        parts = sizes["data"] * sizes["fsdp"] * config.accumulate
+        parts = sizes["data"] * sizes["fsdp"] * config.accumulate * config.pack
         ways = [] if config.remat == "full" else ["--remat full"]
         if config.hyper.batch_size > parts:  # type: ignore[operator]
             ways += ["--accumulate", "a smaller batch", "more devices along data"]

@@ -162,6 +162,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     check_agreement(data)  # each process is to tokenise a part of them
     mesh = make_mesh(config.mesh)
     pretrained = load_base(config, mesh, task)
+    check_pack(config, pretrained.model.config)
     lora = adapted(config.lora, pretrained.model.config)
     model = Lora(pretrained.model.clone(remat=config.remat), lora)
     adapters = _adapter_shapes(model)
@@ -194,6 +195,12 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
         eval_encoded,
         facts,
     )
+
+
+def check_pack(config: TrainConfig, shape: Config) -> None:
+    """Checks that the model can read several prompts in a row, if it is to."""
+    if config.pack > 1 and family_of(shape).head:
+        raise ValueError(f"pack: {config.model} is an encoder, which takes pack 1")
 
 
 def adapted(lora: LoraConfig, shape: Config) -> LoraConfig:

@@ -146,12 +146,12 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+def local_rows(mesh: Mesh, num_rows: int) -> Int[np.ndarray, " rows"]:
     """Finds which rows of a batch this process's devices hold.
 
     Args:
         mesh: the devices.
-        batch_size: rows over all processes.
+        num_rows: of the batch, over all processes.
 
     Returns:
         Their indices, ascending.
@@ -160,13 +160,13 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
         ValueError: the batch cannot be split evenly.
     """
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % shards:
+    if num_rows % shards:
         raise ValueError(
-            f"batch_size: {batch_size} is not a multiple of data*fsdp = {shards}"
+            f"batch: {num_rows} rows are not a multiple of data*fsdp = {shards}"
         )
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    held = split.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique([np.arange(batch_size)[index] for index in held])
+    held = split.addressable_devices_indices_map((num_rows,)).values()
+    return np.unique([np.arange(num_rows)[index] for index in held])
 
 
 def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -175,13 +175,13 @@ def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(array.shape, whole, array.__getitem__)
 
 
-def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
+def put_batch(batch: PyTree, mesh: Mesh, num_rows: int) -> PyTree:
     """Makes global arrays of the rows that each process holds.
 
     Args:
         batch: arrays of this process's rows, see `local_rows`.
         mesh: the devices.
-        batch_size: rows over all processes.
+        num_rows: of the batch, over all processes.
 
     Returns:
         Arrays of all rows, split over the mesh's batch axes.
@@ -189,7 +189,7 @@ def put_batch(batch: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
     def leaf(part: np.ndarray) -> jax.Array:
-        shape = (batch_size, *part.shape[1:])
+        shape = (num_rows, *part.shape[1:])
         return jax.make_array_from_process_local_data(split, part, shape)
 
     return jax.tree.map(leaf, batch)

@@ -86,25 +86,33 @@ def answer_outputs(
         **apply_args: for `Lora.apply`, as ``rngs``.
 
     Returns:
-        Outputs, float32.
+        Outputs, float32, of every text, row by row.
     """
     variables = {"params": params, "lora": adapters}
     if answers is None:
         index = jnp.arange(batch.tokens.shape[1])[None]
-        mask, types = (
-            index < batch.lengths[:, None],
-            index >= jnp.expand_dims(batch.seconds, 1),  # type: ignore[arg-type]
-        )
-        types = types.astype(jnp.int32)
+        types = (index >= batch.seconds).astype(jnp.int32)  # type: ignore[operator]
         out: Any = model.apply(
-            variables, batch.tokens, mask=mask, types=types, **apply_args
+            variables,
+            batch.tokens,
+            mask=index < batch.lengths,
+            types=types,
+            **apply_args,
         )
         return out
     past = None
     if prefix is not None and len(prefix):
         _, past = model.apply(variables, prefix[None], return_cache=True)
-    hidden: Any = model.apply(variables, batch.tokens, past=past, **apply_args)
-    last = hidden[jnp.arange(len(hidden)), batch.lengths - 1]
+    ends = jnp.cumsum(batch.lengths, axis=1)
+    segments = None
+    if ends.shape[1] > 1:
+        index = jnp.arange(batch.tokens.shape[1])[None, :, None]
+        segments = jnp.sum(index >= ends[:, None], axis=2)
+    hidden: Any = model.apply(
+        variables, batch.tokens, past=past, segments=segments, **apply_args
+    )
+    last = jnp.take_along_axis(hidden, ends[:, :, None] - 1, axis=1)
+    last = last.reshape(-1, last.shape[-1])
     logits: Any = model.base.apply({"params": params}, last, answers, method="unembed")
     return logits
 
@@ -160,7 +168,7 @@ def train_step(
         outputs = answer_outputs(
             model, params, adapters, answers, batch, rngs={"dropout": dropout}
         )
-        return mean_loss(outputs, batch.labels)
+        return mean_loss(outputs, batch.labels.reshape(-1))
 
     key = jax.random.fold_in(streams.noise, state.step)
     if accumulate > 1:
