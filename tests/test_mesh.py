@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import jax
-import noise_child
 import numpy as np
+import process_child
 import pytest
 import tiny
 
@@ -63,7 +63,7 @@ def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
 
 @pytest.mark.parametrize("mesh", [*MESHES, "data=4,tensor=2", "fsdp=2,tensor=3"])
 def test_noise_is_the_same_to_the_bit(mesh):
-    wanted, found = noise_child.draw("data=1"), noise_child.draw(mesh)
+    wanted, found = process_child.draw("data=1"), process_child.draw(mesh)
     assert set(found) == set(wanted)
     for name, values in wanted.items():
         assert found[name].tobytes() == values.tobytes(), name

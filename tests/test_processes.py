@@ -9,8 +9,8 @@ from pathlib import Path
 
 import children
 import jax
-import noise_child
 import numpy as np
+import process_child
 import pytest
 import tiny
 from children import finish, taken, wait_for_steps
@@ -119,14 +119,14 @@ def test_noise_and_tokens_are_the_same_and_shares_alone_are_read(count, mesh, tm
         children.start(
             *(address, count, index, mesh, tmp_path / "noise"),
             devices=devices,
-            program=(noise_child.__file__,),
+            program=(process_child.__file__,),
         )
         for index in range(count)
     ]
     said = finish(*crew)
     assert [child.returncode for child in crew] == [0] * count, said
-    many, all_texts = noise_child.tokenise(7)
-    wanted = noise_child.draw("data=1") | many | noise_child.tokenise(1)[0]
+    many, all_texts = process_child.tokenise(7)
+    wanted = process_child.draw("data=1") | many | process_child.tokenise(1)[0]
     seen = []
     for index in range(count):
         found = dict(np.load(tmp_path / f"noise-{index}.npz"))

@@ -2,7 +2,7 @@
 
 As one of several it also checks that they agree, and that they do not.
 
-python noise_child.py ADDRESS PROCESSES PROCESS MESH OUT
+python process_child.py ADDRESS PROCESSES PROCESS MESH OUT
 """
 
 import sys
