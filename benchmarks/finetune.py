@@ -12,8 +12,9 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,40 @@ def peft(gguf: Path, answers: Any) -> Step:
     return step
 
 
+class Contestant(NamedTuple):
+    """What takes part: how it is made, and the batches it is given."""
+
+    make: Callable[[], Step]
+    batches: list[Batch]
+
+
+class Result(NamedTuple):
+    """What was measured of one: seconds to the first step, then of each; losses."""
+
+    first: float
+    seconds: list[float]
+    losses: list[float]
+
+
+def race(contestants: dict[str, Contestant]) -> dict[str, Result]:
+    """Gives each its next batch in turn, once it has seen every padded length."""
+    runs, results = {}, {}
+    for label, (make, batches) in contestants.items():
+        start = time.perf_counter()
+        runs[label] = make()
+        runs[label](batches[0])
+        results[label] = Result(time.perf_counter() - start, [], [])
+    for label, (_, batches) in contestants.items():
+        for batch in {batch.tokens.shape: batch for batch in batches}.values():
+            runs[label](batch)
+    for turn in zip(*(c.batches for c in contestants.values()), strict=True):
+        for label, batch in zip(contestants, turn, strict=True):
+            start = time.perf_counter()
+            results[label].losses.append(runs[label](batch))
+            results[label].seconds.append(time.perf_counter() - start)
+    return results
+
+
 def main(
     out: Path = Path("runs/benchmarks/finetune.json"),
     data_dir: Path | None = None,
@@ -122,37 +157,19 @@ def main(
     gguf = known.fetch(name)
     adam = Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)
     ivon = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10**6, 1)
-    makers: dict[str, Callable[[], Step]] = {
-        "ours": lambda: ours(problem, adam),
-        "ours_packed": lambda: ours(problem, adam),
-        "ours_ivon_packed": lambda: ours(problem, ivon),
-        "peft": lambda: peft(gguf, problem.answers),
-    }
-    batches = {}
-    for label in makers:
-        pack = 2 if "packed" in label else 1
-        stream = train_batches(problem.train, batch_size, 0, pack=pack)
-        batches[label] = [next(stream) for _ in range(steps)]
-    runs, first = {}, {}
-    for label, make in makers.items():
-        start = time.perf_counter()
-        runs[label] = make()
-        runs[label](batches[label][0])
-        first[label] = time.perf_counter() - start
-    shapes = {
-        label: {batch.tokens.shape: batch for batch in batches[label]}
-        for label in makers
-    }
-    for label, run in runs.items():
-        for batch in shapes[label].values():
-            run(batch)
-    seconds: dict[str, list[float]] = {label: [] for label in runs}
-    losses: dict[str, list[float]] = {label: [] for label in runs}
-    for i in range(steps):
-        for label, run in runs.items():
-            start = time.perf_counter()
-            losses[label].append(run(batches[label][i]))
-            seconds[label].append(time.perf_counter() - start)
+    plain, packed = (
+        list(islice(train_batches(problem.train, batch_size, 0, pack=pack), steps))
+        for pack in (1, 2)
+    )
+    results = race(
+        {
+            "ours": Contestant(lambda: ours(problem, adam), plain),
+            "ours_packed": Contestant(lambda: ours(problem, adam), packed),
+            "ours_ivon_packed": Contestant(lambda: ours(problem, ivon), packed),
+            "peft": Contestant(lambda: peft(gguf, problem.answers), plain),
+        }
+    )
+    theirs = results["peft"].seconds
     write(
         out,
         {
@@ -160,29 +177,27 @@ def main(
             "task": task,
             "batch_size": batch_size,
             "tokens_per_batch": {
-                label: float(np.mean([batch.tokens.size for batch in batches[label]]))
-                for label in ("ours", "ours_packed")
-            },
-            "compiled_shapes": {label: len(shapes[label]) for label in shapes},
-            "seconds_to_first_step": first,
-            "step": {label: summary(values) for label, values in seconds.items()},
-            "examples_per_s": {
-                label: batch_size * len(v) / sum(v) for label, v in seconds.items()
-            },
-            "mean_loss": {label: float(np.mean(v)) for label, v in losses.items()},
-            "speedup_over_peft": {
-                label: _ratios(seconds["peft"], seconds[label])
-                for label in runs
-                if label != "peft"
+                "ours": float(np.mean([batch.tokens.size for batch in plain])),
+                "ours_packed": float(np.mean([batch.tokens.size for batch in packed])),
             },
             "adapters": dataclasses.asdict(problem.model.config),
+            "results": {
+                label: {
+                    "seconds_to_first_step": result.first,
+                    "step": summary(result.seconds),
+                    "examples_per_s": batch_size * steps / sum(result.seconds),
+                    "mean_loss": float(np.mean(result.losses)),
+                    "speedup_over_peft": _ratios(theirs, result.seconds),
+                }
+                for label, result in results.items()
+            },
         },
     )
 
 
 def _ratios(theirs: list[float], mine: list[float]) -> dict[str, float]:
     """Spread of the ratio over batches."""
-    ratios = [p / o for o, p in zip(mine, theirs, strict=True)]
+    ratios = [t / m for t, m in zip(theirs, mine, strict=True)]
     names = ("lower_quartile", "median", "upper_quartile")
     return dict(zip(names, statistics.quantiles(ratios, n=4), strict=True))
 

@@ -27,7 +27,6 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models import Deberta, DebertaConfig
 from ivon_jax.models.save import save
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import Encoded
 from ivon_jax.train.config import (
     DataConfig,
     MethodConfig,
@@ -36,6 +35,7 @@ from ivon_jax.train.config import (
     resolve,
 )
 from ivon_jax.train.data import load_examples
+from ivon_jax.train.encoding import Encoded
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare

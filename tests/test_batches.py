@@ -1,7 +1,6 @@
-"""Tokens, padding, order."""
+"""Padding, packing, order."""
 
 import itertools
-import re
 from collections import Counter
 
 import jax
@@ -9,167 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from ivon_jax.models.gguf_tokenizer import read_tokenizer
-from ivon_jax.models.known import fetch
 from ivon_jax.train.batches import (
-    Encoded,
-    answer_tokens,
     arrange,
     bucket,
     collate,
-    common_prefix_length,
-    encode,
     eval_batches,
     train_batches,
+    widths,
 )
-from ivon_jax.train.tasks import TASKS, Example, get_task
-
-
-class FakeTokenizer:
-    """Known pieces are one token, everything else one token a character."""
-
-    bos = 1
-
-    def __init__(self, *pieces: str, pad_token_id: int | None = 0):
-        self.ids = {piece: 1000 + i for i, piece in enumerate(pieces)}
-        self.pad_token_id = pad_token_id
-
-    def pieces(self, text: str) -> list[str]:
-        return re.findall("|".join([*map(re.escape, self.ids), "."]), text, re.DOTALL)
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids = [self.ids.get(p, ord(p[0])) for p in self.pieces(text)]
-        return [self.bos, *ids] if add_special_tokens else ids
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        named = {i: piece for piece, i in self.ids.items()}
-        return [named.get(i, chr(i)) for i in ids]
-
-    def __call__(self, texts: list[str], padding: bool, truncation: bool) -> dict:
-        assert not padding and not truncation
-        return {"input_ids": [self.encode(text) for text in texts]}
+from ivon_jax.train.encoding import Encoded
 
 
 def encoded(lengths: list[int], pad_id: int = 9) -> Encoded:
     """Example i consists of `lengths[i]` tokens 100 + i; its label is i."""
     tokens = tuple(np.full(s, 100 + i, np.int32) for i, s in enumerate(lengths))
     return Encoded(tokens, np.arange(len(lengths), dtype=np.int32), pad_id)
-
-
-# Answer words.
-
-
-def test_answer_tokens_in_class_order():
-    tokenizer = FakeTokenizer(" yes", " no", "yes")
-    np.testing.assert_array_equal(
-        answer_tokens(tokenizer, ("no", "yes"), True), [1001, 1000]
-    )
-
-
-@pytest.mark.parametrize(
-    ("pieces", "words", "leading_space", "message"),
-    [
-        (
-            (" no", " y", "es"),
-            ("no", "yes"),
-            True,
-            r"' yes' is 2 tokens.*' y', 'es'\]$",
-        ),
-        (("no", "yes"), ("no", "yes"), True, r"' no' is 2 .* without a leading space$"),
-        ((" no", " yes"), ("no", "yes"), False, r"'no' is 2 .* with a leading space$"),
-        (("no", "yes"), ("yes", "yes"), False, r"'yes' is the same token as 'yes'"),
-        (("no",), ("no", ""), False, r"'' is 0 tokens"),
-    ],
-)
-def test_answer_words_that_are_not_single_tokens(pieces, words, leading_space, message):
-    with pytest.raises(ValueError, match=message):
-        answer_tokens(FakeTokenizer(*pieces), words, leading_space)
-
-
-@pytest.mark.parametrize("form", ["normalizer", "pre_tokenizer"])
-def test_answers_of_tokenizers_that_begin_a_text_with_a_blank(form):
-    """As those of Llama 2 and Mistral: in " A" they see two blanks."""
-    pieces = ["<unk>", "▁", "▁A", "▁B", ":", "▁:", "A", "B", "▁▁"]
-    merges = [("▁", "A"), ("▁", "B"), ("▁", ":"), ("▁", "▁")]
-    model = models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    if form == "normalizer":
-        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        tokenizer.normalizer = normalizers.Sequence(blanks)
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    for leading_space, wanted in ((True, ["▁A", "▁B"]), (False, ["A", "B"])):
-        ids = answer_tokens(tokenizer, ("A", "B"), leading_space)
-        assert tokenizer.convert_ids_to_tokens(ids) == wanted
-        space = " " if leading_space else ""
-        prompt, whole = (tokenizer.encode(f"A:{x}") for x in ("", f"{space}A"))
-        assert whole == [*prompt, ids[0]]
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    return read_tokenizer(fetch("smollm2-135m-instruct"))
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_every_task_has_single_tokens_on_smollm2(name, smollm2):
-    task = get_task(name)
-    ids = answer_tokens(smollm2, task.words, task.leading_space)
-    assert [smollm2.decode([i]) for i in ids] == [f" {word}" for word in task.words]
-
-
-@pytest.mark.filterwarnings("default")
-def test_smollm2_letters_with_and_without_space(smollm2):
-    assert answer_tokens(smollm2, ("A",), False).tolist() == [49]
-    assert answer_tokens(smollm2, ("A",), True).tolist() == [330]
-    with pytest.raises(ValueError, match=r"'unacceptable' is 2 tokens.*with a leading"):
-        answer_tokens(smollm2, ("unacceptable", "acceptable"), False)
-
-
-@pytest.mark.filterwarnings("default")
-def test_smollm2_encodes_without_padding_or_cutting(smollm2):
-    prompts = ["The capital of France is", "word " * 3000]
-    result = encode(smollm2, [Example(p, 0) for p in prompts])
-    for prompt, ids in zip(prompts, result.tokens, strict=True):
-        assert smollm2.decode(ids) == prompt
-
-
-# Encoding.
-
-
-def test_encode_keeps_the_default_special_tokens():
-    result = encode(FakeTokenizer(), [Example("ab", 1), Example("c", 0)])
-    assert [ids.tolist() for ids in result.tokens] == [[1, 97, 98], [1, 99]]
-    assert result.labels.tolist() == [1, 0]
-    assert result.lengths.tolist() == [3, 2]
-    assert {ids.dtype for ids in result.tokens} == {np.dtype(np.int32)}
-
-
-@pytest.mark.parametrize(("given_id", "pad_id"), [(None, 0), (7, 7)])
-def test_pad_id(given_id, pad_id):
-    tokenizer = FakeTokenizer(pad_token_id=given_id)
-    assert encode(tokenizer, [Example("a", 0)]).pad_id == pad_id
-
-
-def test_long_prompts_are_refused_and_not_cut():
-    examples = [Example("x" * n, 0) for n in (3, 9, 7)]
-    assert len(encode(FakeTokenizer(), examples, max_length=10)) == 3
-    message = "^2 of 3 prompts .* limit of 7 tokens; the longest, example 2, has 10:"
-    with pytest.raises(ValueError, match=message):
-        encode(FakeTokenizer(), examples, max_length=7)
-
-
-def test_nothing_to_encode():
-    with pytest.raises(ValueError, match="no examples"):
-        encode(FakeTokenizer(), [])
-    bare = FakeTokenizer()
-    bare.encode = lambda text: []
-    with pytest.raises(ValueError, match="example 1 has no tokens"):
-        encode(bare, [Example("", 0)])
 
 
 # Padding.
@@ -191,7 +45,7 @@ def test_padding_is_to_the_bucket_of_the_longest(lengths):
     batch = collate(prompts, np.arange(len(lengths))[:, None])
     width = batch.tokens.shape[1]
     assert width == bucket(max(lengths))
-    assert width in prompts.widths()
+    assert width in widths(prompts)
     for i, length in enumerate(lengths):
         expected = [100 + i] * length + [9] * (width - length)
         assert batch.tokens[i].tolist() == expected
@@ -252,7 +106,7 @@ def test_packing_keeps_batches_and_pads_to_what_is_announced(lengths, pack):
     for _ in range(5):
         one, other = next(plain), next(packed)
         assert other.tokens.shape[0] == 6 // pack
-        assert other.tokens.shape[1] in data.widths(pack)
+        assert other.tokens.shape[1] in widths(data, pack)
         assert sorted(one.labels.ravel()) == sorted(other.labels.ravel())
         np.testing.assert_array_equal(
             data.lengths[other.labels.ravel()], other.lengths.ravel()
@@ -370,33 +224,3 @@ def test_evaluation_covers_every_example_once(lengths, batch_size):
     assert widths == sorted(widths)
     expected = np.stack([np.arange(len(lengths)), lengths], 1)
     np.testing.assert_array_equal(restored, expected)
-
-
-# Shared prefix.
-
-
-@pytest.mark.parametrize(
-    ("prompts", "length"),
-    [
-        (["abcd", "abxy", "abcz"], 2),
-        (["abc", "abcd"], 2),  # the shorter one keeps a token
-        (["abc"], 2),
-        (["a", "b"], 0),
-        (["abc", "abc"], 2),
-    ],
-)
-def test_common_prefix(prompts, length):
-    tokens = tuple(
-        np.frombuffer(p.encode(), np.uint8).astype(np.int32) for p in prompts
-    )
-    data = Encoded(tokens, np.zeros(len(prompts), np.int32))
-    assert common_prefix_length(data) == length
-
-
-@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1))
-def test_common_prefix_is_shared_and_longest(prompts):
-    tokens = tuple(np.array(p, np.int32) for p in prompts)
-    length = common_prefix_length(Encoded(tokens, np.zeros(len(prompts), np.int32)))
-    assert len({tuple(p[:length]) for p in prompts}) == 1
-    ends = length == min(map(len, prompts)) - 1
-    assert ends or len({tuple(p[: length + 1]) for p in prompts}) > 1

@@ -20,7 +20,7 @@ from jaxtyping import Array, Key
 from ivon_jax.files import naming
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import run
-from ivon_jax.train.batches import BatchStream, train_batches
+from ivon_jax.train.batches import BatchStream, train_batches, widths
 from ivon_jax.train.checkpoint import Checkpoints, Saved
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.evaluate import validate
@@ -85,7 +85,7 @@ def train(
     with interruptible() as interrupted:
         on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
         check_shared(out / run.CONFIG)
-        on_first_process(lambda: _announce(problem.train.widths(config.pack)))
+        on_first_process(lambda: _announce(widths(problem.train, config.pack)))
         counts, posterior = _learn(problem, config, out, about, interrupted)
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
@@ -184,11 +184,11 @@ def _scored(config: TrainConfig, step: int) -> bool:
     return every is not None and (step % every == 0 or step == last)
 
 
-def _announce(widths: list[int]) -> None:
+def _announce(padded: list[int]) -> None:
     """Says how often the step will be compiled at most, which takes its time."""
     print(
-        f"prompts are padded to {', '.join(map(str, widths))} tokens:"
-        f" the step is compiled at most {len(widths)} times",
+        f"prompts are padded to {', '.join(map(str, padded))} tokens:"
+        f" the step is compiled at most {len(padded)} times",
         file=sys.stderr,
     )
 
