@@ -32,8 +32,8 @@ import pytest
 from hypothesis import settings
 
 # The same cases in every run, so that what fails is what was changed. `make test-slow`
-# tries new ones.
-settings.register_profile("same", derandomize=True)
+# tries new ones, and more of them.
+settings.register_profile("same", derandomize=True, max_examples=25)
 settings.load_profile("same")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
