@@ -79,7 +79,7 @@ ENCODER = DebertaConfig(
     vocab_size=256,
     hidden_size=128,
     intermediate_size=256,
-    num_hidden_layers=4,
+    num_hidden_layers=3,
     num_attention_heads=8,
     relative_attention=True,
     pos_att_type=("c2p", "p2c"),
@@ -95,7 +95,6 @@ ENCODER = DebertaConfig(
     [
         (SHAPE, "adam", "none", 1),
         (SHAPE, "adam", "none", 8),
-        (SHAPE, "adam", "full", 1),
         (SHAPE, "ivon-lora", "none", 1),
         (SHAPE, "ivon-lora", "full", 1),
         (ENCODER, "ivon-lora", "none", 1),
