@@ -39,7 +39,7 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 
 test: $(VENV)/developing  ## the whole suite, but for what takes minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
-	$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax
+	$(if $(filter tests,$(TESTS)),$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax)
 
 test-newest:  ## the same on the newest Python, if one newer than 3.11 is here
 	@$(if $(NEWEST),,echo "no Python 3.12 or 3.13 found: not tested")
