@@ -187,7 +187,7 @@ def _scored(config: TrainConfig, step: int) -> bool:
 def _announce(padded: list[int]) -> None:
     """Says how often the step will be compiled at most, which takes its time."""
     print(
-        f"prompts are padded to {', '.join(map(str, padded))} tokens:"
+        f"batches are padded to {', '.join(map(str, padded))} tokens:"
         f" the step is compiled at most {len(padded)} times",
         file=sys.stderr,
     )
