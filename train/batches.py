@@ -148,12 +148,11 @@ def train_batches(
     if batch_size < 1 or batch_size % pack:
         raise ValueError(f"batch size {batch_size} is not a multiple of {pack}, >= 1")
     mine = slice(None) if rows is None else rows
-    lengths = encoded.lengths
 
     def batch(indices: Sequence[int]) -> Batch:
         chosen = np.asarray(indices)
-        placed = chosen[arrange(lengths[chosen], pack)]
-        longest = int(lengths[placed].sum(1).max())
+        placed = chosen[arrange(encoded.lengths[chosen], pack)]
+        longest = int(encoded.lengths[placed].sum(1).max())
         return collate(encoded, placed[mine], bucket(longest))
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one

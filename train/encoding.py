@@ -4,6 +4,7 @@ Shapes: n examples, c classes. All arrays are NumPy.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
+    # Asked for with every batch, of which there may be many.
+    @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Number of tokens of every prompt."""
         return np.array([len(ids) for ids in self.tokens], np.int32)
