@@ -26,8 +26,8 @@ from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import known
 from ivon_jax.train.batches import Batch, train_batches
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
-from ivon_jax.train.host_memory import keep_freed_memory
 from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.step import Streams, TrainState, train_step
 

@@ -24,8 +24,8 @@ from benchmarks.timing import interleave, machine, summary, write
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
 from ivon_jax.train.batches import Batch
-from ivon_jax.train.host_memory import keep_freed_memory
 from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.step import Streams, TrainState, train_step
 
 ESS = 2400.0

@@ -91,9 +91,9 @@ def ours(point: Point) -> Step:
     from ivon_jax.lora import Lora, LoraConfig
     from ivon_jax.models import Llama
     from ivon_jax.train.batches import Batch
-    from ivon_jax.train.host_memory import keep_freed_memory
     from ivon_jax.train.methods import Adam, IvonLora, Method
-    from ivon_jax.train.sharding import make_mesh, put_batch, shardings
+    from ivon_jax.train.pod.host_memory import keep_freed_memory
+    from ivon_jax.train.pod.sharding import make_mesh, put_batch, shardings
     from ivon_jax.train.step import Streams, first_state, predict_batch, train_step
 
     keep_freed_memory()  # as the command line does

@@ -1,7 +1,7 @@
 """What the dimensions of every parameter stand for, by the names of the tree.
 
 The names are those of HF, so one short table covers all architectures. It says
-nothing about devices; `ivon_jax.train.sharding` maps these axes onto a mesh.
+nothing about devices; `ivon_jax.train.pod.sharding` maps these axes onto a mesh.
 """
 
 import re

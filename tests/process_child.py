@@ -18,14 +18,14 @@ from ivon_jax.ivon import posterior_noise
 from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.encoding import encode, encode_texts
 from ivon_jax.train.methods import IvonLora
-from ivon_jax.train.processes import (
+from ivon_jax.train.pod.processes import (
     ProcessConfig,
     check_agreement,
     check_shared,
     join,
     on_first_process,
 )
-from ivon_jax.train.sharding import make_mesh, placement, shardings
+from ivon_jax.train.pod.sharding import make_mesh, placement, shardings
 from ivon_jax.train.tasks import Example
 
 METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)

@@ -21,7 +21,7 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, compare, loop, run
 from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction
-from ivon_jax.train.processes import ProcessConfig
+from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes

@@ -48,7 +48,7 @@ def options() -> dict[str, set[str]]:
         MethodConfig,
         TrainConfig,
     )
-    from ivon_jax.train.processes import ProcessConfig
+    from ivon_jax.train.pod.processes import ProcessConfig
 
     def fields(*kinds, prefix=""):
         names = (field.name for kind in kinds for field in dataclasses.fields(kind))

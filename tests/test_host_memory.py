@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
-from ivon_jax.train.host_memory import keep_freed_memory
+from ivon_jax.train.pod.host_memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

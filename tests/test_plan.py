@@ -33,7 +33,7 @@ from ivon_jax.train.plan import (
     make_plan,
     report,
 )
-from ivon_jax.train.sharding import make_mesh
+from ivon_jax.train.pod.sharding import make_mesh
 
 optax_promotes = tiny.optax_promotes
 

@@ -19,10 +19,10 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.pod.processes import ProcessConfig
+from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.prepare import prepare
-from ivon_jax.train.processes import ProcessConfig
 from ivon_jax.train.run import BEST, METRICS, POSTERIOR
-from ivon_jax.train.sharding import device_count
 
 STEPS = 8
 

@@ -19,7 +19,7 @@ from ivon_jax.models import load, placing
 from ivon_jax.models.quantized import BLOCK, quantize
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.methods import IvonLora
-from ivon_jax.train.sharding import make_mesh, placement
+from ivon_jax.train.pod.sharding import make_mesh, placement
 from ivon_jax.train.step import Streams, first_state, train_step
 
 qwix = pytest.importorskip("qwix")

@@ -25,9 +25,9 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.methods import Adam, linear_schedule
+from ivon_jax.train.pod.sharding import make_mesh
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.run import METRICS, POSTERIOR
-from ivon_jax.train.sharding import make_mesh
 
 optax_promotes = tiny.optax_promotes
 

@@ -21,8 +21,8 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
-from ivon_jax.train.host_memory import keep_freed_memory
-from ivon_jax.train.processes import ALONE, ProcessConfig, join, on_first_process
+from ivon_jax.train.pod.host_memory import keep_freed_memory
+from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
@@ -195,8 +195,8 @@ def plan(
 
     from ivon_jax.models.pretrained import load_config
     from ivon_jax.train.plan import make_plan, report
+    from ivon_jax.train.pod.sharding import device_count
     from ivon_jax.train.prepare import find_task
-    from ivon_jax.train.sharding import device_count
 
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # in use already, with what it has

@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 from ivon_jax import lora_ess
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.methods import METHODS, Method
-from ivon_jax.train.sharding import parse_mesh
+from ivon_jax.train.pod.sharding import parse_mesh
 
 MethodName = Literal["adam", "ivon-lora"]
 BaseName = Literal["f32", "bf16", "int8", "nf4"]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.train.fields import shown
-from ivon_jax.train.processes import divide
+from ivon_jax.train.pod.processes import divide
 from ivon_jax.train.tasks import Example
 
 

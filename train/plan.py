@@ -18,8 +18,8 @@ from ivon_jax.train.batches import Batch
 from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.hlo import collectives
+from ivon_jax.train.pod.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.prepare import adapted, base_kind, check_pack
-from ivon_jax.train.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.step import Streams, first_state, train_step
 
 OVERESTIMATES = (

@@ -27,8 +27,8 @@ from ivon_jax.train.data import (
     validation_split,
 )
 from ivon_jax.train.encoding import Encoded, answer_tokens, encode, encode_texts
-from ivon_jax.train.processes import check_agreement
-from ivon_jax.train.sharding import make_mesh, placement, put_whole
+from ivon_jax.train.pod.processes import check_agreement
+from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.

@@ -15,7 +15,7 @@ from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.batches import Batch
 from ivon_jax.train.methods import LossFn, Method
-from ivon_jax.train.sharding import BATCH_AXES, constrain, replicate
+from ivon_jax.train.pod.sharding import BATCH_AXES, constrain, replicate
 
 
 class TrainState(NamedTuple):

@@ -16,7 +16,7 @@ import tyro
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
-from ivon_jax.train import last_words
+from ivon_jax.train.pod import last_words
 
 T = TypeVar("T")
 
