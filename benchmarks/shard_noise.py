@@ -23,7 +23,6 @@ import ivon_jax
 from benchmarks.timing import machine, write
 from ivon_jax.ivon import posterior_precision
 from ivon_jax.lora import init_adapters
-from ivon_jax.train import run
 from ivon_jax.train.batches import Batch, train_batches
 from ivon_jax.train.config import (
     DataConfig,
@@ -36,6 +35,7 @@ from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.report import markdown
+from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss
 
 GROUPS = (1, 2, 4, 8)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ivon_jax.train.run import versions
+from ivon_jax.train.runs.run import versions
 
 
 def interleave(

@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train import report, run
+from ivon_jax.train import report
 from ivon_jax.train.config import (
     DataConfig,
     MethodConfig,
@@ -29,6 +29,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, find_task, prepare
+from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ivon_jax.train.run import METRICS
+from ivon_jax.train.runs.run import METRICS
 
 COMMAND_LINE = ("-m", "ivon_jax.train.cli")
 

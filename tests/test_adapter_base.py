@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import load
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import run
 from ivon_jax.train.adapters import CONFIG, RUN, WEIGHTS, check_base
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.export import export_peft
 from ivon_jax.train.prepare import prepare
+from ivon_jax.train.runs import run
 
 LORA = LoraConfig(rank=2, targets=("layers/self_attn/q_proj",))
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -21,7 +21,7 @@ from ivon_jax.train.config import MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.export import RUN
 from ivon_jax.train.prepare import find_examples, find_task, prepare
-from ivon_jax.train.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
+from ivon_jax.train.runs.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes
 

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import cli, compare, loop, run
+from ivon_jax.train import cli, compare, loop
 from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.pod.processes import ProcessConfig
+from ivon_jax.train.runs import run
 from ivon_jax.train.tasks import TASKS
 
 optax_promotes = tiny.optax_promotes

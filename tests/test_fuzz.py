@@ -25,8 +25,9 @@ from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.rope_config import Llama3Rope
 from ivon_jax.models.rotary import stretched
 from ivon_jax.models.weights import compare_shapes
-from ivon_jax.train import adapters, run
+from ivon_jax.train import adapters
 from ivon_jax.train.config import MethodConfig, TrainConfig, from_json, to_json
+from ivon_jax.train.runs import run
 
 LORA = LoraConfig(rank=2, dropout=0.0)
 

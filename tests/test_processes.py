@@ -22,7 +22,7 @@ from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.prepare import prepare
-from ivon_jax.train.run import BEST, METRICS, POSTERIOR
+from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
 
 STEPS = 8
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ivon_jax.train import progress
+from ivon_jax.train.runs import progress
 
 
 class Clock:

@@ -27,7 +27,7 @@ from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.methods import Adam, linear_schedule
 from ivon_jax.train.pod.sharding import make_mesh
 from ivon_jax.train.prepare import Problem, prepare
-from ivon_jax.train.run import METRICS, POSTERIOR
+from ivon_jax.train.runs.run import METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes
 

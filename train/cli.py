@@ -46,8 +46,9 @@ def train(
     """
     import jax
 
-    from ivon_jax.train import loop, run
+    from ivon_jax.train import loop
     from ivon_jax.train.prepare import find_task, prepare
+    from ivon_jax.train.runs import run
 
     join(processes)
     # Twice: names and values are checked before the model is loaded.
@@ -112,8 +113,9 @@ def evaluate(
         test: on the task's own evaluation examples, though the run held training
             examples out to choose by.
     """
-    from ivon_jax.train import report, run
+    from ivon_jax.train import report
     from ivon_jax.train.evaluate import Prediction, check_counts
+    from ivon_jax.train.runs import run
     from ivon_jax.train.subject import read_adapter, read_run, write_evaluation
 
     check_counts(samples=samples, chunk_size=chunk_size)

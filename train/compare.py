@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from ivon_jax.ensemble import average
 from ivon_jax.files import write_bytes
-from ivon_jax.train import report, run
+from ivon_jax.train import report
 from ivon_jax.train.config import (
     CompareConfig,
     MethodConfig,
@@ -22,6 +22,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import Interrupted, train
 from ivon_jax.train.prepare import find_task, prepare
+from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
 # What ``results.json`` holds of each row, metrics as far as the task has them.

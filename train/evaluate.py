@@ -16,7 +16,7 @@ from ivon_jax.train.batches import eval_batches
 from ivon_jax.train.encoding import common_prefix_length
 from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
 from ivon_jax.train.prepare import Problem
-from ivon_jax.train.progress import progress
+from ivon_jax.train.runs.progress import progress
 from ivon_jax.train.step import predict_batch
 
 

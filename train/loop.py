@@ -19,16 +19,16 @@ from jaxtyping import Array, Key
 
 from ivon_jax.files import naming
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import run
 from ivon_jax.train.batches import BatchStream, train_batches, widths
-from ivon_jax.train.checkpoint import Checkpoints, Saved
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.methods import Method
 from ivon_jax.train.pod.processes import check_agreement, check_shared, on_first_process
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.prepare import Problem
-from ivon_jax.train.progress import progress
+from ivon_jax.train.runs import run
+from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
+from ivon_jax.train.runs.progress import progress
 from ivon_jax.train.step import Streams, TrainState, first_state, train_step
 
 # So many steps in a row without a finite gradient end the run.

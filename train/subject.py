@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import run
 from ivon_jax.train.adapters import read_settings
 from ivon_jax.train.config import BaseName, DataConfig, TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
 
