@@ -24,8 +24,8 @@ import tyro
 from benchmarks.timing import machine, summary, write
 from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import known
-from ivon_jax.train.batches import Batch, train_batches
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
+from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.methods import Adam, IvonLora, Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.prepare import Problem, prepare

@@ -34,8 +34,8 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
-from ivon_jax.train.data import load_examples
-from ivon_jax.train.encoding import Encoded
+from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.examples import load_examples
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare

@@ -23,7 +23,7 @@ import ivon_jax
 from benchmarks.timing import interleave, machine, summary, write
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
-from ivon_jax.train.batches import Batch
+from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods import Adam, IvonLora, Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.step import Streams, TrainState, train_step

@@ -90,7 +90,7 @@ def ours(point: Point) -> Step:
 
     from ivon_jax.lora import Lora, LoraConfig
     from ivon_jax.models import Llama
-    from ivon_jax.train.batches import Batch
+    from ivon_jax.train.data.batches import Batch
     from ivon_jax.train.methods import Adam, IvonLora, Method
     from ivon_jax.train.pod.host_memory import keep_freed_memory
     from ivon_jax.train.pod.sharding import make_mesh, put_batch, shardings

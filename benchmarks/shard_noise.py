@@ -23,7 +23,6 @@ import ivon_jax
 from benchmarks.timing import machine, write
 from ivon_jax.ivon import posterior_precision
 from ivon_jax.lora import init_adapters
-from ivon_jax.train.batches import Batch, train_batches
 from ivon_jax.train.config import (
     DataConfig,
     MethodConfig,
@@ -31,6 +30,7 @@ from ivon_jax.train.config import (
     make_method,
     resolve,
 )
+from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ivon_jax.ivon import posterior_noise
 from ivon_jax.models.placing import place_leaf
-from ivon_jax.train.encoding import encode, encode_texts
+from ivon_jax.train.data.encoding import encode, encode_texts
 from ivon_jax.train.methods import IvonLora
 from ivon_jax.train.pod.processes import (
     ProcessConfig,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivon_jax.train.batches import (
+from ivon_jax.train.data.batches import (
     arrange,
     bucket,
     collate,
@@ -17,7 +17,7 @@ from ivon_jax.train.batches import (
     train_batches,
     widths,
 )
-from ivon_jax.train.encoding import Encoded
+from ivon_jax.train.data.encoding import Encoded
 
 
 def encoded(lengths: list[int], pad_id: int = 9) -> Encoded:

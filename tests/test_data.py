@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ivon_jax.train.cities import city_key, city_rows
-from ivon_jax.train.data import (
+from ivon_jax.train.data.examples import (
     data_folder,
     fingerprint,
     load_examples,

@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import fetch
-from ivon_jax.train.encoding import Encoded, answer_tokens, common_prefix_length, encode
+from ivon_jax.train.data.encoding import (
+    Encoded,
+    answer_tokens,
+    common_prefix_length,
+    encode,
+)
 from ivon_jax.train.tasks import TASKS, Example, get_task
 
 

@@ -17,9 +17,9 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models import DebertaConfig, load
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
-from ivon_jax.train.batches import collate
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
-from ivon_jax.train.encoding import encode_texts
+from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.encoding import encode_texts
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
 from ivon_jax.models import load, placing
 from ivon_jax.models.quantized import BLOCK, quantize
-from ivon_jax.train.batches import Batch
+from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods import IvonLora
 from ivon_jax.train.pod.sharding import make_mesh, placement
 from ivon_jax.train.step import Streams, first_state, train_step

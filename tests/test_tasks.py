@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from ivon_jax import metrics, regression
-from ivon_jax.train.fields import Template, class_index
+from ivon_jax.train.data.fields import Template, class_index
 from ivon_jax.train.tasks import TASKS, Example, custom_task, get_task
 
 WINOGRANDE = {

@@ -16,13 +16,13 @@ import tiny
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, step
-from ivon_jax.train.batches import collate
 from ivon_jax.train.config import (
     MethodConfig,
     TrainConfig,
     make_method,
     resolve,
 )
+from ivon_jax.train.data.batches import collate
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.methods import Adam, linear_schedule
 from ivon_jax.train.pod.sharding import make_mesh

@@ -7,7 +7,7 @@ functions raise ValueError, naming the field, for rows of any other form.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ivon_jax.train.fields import field, shown, text
+from ivon_jax.train.data.fields import field, shown, text
 
 Row = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ivon_jax import metrics, regression
 from ivon_jax.ensemble import average
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import eval_batches
-from ivon_jax.train.encoding import common_prefix_length
+from ivon_jax.train.data.batches import eval_batches
+from ivon_jax.train.data.encoding import common_prefix_length
 from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
 from ivon_jax.train.prepare import Problem
 from ivon_jax.train.runs.progress import progress

@@ -19,8 +19,8 @@ from jaxtyping import Array, Key
 
 from ivon_jax.files import naming
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import BatchStream, train_batches, widths
 from ivon_jax.train.config import TrainConfig, make_method
+from ivon_jax.train.data.batches import BatchStream, train_batches, widths
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.methods import Method
 from ivon_jax.train.pod.processes import check_agreement, check_shared, on_first_process

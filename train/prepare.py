@@ -19,14 +19,14 @@ from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.adapters import check_base, load_adapter
 from ivon_jax.train.config import DataConfig, TrainConfig
-from ivon_jax.train.data import (
+from ivon_jax.train.data.encoding import Encoded, answer_tokens, encode, encode_texts
+from ivon_jax.train.data.examples import (
     data_folder,
     fingerprint,
     load_examples,
     subsample,
     validation_split,
 )
-from ivon_jax.train.encoding import Encoded, answer_tokens, encode, encode_texts
 from ivon_jax.train.pod.processes import check_agreement
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.tasks import Example, Task, custom_task, get_task

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from ivon_jax.ensemble import ensemble_log_probs, ensemble_outputs
 from ivon_jax.lora import Lora, init_adapters
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.batches import Batch
+from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods import LossFn, Method
 from ivon_jax.train.pod.sharding import BATCH_AXES, constrain, replicate
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ivon_jax.train.fields import shown
+from ivon_jax.train.data.fields import shown
 from ivon_jax.train.pod.processes import divide
 from ivon_jax.train.tasks import Example
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from ivon_jax.train.encoding import Encoded
+from ivon_jax.train.data.encoding import Encoded
 
 
 class Batch(NamedTuple):

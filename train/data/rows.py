@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ivon_jax.train.fields import shown
+from ivon_jax.train.data.fields import shown
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
