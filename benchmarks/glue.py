@@ -40,7 +40,7 @@ from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.step import Streams
-from ivon_jax.train.tasks import get_task
+from ivon_jax.train.tasks.registry import get_task
 
 # As deberta-v3, but small. Random embeddings so wide are nearly orthogonal: an adapter
 # on their projection can tell the words apart.

@@ -26,7 +26,7 @@ from ivon_jax.train.pod.processes import (
     on_first_process,
 )
 from ivon_jax.train.pod.sharding import make_mesh, placement, shardings
-from ivon_jax.train.tasks import Example
+from ivon_jax.train.tasks.registry import Example
 
 METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)
 

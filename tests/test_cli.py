@@ -23,7 +23,7 @@ from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, Train
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.runs import run
-from ivon_jax.train.tasks import TASKS
+from ivon_jax.train.tasks.registry import TASKS
 
 optax_promotes = tiny.optax_promotes
 

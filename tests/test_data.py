@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ivon_jax.train.cities import city_key, city_rows
 from ivon_jax.train.data.examples import (
     data_folder,
     fingerprint,
@@ -20,7 +19,8 @@ from ivon_jax.train.data.examples import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.tasks import TASKS, Example, custom_task, get_task
+from ivon_jax.train.tasks.cities import city_key, city_rows
+from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
 
 CUSTOM = custom_task("Text: {text} Topic:", ("sport", "art"))
 ROWS = [

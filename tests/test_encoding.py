@@ -17,7 +17,7 @@ from ivon_jax.train.data.encoding import (
     common_prefix_length,
     encode,
 )
-from ivon_jax.train.tasks import TASKS, Example, get_task
+from ivon_jax.train.tasks.registry import TASKS, Example, get_task
 
 
 class FakeTokenizer:

@@ -23,7 +23,7 @@ from ivon_jax.train.data.encoding import encode_texts
 from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss
-from ivon_jax.train.tasks import Example
+from ivon_jax.train.tasks.registry import Example
 
 optax_promotes = tiny.optax_promotes
 # Of peft 0.21 with transformers 5.14.

@@ -5,7 +5,7 @@ import pytest
 
 from ivon_jax import metrics, regression
 from ivon_jax.train.data.fields import Template, class_index
-from ivon_jax.train.tasks import TASKS, Example, custom_task, get_task
+from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
 
 WINOGRANDE = {
     "sentence": "The cup fell on the rug and _ broke.",

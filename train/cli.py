@@ -218,7 +218,7 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
         seed: of the draw of training examples.
     """
     from ivon_jax.train.prepare import find_examples, find_task
-    from ivon_jax.train.tasks import TASKS
+    from ivon_jax.train.tasks.registry import TASKS
 
     task = find_task(config)
     train_examples, eval_examples = find_examples(task, config, seed)

@@ -29,7 +29,7 @@ from ivon_jax.train.data.examples import (
 )
 from ivon_jax.train.pod.processes import check_agreement
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
-from ivon_jax.train.tasks import Example, Task, custom_task, get_task
+from ivon_jax.train.tasks.registry import Example, Task, custom_task, get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
 EVAL_SEED = 0

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from ivon_jax.train.data.fields import shown
 from ivon_jax.train.pod.processes import divide
-from ivon_jax.train.tasks import Example
+from ivon_jax.train.tasks.registry import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from ivon_jax.train import choices, cities
 from ivon_jax.train.data.fields import Template, class_index, field, number, shown, text
+from ivon_jax.train.tasks import choices, cities
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]

@@ -1,0 +1,1 @@
+"""The tasks: how a row becomes a question and its answer."""
