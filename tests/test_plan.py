@@ -22,10 +22,11 @@ from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.known import fetch
 from ivon_jax.models.llama import Llama
 from ivon_jax.models.pretrained import load_config
-from ivon_jax.train import cli, plan
+from ivon_jax.train import cli
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
-from ivon_jax.train.hlo import collectives
-from ivon_jax.train.plan import (
+from ivon_jax.train.plan import plan
+from ivon_jax.train.plan.hlo import collectives
+from ivon_jax.train.plan.plan import (
     Memory,
     Plan,
     compile_step,

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train.chips import ChipName
 from ivon_jax.train.config import (
     BaseName,
     CompareConfig,
@@ -21,6 +20,7 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
+from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 
@@ -196,7 +196,7 @@ def plan(
     import jax
 
     from ivon_jax.models.pretrained import load_config
-    from ivon_jax.train.plan import make_plan, report
+    from ivon_jax.train.plan.plan import make_plan, report
     from ivon_jax.train.pod.sharding import device_count
     from ivon_jax.train.prepare import find_task
 

@@ -14,10 +14,10 @@ from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.families import Config, family_of, with_outputs
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.noise import path_name
-from ivon_jax.train.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import Batch
-from ivon_jax.train.hlo import collectives
+from ivon_jax.train.plan.chips import CHIPS, GIB, ChipName
+from ivon_jax.train.plan.hlo import collectives
 from ivon_jax.train.pod.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.prepare import adapted, base_kind, check_pack
 from ivon_jax.train.step import Streams, first_state, train_step
