@@ -26,7 +26,7 @@ import ivon_jax
 from benchmarks.timing import machine, write
 from ivon_jax.ensemble import average, ensemble_log_probs
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
-from ivon_jax.train.report import markdown
+from ivon_jax.train.report.tables import markdown
 from ivon_jax.train.step import mean_loss
 
 CLASSES, SHOTS, VALIDATION, BATCH, SAMPLES = 5, 8, 20, 8, 32

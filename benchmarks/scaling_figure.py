@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ivon_jax.train.report import markdown
+from ivon_jax.train.report.tables import markdown
 
 LABELS = {
     "batch": "prompts of 64 tokens",

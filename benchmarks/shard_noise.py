@@ -34,7 +34,7 @@ from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, prepare
-from ivon_jax.train.report import markdown
+from ivon_jax.train.report.tables import markdown
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss
 

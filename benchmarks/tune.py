@@ -18,7 +18,6 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train import report
 from ivon_jax.train.config import (
     DataConfig,
     MethodConfig,
@@ -29,6 +28,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
 from ivon_jax.train.prepare import Problem, find_task, prepare
+from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
@@ -73,7 +73,7 @@ def name_of(config: TrainConfig) -> str:
 
 def run_point(
     problem: Problem, config: TrainConfig, samples: int, out: Path
-) -> list[report.Row]:
+) -> list[tables.Row]:
     """Trains one point and scores it on the held-out examples."""
     result = out / "validation.json"
     config = resolve(config, problem.task.family, len(problem.train))
@@ -114,7 +114,7 @@ def main(
     rows = []
     for config in configs:
         rows += run_point(problem, config, grid.samples, out / name_of(config))
-    print(report.table(rows))
+    print(tables.table(rows))
 
 
 if __name__ == "__main__":

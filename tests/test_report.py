@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivon_jax.train import report
+from ivon_jax.train.report import tables
 
 # Few values, so that ties are common.
 scores = st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 0.4])] * 2)
@@ -25,7 +25,7 @@ def make_row(method="ivon-lora", samples=0, tau=1.0, prune=0.0, **values):
 @given(st.lists(scores, max_size=12))
 def test_pareto_front_is_what_nothing_dominates(points):
     rows = [{"ece": ece, "accuracy": accuracy} for ece, accuracy in points]
-    front = report.pareto_front(rows)
+    front = tables.pareto_front(rows)
     found = [(row["ece"], row["accuracy"]) for row in front]
     wanted = {
         (ece, accuracy)
@@ -54,7 +54,7 @@ def test_table_shows_the_rows():
         make_row(accuracy=1.0, ece=0.0, ece15=1e-4, nll=0.98765, brier=2.0),
         make_row(samples=10, tau=0.25, prune=0.3),
     ]
-    head, *body = cells(report.table(rows))
+    head, *body = cells(tables.table(rows))
     assert head[1:] == ["accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]
     assert body == [
         ["adam", "65.6", "25.7", "26.4", "1.750", "0.500"],
@@ -78,10 +78,10 @@ def test_a_table_has_the_metrics_of_its_rows():
             **values,
         }
 
-    head, line = cells(report.table([row(pearson=0.5, spearman=-0.25, mse=1.5)]))
+    head, line = cells(tables.table([row(pearson=0.5, spearman=-0.25, mse=1.5)]))
     assert head[1:] == ["Pearson %", "Spearman %", "MSE"]
     assert line[1:] == ["50.0", "-25.0", "1.500"]
-    head, _ = cells(report.table([make_row(matthews=0.1, f1=0.2)]))
+    head, _ = cells(tables.table([make_row(matthews=0.1, f1=0.2)]))
     assert head[1:4] == ["accuracy %", "Matthews %", "F1 %"]
 
 
@@ -95,7 +95,7 @@ def test_labels_tell_rows_apart():
         make_row(samples=4, tau=2.0),
         make_row(samples=4, prune=0.5),
     ]
-    assert len({report.label(row) for row in rows}) == len(rows)
+    assert len({tables.label(row) for row in rows}) == len(rows)
 
 
 def test_seeds_table_is_mean_and_standard_error():
@@ -107,9 +107,9 @@ def test_seeds_table_is_mean_and_standard_error():
         ]
         for _ in range(3)
     ]
-    _, *body = cells(report.seeds_table(runs))
+    _, *body = cells(tables.seeds_table(runs))
     for i, line in enumerate(body):
-        assert line[0] == report.label(runs[0][i])
+        assert line[0] == tables.label(runs[0][i])
         names = ("accuracy", "ece", "ece15", "nll", "brier")
         for name, cell in zip(names, line[1:], strict=True):
             values = [float(run[i][name]) for run in runs]
@@ -122,7 +122,7 @@ def test_seeds_table_is_mean_and_standard_error():
 
 
 def test_one_seed_has_no_error():
-    _, line = cells(report.seeds_table([[make_row(accuracy=0.25)]]))
+    _, line = cells(tables.seeds_table([[make_row(accuracy=0.25)]]))
     assert line[1] == "25.0 ± 0.0"
 
 
@@ -136,7 +136,7 @@ def test_one_seed_has_no_error():
 )
 def test_seeds_table_compares_like_with_like(other):
     with pytest.raises(ValueError, match="like with like"):
-        report.seeds_table([[make_row("adam"), make_row(samples=3)], other])
+        tables.seeds_table([[make_row("adam"), make_row(samples=3)], other])
 
 
 # Figures.
@@ -165,9 +165,9 @@ def log(values) -> list[dict]:
 def test_training_curves(count, tmp_path):
     falling = [1 / i for i in range(1, count + 1)]
     logs = {"adam": log(falling), "ivon-lora": log([2 * x for x in falling])}
-    report.training_curves(tmp_path / "both.png", logs)
+    tables.training_curves(tmp_path / "both.png", logs)
     both = picture(tmp_path / "both.png")
-    report.training_curves(tmp_path / "one.png", {"adam": logs["adam"]})
+    tables.training_curves(tmp_path / "one.png", {"adam": logs["adam"]})
     one = picture(tmp_path / "one.png")
     assert share(both, *ORANGE) > 0 and share(both, *BLUE) > 0
     assert share(one, *ORANGE) > 0 and share(one, *BLUE) == 0
@@ -175,7 +175,7 @@ def test_training_curves(count, tmp_path):
 
 def test_training_curves_have_gaps_at_skipped_steps(tmp_path):
     values: list = [1.0] * 10 + [None] * 5 + [1.0] * 10
-    report.training_curves(tmp_path / "gap.png", {"adam": log(values)})
+    tables.training_curves(tmp_path / "gap.png", {"adam": log(values)})
     assert share(picture(tmp_path / "gap.png"), *ORANGE) > 0
 
 
@@ -187,7 +187,7 @@ def test_reliability_draws_a_panel_each(tmp_path):
     sizes = []
     for names in (["adam"], ["adam", "ivon-lora@mean", "ivon-lora, 10 samples"]):
         path = tmp_path / f"{len(names)}.png"
-        report.reliability(path, dict.fromkeys(names, log_probs), labels)
+        tables.reliability(path, dict.fromkeys(names, log_probs), labels)
         image = picture(path)
         # Calibrated: the blue bars fill the panel's upper confidences.
         assert 0.05 < 1 - share(image, 1, 1, 1) < 0.8
@@ -209,7 +209,7 @@ MAIN = [
 
 @pytest.mark.parametrize("rows", [MAIN, MAIN + SWEEP, MAIN + SWEEP[:1]])
 def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
-    report.trade_off(tmp_path / "trade_off.png", rows)
+    tables.trade_off(tmp_path / "trade_off.png", rows)
     image = picture(tmp_path / "trade_off.png")
     for colour in (ORANGE, BLUE, RED):
         assert share(image, *colour) > 0
@@ -218,8 +218,8 @@ def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
 
 def test_trade_off_curves_have_one_ensemble_size(tmp_path, monkeypatch):
     drawn = []
-    real = report.pareto_front
-    monkeypatch.setattr(report, "pareto_front", lambda r: drawn.extend(r) or real(r))
-    report.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
+    real = tables.pareto_front
+    monkeypatch.setattr(tables, "pareto_front", lambda r: drawn.extend(r) or real(r))
+    tables.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
     assert {row["samples"] for row in drawn} == {0, 4}
     assert "adam" not in {row["method"] for row in drawn}

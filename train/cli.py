@@ -113,8 +113,8 @@ def evaluate(
         test: on the task's own evaluation examples, though the run held training
             examples out to choose by.
     """
-    from ivon_jax.train import report
     from ivon_jax.train.evaluate import Prediction, check_counts
+    from ivon_jax.train.report import tables
     from ivon_jax.train.runs import run
     from ivon_jax.train.subject import read_adapter, read_run, write_evaluation
 
@@ -137,7 +137,7 @@ def evaluate(
     rows = write_evaluation(
         subject, hows, place, best=best, test=test, chunk_size=chunk_size
     )
-    print(report.table(rows))
+    print(tables.table(rows))
 
 
 def export(
@@ -255,10 +255,10 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
     Args:
         directories: folders written by "ivon-jax compare".
     """
-    from ivon_jax.train import report
+    from ivon_jax.train.report import tables
 
-    runs = report.read_comparisons(directories)
-    print(report.seeds_table(runs))
+    runs = tables.read_comparisons(directories)
+    print(tables.seeds_table(runs))
 
 
 def compare(
@@ -269,14 +269,14 @@ def compare(
     Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
     After Ctrl-C, the runs in its folder can be evaluated, the interrupted one too.
     """
-    from ivon_jax.train import report
     from ivon_jax.train.compare import compare
+    from ivon_jax.train.report import tables
 
     try:
         results = compare(config, out, resume)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {GO_ON}") from None
-    print(report.table(results["rows"]))
+    print(tables.table(results["rows"]))
 
 
 def _parse(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 
 from ivon_jax.ensemble import average
 from ivon_jax.files import write_bytes
-from ivon_jax.train import report
 from ivon_jax.train.config import (
     CompareConfig,
     MethodConfig,
@@ -22,11 +21,12 @@ from ivon_jax.train.config import (
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import Interrupted, train
 from ivon_jax.train.prepare import find_task, prepare
+from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
 # What ``results.json`` holds of each row, metrics as far as the task has them.
-ROW = ("method", "predict", "samples", "tau", "prune", *report.COLUMNS)
+ROW = ("method", "predict", "samples", "tau", "prune", *tables.COLUMNS)
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         row = score(name, how, log_probs, labels, task.metrics)
         rows.append({column: row[column] for column in ROW if column in row})
         if (name, how) in main:
-            kept[report.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
+            kept[tables.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
             run.write_predictions(out / name, how.name, log_probs, labels)
     facts = ("task", "model", "train_examples", "eval_examples")
     results = {
@@ -159,9 +159,9 @@ def _write_report(
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_bytes(out / run.METRICS, text.encode())
-    report.training_curves(out / "training.png", logs)
-    report.reliability(out / "reliability.png", kept, labels)
-    report.trade_off(out / "trade_off.png", results["rows"])
+    tables.training_curves(out / "training.png", logs)
+    tables.reliability(out / "reliability.png", kept, labels)
+    tables.trade_off(out / "trade_off.png", results["rows"])
     write_bytes(out / "report.md", _report(results).encode())
 
 
@@ -173,7 +173,7 @@ def _report(results: dict[str, Any]) -> str:
 {results["model"]}, {results["train_examples"]} training examples, {results["steps"]}
 steps, seed {results["seed"]}; {results["eval_examples"]} evaluation examples.
 
-{report.table(results["rows"])}
+{tables.table(results["rows"])}
 
 ECE with 10 and 15 equal-width bins of the largest probability. Brier is summed over
 classes. Training took {seconds}.
