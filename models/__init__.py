@@ -1,9 +1,9 @@
 """Language models in Flax Linen, with the weights of their HF originals."""
 
-from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.llama import KVCache, Llama
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import Pretrained, load
 
 __all__ = [

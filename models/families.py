@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ivon_jax.models.checks import check
-from ivon_jax.models.config import MODEL_TYPES, LlamaConfig
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DEBERTA_TYPES, DebertaConfig
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.llama_config import MODEL_TYPES, LlamaConfig
 
 Config = LlamaConfig | DebertaConfig
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.rope_config import Llama3Rope
 from ivon_jax.models.rotary import stretched
 from ivon_jax.models.weights import Tensors

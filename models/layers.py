@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
-from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.layers import MLP, Attention, RMSNorm, split_batch
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.rotary import Rotation, rotation
 from ivon_jax.models.stack import Remat, Stack, stack
 

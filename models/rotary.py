@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ivon_jax.models.config import LlamaConfig
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.rope_config import DynamicRope, LinearRope, Llama3Rope, YarnRope
 
 # Cosines and sines; r is the batch size, or 1 if all sequences agree.

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import load
+from ivon_jax.models.peft_io import CONFIG, RUN, WEIGHTS, check_base
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.adapters import CONFIG, RUN, WEIGHTS, check_base
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.export import export_peft

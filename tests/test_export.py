@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
+from ivon_jax.models import peft_io as peft_files
+from ivon_jax.models.peft_io import load_adapter, read_settings, save_adapter
 from ivon_jax.posterior import Posterior, load_with_facts
-from ivon_jax.train import adapters as peft_files
 from ivon_jax.train import export
-from ivon_jax.train.adapters import load_adapter, read_settings, save_adapter
 from ivon_jax.train.config import TrainConfig, from_json
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams

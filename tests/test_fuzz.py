@@ -20,12 +20,11 @@ import tiny_models
 from safetensors.numpy import save_file
 
 from ivon_jax.lora import LoraConfig
-from ivon_jax.models import deberta_tokenizer, gguf_io, safetensors_io
+from ivon_jax.models import deberta_tokenizer, gguf_io, peft_io, safetensors_io
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.rope_config import Llama3Rope
 from ivon_jax.models.rotary import stretched
 from ivon_jax.models.weights import compare_shapes
-from ivon_jax.train import adapters
 from ivon_jax.train.config import MethodConfig, TrainConfig, from_json, to_json
 from ivon_jax.train.runs import run
 
@@ -101,7 +100,7 @@ def build_gguf(folder: Path) -> None:
 def build_adapter(folder: Path) -> None:
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), LEAVES)
-    adapters.save_adapter(folder, draw, LORA, "base")
+    peft_io.save_adapter(folder, draw, LORA, "base")
 
 
 LEAVES = {
@@ -244,17 +243,17 @@ CASES = {
         20,
     ),
     "adapter's config": Case(
-        adapters.CONFIG,
+        peft_io.CONFIG,
         build_adapter,
-        lambda folder: adapters.load_adapter(folder, LEAVES, LORA),
+        lambda folder: peft_io.load_adapter(folder, LEAVES, LORA),
         fuzzing.damaged_json,
         equal,
         200,
     ),
     "adapter": Case(
-        adapters.WEIGHTS,
+        peft_io.WEIGHTS,
         build_adapter,
-        lambda folder: adapters.load_adapter(folder, LEAVES, LORA),
+        lambda folder: peft_io.load_adapter(folder, LEAVES, LORA),
         fuzzing.damaged_safetensors,
         finite,
         300,

@@ -236,7 +236,7 @@ def test_adapters_outputs_and_gradients_equal_those_of_peft(config, left):
     from safetensors.numpy import load_file
 
     from ivon_jax.lora import Lora, LoraConfig, init_adapters
-    from ivon_jax.train.adapters import WEIGHTS, save_adapter
+    from ivon_jax.models.peft_io import WEIGHTS, save_adapter
 
     theirs = torch_model(config)
     base, params = from_torch(theirs)

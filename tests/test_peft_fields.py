@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from ivon_jax.lora import LoraConfig
-from ivon_jax.train.adapters import CONFIG, read_settings, save_adapter
+from ivon_jax.models.peft_io import CONFIG, read_settings, save_adapter
 
 peft = pytest.importorskip("peft")
 

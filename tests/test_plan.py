@@ -16,11 +16,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families
 from ivon_jax.models.catalog import CATALOG
-from ivon_jax.models.config import LlamaConfig
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.known import fetch
 from ivon_jax.models.llama import Llama
+from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import load_config
 from ivon_jax.train import cli
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve

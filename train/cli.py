@@ -293,7 +293,7 @@ def _parse(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:
     if not (isinstance(config, TrainConfig) and config.adapter):
         return call
     # Once more, now that it is known what the options left out are with this adapter.
-    from ivon_jax.train.adapters import read_settings
+    from ivon_jax.models.peft_io import read_settings
 
     default = TrainConfig(adapter=config.adapter, lora=read_settings(config.adapter))
     known = functools.partial(call.func, config=default)

@@ -8,8 +8,8 @@ from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.lora import merge
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
+from ivon_jax.models.peft_io import RUN, save_adapter
 from ivon_jax.models.save import save
-from ivon_jax.train.adapters import RUN, save_adapter
 from ivon_jax.train.config import TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.pod.sharding import make_mesh

@@ -16,8 +16,8 @@ from jaxtyping import Array, Int, PyTree
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
+from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.quantized import Quantization
-from ivon_jax.train.adapters import check_base, load_adapter
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.encoding import Encoded, answer_tokens, encode, encode_texts
 from ivon_jax.train.data.examples import (

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ivon_jax.models.peft_io import read_settings
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.adapters import read_settings
 from ivon_jax.train.config import BaseName, DataConfig, TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.prepare import Problem, prepare

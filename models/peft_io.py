@@ -16,17 +16,17 @@ from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.families import hf_names
 from ivon_jax.models.known import hub_id
-from ivon_jax.models.pretrained import is_gguf, split_revision
-from ivon_jax.models.safetensors_io import read_json
-from ivon_jax.models.weights import compare_shapes
-from ivon_jax.noise import by_path
-from ivon_jax.train.peft_config import (
+from ivon_jax.models.peft_config import (
     CONFIG,
     base_name,
     lora_config,
     peft_config,
     read_config,
 )
+from ivon_jax.models.pretrained import is_gguf, split_revision
+from ivon_jax.models.safetensors_io import read_json
+from ivon_jax.models.weights import compare_shapes
+from ivon_jax.noise import by_path
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
