@@ -50,12 +50,18 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink()
 
 
+def is_empty(folder: Path) -> bool:
+    """Tells whether a folder holds nothing but what a new volume holds."""
+    return all(path.name == "lost+found" for path in folder.iterdir())
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder under a temporary name and renames it into place at the end.
+    """Makes a folder under a temporary name and moves it into place at the end.
 
     Args:
-        path: the folder; it may exist if it is empty. Its parents are made.
+        path: the folder; it may exist if it is empty, and may then be a mounted volume,
+            a link or the working directory. Its parents are made.
 
     Yields:
         The temporary folder to fill; it is removed if anything is raised.
@@ -64,12 +70,38 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be made, or `path` is a file or not empty.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
+    exists = os.path.lexists(path)
+    if exists and not is_empty(path):
+        raise OSError(f"{path}: is not empty; choose a new folder")
+    # What exists cannot always be replaced, and its parent may be read-only.
+    parent = path if exists else path.parent
+    temporary = parent / f".{secrets.token_hex(8)}.tmp"
+    with naming(path):
+        temporary.mkdir(parents=True)
     try:
         yield temporary
-        temporary.replace(path)
+        if exists:
+            _move_up(temporary)
+        else:
+            temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _move_up(folder: Path) -> None:
+    """Moves what a folder holds into its parent, all of it or nothing."""
+    parent = folder.parent
+    names = sorted(path.name for path in folder.iterdir())
+    taken = [name for name in names if os.path.lexists(parent / name)]
+    if taken:
+        raise OSError(f"{parent / taken[0]}: was made by another program meanwhile")
+    try:
+        for name in names:
+            (folder / name).rename(parent / name)
+        folder.rmdir()
+    except BaseException:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # not moved yet
+                (parent / name).rename(folder / name)
         raise

@@ -53,7 +53,7 @@ def train(
     join(processes)
     # Twice: names and values are checked before the model is loaded.
     resolve(config, find_task(config.data).family, num_examples=1)
-    on_first_process(lambda: None if resume else run.check_new(out))
+    on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
     interrupt = None

@@ -54,8 +54,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
     # Twice: names and values are checked before the model is loaded.
     runs = _runs(config, task.family, num_examples=1)
-    if not resume:
-        run.check_new(out)
+    run.check_out(out, resume=resume)
     problem = prepare(runs["adam"])
     runs = _runs(config, task.family, len(problem.train))
     run.start(out, config, problem.facts, resume=resume)

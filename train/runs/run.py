@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import ivon_jax
-from ivon_jax.files import remove_unfinished, write_bytes
+from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.posterior import Facts, Posterior, load_with_facts
 from ivon_jax.train.config import (
     CompareConfig,
@@ -49,13 +50,35 @@ def check_new(out: Path) -> None:
     Raises:
         ValueError: it exists and is not an empty folder, or could not be made.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: holds another run; choose a new folder")
-    there = next(path for path in (out, *out.parents) if path.exists())
+    if out.parts and re.fullmatch(r"[a-z][a-z0-9+.-]+:", out.parts[0]):
+        raise ValueError(f"{out}: is a URL; choose a folder of a mounted file system")
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise ValueError(f"{out}: {there} is a file; choose a new folder")
+        kind = "a link to nothing" if there.is_symlink() else "a file"
+        raise ValueError(f"{out}: {there} is {kind}; choose a new folder")
+    if there == out and not is_empty(out):
+        raise ValueError(f"{out}: holds another run; choose a new folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{out}: {there} cannot be written to; choose a new folder")
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Checks the folder of a run before anything is loaded.
+
+    Args:
+        out: the folder.
+        resume: whether it may hold a run to go on with.
+
+    Raises:
+        ValueError: it cannot become, or go on as, the folder of a run.
+    """
+    if resume and (out / CONFIG).exists():
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise ValueError(f"{out}: cannot be written to")
+        return
+    if resume and out.is_dir():
+        remove_unfinished(out)
+    check_new(out)
 
 
 def create(out: Path) -> None:
