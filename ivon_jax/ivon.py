@@ -36,7 +36,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.noise import by_path, gaussian
+from ivon_jax.noise import by_path, gaussian, path_name
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
 # A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta
@@ -104,6 +104,11 @@ def scale_by_ivon(
     does): use `ivon_jax.multi_steps`. A transformation chained before this one
     changes the gradient and hence the Hessian estimate.
 
+    Every leaf of the parameters is a float, array or Python number; there may be
+    none. A leaf of another dtype has no Gaussian posterior: exclude it with
+    `optax.masked` or `optax.partition`, or put None in its place, as `jax.grad`,
+    which differentiates no integers, requires anyway.
+
     Args:
         ess: effective sample size lambda: the weight of the mean per-example loss
             against the KL term. The number of training examples gives the ordinary
@@ -123,8 +128,9 @@ def scale_by_ivon(
         The transformation. Its updates still have the sign of the gradient.
 
     Raises:
-        ValueError: an argument is out of range; or, from `update`, neither `key`
-            nor `moments` is given, or no `params`.
+        ValueError: an argument is out of range; or, from `init`, a leaf is not a
+            float; or, from `update`, neither `key` nor `moments` is given, or no
+            `params`.
     """
     _check("ess", ess, _POSITIVE)
     _check("hess_init", hess_init, _POSITIVE)
@@ -134,7 +140,7 @@ def scale_by_ivon(
         raise ValueError(f"hess_approx: {hess_approx!r} is not 'price' or 'gradsq'")
 
     def init_fn(params: PyTree) -> ScaleByIvonState:
-        mean = jax.tree.map(at_least_float32, params)
+        mean = jax.tree_util.tree_map_with_path(_as_mean, params)
         return ScaleByIvonState(
             count=jnp.zeros([], jnp.int32),
             ess=jnp.asarray(ess, float),
@@ -163,10 +169,15 @@ def scale_by_ivon(
         count = optax.safe_increment(state.count)
 
         def update_leaf(
-            name: str, grad: Array, mean: Array, mu: Array, hess: Array, delta: Array
+            name: str,
+            update: ArrayLike,
+            param: ArrayLike,
+            mu: Array,
+            hess: Array,
+            delta: Array,
         ) -> _Leaf:
             dtype = hess.dtype
-            grad, mean = grad.astype(dtype), mean.astype(dtype)
+            grad, mean = jnp.asarray(update, dtype), jnp.asarray(param, dtype)
             lam = state.ess.astype(dtype)
             mu = jnp.asarray(beta1 * mu + (1 - beta1) * grad)
             if hess_approx == "price":
@@ -189,8 +200,13 @@ def scale_by_ivon(
                 names, *map(treedef.flatten_up_to, trees), strict=True
             )
         ]
-        step = jax.tree.transpose(treedef, None, treedef.unflatten(leaves))
-        directions = jax.tree.map(lambda u, p: u.astype(p.dtype), step.update, params)
+        # Not jax.tree.transpose, which finds no _Leaf in a tree without leaves.
+        step = _Leaf(
+            *map(treedef.unflatten, zip(*leaves, strict=True) if leaves else [()] * 4)
+        )
+        directions = jax.tree.map(
+            lambda u, p: u.astype(jnp.asarray(p).dtype), step.update, params
+        )
         new_ess = jnp.asarray(ess, float)
         return directions, ScaleByIvonState(
             count, new_ess, step.mu, step.hess, step.delta
@@ -382,7 +398,7 @@ def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Momen
         The moments of this one sample.
     """
     grad = {
-        name: g.astype(noise[name].dtype)
+        name: jnp.asarray(g, noise[name].dtype)
         for name, g in by_path(grads).items()
         if name in noise
     }
@@ -427,9 +443,23 @@ def _update_hess(
     return jnp.clip(hess + distance * (x + jnp.square(x) / 2), floor, MAX_HESS)
 
 
-def at_least_float32(leaf: Array) -> Array:
+def at_least_float32(leaf: ArrayLike) -> Array:
     """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
-    return leaf.astype(np.promote_types(leaf.dtype, np.float32))
+    leaf = jnp.asarray(leaf)
+    inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    dtype = np.promote_types(leaf.dtype, np.float32) if inexact else np.float32
+    return leaf.astype(dtype)
+
+
+def _as_mean(path: tuple[Any, ...], leaf: ArrayLike) -> Float[Array, "..."]:
+    """Checks that a leaf can have a Gaussian posterior, and upcasts it."""
+    dtype = jnp.asarray(leaf).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"params: the leaf {path_name(path)!r} is {dtype}, and IVON's leaves are"
+            " floats; exclude it with optax.masked or optax.partition"
+        )
+    return at_least_float32(leaf)
 
 
 _Rule = tuple[str, Callable[[float], bool]]

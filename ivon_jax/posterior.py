@@ -128,7 +128,7 @@ class Posterior:
             raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
         mean = by_path(self.mean)
         score = {
-            name: jnp.where(mean[name] == 0, 0, jnp.abs(mean[name]) * jnp.sqrt(leaf))
+            name: _signal_to_noise(jnp.asarray(mean[name], leaf.dtype), leaf)
             for name, leaf in self.precision.items()
         }
         lowest = _lowest_global if scope == "global" else _lowest_per_matrix
@@ -173,12 +173,12 @@ class Posterior:
             The sum over entries, in nats.
         """
         mean, params = by_path(self.mean), by_path(params)
-        return self._sum(
-            lambda name, p: (
-                (jnp.log(p / (2 * jnp.pi)) - p * jnp.square(params[name] - mean[name]))
-                / 2
-            )
-        )
+
+        def leaf(name: str, p: Array) -> Array:
+            x, m = (jnp.asarray(tree[name], p.dtype) for tree in (params, mean))
+            return (jnp.log(p / (2 * jnp.pi)) - p * jnp.square(x - m)) / 2
+
+        return self._sum(leaf)
 
     def kl(self) -> Float[Array, ""]:
         """Returns KL(posterior || prior), over the entries that are not exact.
@@ -195,8 +195,8 @@ class Posterior:
         mean = by_path(self.mean)
 
         def leaf(name: str, p: Array) -> Array:
-            s0 = self.prior_precision[name]
-            return (s0 * (jnp.square(mean[name]) + 1 / p) - 1 - jnp.log(s0 / p)) / 2
+            s0, m = self.prior_precision[name], jnp.asarray(mean[name], p.dtype)
+            return (s0 * (jnp.square(m) + 1 / p) - 1 - jnp.log(s0 / p)) / 2
 
         return self._sum(leaf)
 
@@ -243,11 +243,11 @@ class Posterior:
         return load_with_facts(path)[0]
 
     def _map_mean(
-        self, fn: Callable[[Array, Array], Array], leaves: dict[str, Array]
+        self, fn: Callable[[ArrayLike, Array], Array], leaves: dict[str, Array]
     ) -> PyTree:
         """Applies fn(mean, other) where there is an other leaf of the same path."""
 
-        def leaf(path: Any, mean: Array) -> Array:
+        def leaf(path: Any, mean: ArrayLike) -> Any:
             other = leaves.get(path_name(path))
             return mean if other is None else fn(mean, other)
 
@@ -285,12 +285,17 @@ def load_with_facts(path: str | Path) -> tuple[Posterior, Facts]:
 GROUPS = ("mean", "precision", "prior_precision", "fact")
 
 
-def _zero(mean: Array, drop: Array) -> Array:
+def _zero(mean: ArrayLike, drop: Array) -> Array:
     return jnp.where(drop, 0, mean)
 
 
-def _add(mean: Array, noise: Array) -> Array:
+def _add(mean: ArrayLike, noise: Array) -> Array:
+    mean = jnp.asarray(mean)
     return mean + noise.astype(mean.dtype)
+
+
+def _signal_to_noise(mean: Array, precision: Array) -> Array:
+    return jnp.where(mean == 0, 0, jnp.abs(mean) * jnp.sqrt(precision))
 
 
 def _count(ratio: float, size: int) -> int:
@@ -318,6 +323,8 @@ def _lowest_global(score: Leaves, ratio: float) -> dict[str, Array]:
 
 def _lowest_per_matrix(score: Leaves, ratio: float) -> dict[str, Array]:
     def leaf(s: Array) -> Array:
+        if not s.size:
+            return jnp.zeros(s.shape, bool)
         matrices = s.reshape(-1, math.prod(s.shape[-2:]))
         drop = jax.vmap(lambda row: _lowest(row, ratio))(matrices)
         return drop.reshape(s.shape)

@@ -121,4 +121,7 @@ class MatrixPrior:
 
 def _matrix_mean(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
     """Means over the last two axes, kept; a leaf of fewer axes over all of them."""
-    return jnp.mean(leaf, axis=tuple(range(-min(leaf.ndim, 2), 0)), keepdims=True)
+    axis = tuple(range(-min(leaf.ndim, 2), 0))
+    if not leaf.size:  # has no mean
+        return jnp.sum(leaf, axis=axis, keepdims=True)
+    return jnp.mean(leaf, axis=axis, keepdims=True)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax.ivon import (
@@ -53,9 +54,12 @@ def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
     if missing:
         raise ValueError(f"params: lacks the leaf {min(missing)!r} of IVON's state")
 
-    def leaf(path: Any, mean: Array) -> Array:
+    def leaf(path: Any, mean: ArrayLike) -> Any:
         eps = noise.get(path_name(path))
-        return mean if eps is None else mean + eps.astype(mean.dtype)
+        if eps is None:
+            return mean
+        mean = jnp.asarray(mean)
+        return mean + eps.astype(mean.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -177,10 +181,10 @@ def multi_steps(
         inner_state = inner.init(params)
         covered = posterior_precision(inner_state)
 
-        def zeros(leaf: Array) -> Array:
+        def zeros(leaf: ArrayLike) -> Array:
             return jnp.zeros_like(at_least_float32(leaf))
 
-        def covered_zeros(path: Any, leaf: Array) -> Any:
+        def covered_zeros(path: Any, leaf: ArrayLike) -> Any:
             return zeros(leaf) if path_name(path) in covered else optax.MaskedNode()
 
         return MultiStepsState(
@@ -203,8 +207,8 @@ def multi_steps(
         if moments is None:
             moments = redraw_moments(key, state.inner_state, updates)
 
-        def add(total: Array, x: Array) -> Array:
-            return total + x.astype(total.dtype) / every
+        def add(total: Array, x: ArrayLike) -> Array:
+            return total + jnp.asarray(x, total.dtype) / every
 
         def add_moment(total: PyTree, moment: dict[str, Float[Array, "..."]]) -> PyTree:
             return jax.tree_util.tree_map_with_path(
@@ -217,7 +221,9 @@ def multi_steps(
         totals = (grads, noise_grad, squared_grad)
 
         def emit() -> tuple[PyTree, MultiStepsState]:
-            mean = jax.tree.map(lambda g, u: g.astype(u.dtype), grads, updates)
+            mean = jax.tree.map(
+                lambda g, u: g.astype(jnp.asarray(u).dtype), grads, updates
+            )
             out, inner_state = inner.update(
                 mean,
                 state.inner_state,
@@ -232,7 +238,9 @@ def multi_steps(
 
         def hold() -> tuple[PyTree, MultiStepsState]:
             step = state.mini_step + 1
-            zeros = jax.tree.map(jnp.zeros_like, updates)
+            # An update's dtype may be the parameter's, not the gradient's.
+            out, _ = jax.eval_shape(emit)
+            zeros = jax.tree.map(lambda u, o: jnp.zeros_like(u, o.dtype), updates, out)
             return zeros, MultiStepsState(step, state.inner_state, *totals)
 
         return jax.lax.cond(state.mini_step == every - 1, emit, hold)
