@@ -128,8 +128,8 @@ class Result:
 
 def first(encoded: Encoded, count: int) -> Encoded:
     """Returns the first examples."""
-    parts = {k: v[:count] for k, v in vars(encoded).items() if k != "pad_id"}
-    return dataclasses.replace(encoded, **parts)
+    seconds = None if encoded.seconds is None else encoded.seconds[:count]
+    return Encoded(encoded.tokens[:count], encoded.labels[:count], seconds)
 
 
 def correlation(problem: Problem, posterior: Posterior, samples: int) -> float:

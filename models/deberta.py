@@ -224,7 +224,7 @@ class Layer(Projecting):
             eps = self.config.layer_norm_eps
             mixed = layer_norm(x + out, scale, bias, eps).astype(x.dtype)
             if mask is not None:
-                mixed = mixed * mask[:, 0].any(-1)[..., None].astype(x.dtype)
+                mixed = jnp.where(mask[:, 0].any(-1)[..., None], mixed, 0)
             x = jnp.where(first, mixed, x)  # type: ignore[arg-type]
         return x, None
 
@@ -285,17 +285,24 @@ class Embeddings(Projecting):
         types: Int[Array, "b s"] | None,
         mask: Bool[Array, "b s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Embed tokens; padding becomes zero."""
+        """Embed tokens; padding, whatever its ids and positions, becomes zero."""
         c = self.config
+        index = jnp.arange(tokens.shape[1])[None]
+        if mask is not None:
+            # What has no embedding is read as NaN: so would be the gradients.
+            tokens = jnp.where(mask, tokens, 0)
+            types = None if types is None else jnp.where(mask, types, 0)
+            if tokens.shape[1] > c.max_position_embeddings:
+                index = jnp.where(mask, index, 0)
         x = self.word_embeddings(tokens)
         if c.position_biased_input:
-            x = x + self.position_embeddings(jnp.arange(tokens.shape[1]))[None]
+            x = x + self.position_embeddings(index)
         if c.type_vocab_size:
             types = jnp.zeros_like(tokens) if types is None else types
             x = x + self.token_type_embeddings(types)
         x = self.LayerNorm(self.embed_proj(x) if c.embedding_size else x)
         if mask is not None:
-            x = x * mask[..., None].astype(x.dtype)
+            x = jnp.where(mask[..., None], x, 0)
         return split_batch(self.dropout(x, not self.has_rng("dropout")))
 
 
@@ -382,7 +389,8 @@ class Deberta(Projecting):
         """Compute the head's outputs.
 
         Args:
-            tokens: Token ids, the first of which stands for the whole.
+            tokens: Token ids, the first of which stands for the whole; those at
+                padding may be any.
             mask: True at real tokens, False at padding on either side.
             types: 0 for tokens of the first text, 1 for those of the second; read
                 only by models with embeddings of types.

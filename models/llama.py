@@ -148,7 +148,7 @@ class Llama(nn.Module):
         """Compute the hidden states after the final norm.
 
         Args:
-            tokens: Token ids.
+            tokens: Token ids; those at padding may be any.
             mask: True at real tokens, False at padding on either side. It covers
                 `tokens` or, if the past holds padding too, the past and `tokens`.
             past: Cache of what comes before `tokens`; batch size 1 is a prefix that
@@ -174,6 +174,9 @@ class Llama(nn.Module):
             positions, visible = _segmented(segments, window)
         else:
             raise ValueError("segments: exclude mask and past")
+        if mask is not None:
+            # An id without an embedding is read as NaN, which no mask takes out again.
+            tokens = jnp.where(mask[:, -tokens.shape[1] :], tokens, 0)
         x = split_batch(self.embed_tokens(tokens))
         turn = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None

@@ -164,6 +164,7 @@ def _learn(
                 if scored or checkpoints.due(counts.step):
                     nll = values.get("eval_nll", values.get("eval_mse"))
                     checkpoints.save(_saved(about, counts, state, batches, nll))
+        _check_learned(counts, hyper.steps)
         checkpoints.save(_saved(about, counts, state, batches))
         best = checkpoints.restore_best(state) if config.eval_steps else None
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
@@ -176,6 +177,12 @@ def _learn(
         step, lowest = best.step, make_posterior(best.state.adapters, best.state.method)
         on_first_process(lambda: lowest.save(out / run.BEST, step=step, **ess))
     return counts, posterior
+
+
+def _check_learned(counts: Counts, steps: int) -> None:
+    """Checks at a run's end that it has learned something."""
+    if counts.step == steps and counts.skipped == steps > 0:
+        raise ValueError(f"loss: not finite in any of the {steps} steps")
 
 
 def _scored(config: TrainConfig, step: int) -> bool:

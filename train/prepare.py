@@ -177,6 +177,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     train_encoded = encoder(pretrained.tokenizer, train)
     eval_encoded = encoder(pretrained.tokenizer, evaluation)
     _check_vocabulary(pretrained, [*train_encoded.tokens, *eval_encoded.tokens])
+    _check_pairs(pretrained, train_encoded, eval_encoded)
     facts = {
         "task": task.name,
         "model": pretrained.name,
@@ -268,6 +269,20 @@ def _check_vocabulary(pretrained: Pretrained, tokens: list[np.ndarray]) -> None:
         raise ValueError(
             f"model {pretrained.name}: its tokenizer makes token {largest}, but its"
             f" vocabulary has {size}: they do not belong together"
+        )
+
+
+def _check_pairs(pretrained: Pretrained, *encoded: Encoded) -> None:
+    """Checks that a second text has an embedding of its type, if types have any."""
+    kinds = getattr(pretrained.model.config, "type_vocab_size", 0)
+    pairs = any(
+        (part.seconds < part.lengths).any()
+        for part in encoded
+        if part.seconds is not None
+    )
+    if pairs and kinds == 1:
+        raise ValueError(
+            f"model {pretrained.name}: reads one text, not two (type_vocab_size is 1)"
         )
 
 

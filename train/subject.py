@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from ivon_jax.models.peft_io import read_settings
 from ivon_jax.posterior import Posterior
@@ -134,6 +136,7 @@ def write_evaluation(
         how: predict(problem, posterior, how, key, chunk_size=chunk_size)
         for how in (hows if posterior.precision else hows[:1])
     }
+    _check_finite(predictions)
     rows = [
         score(subject.method, how, predicted, labels, problem.task.metrics)
         for how, predicted in predictions.items()
@@ -153,3 +156,14 @@ def write_evaluation(
     # Named after the last row, whose settings are the others' too.
     run.write_json(out / f"evaluation-{how.name}{of}.json", values)
     return rows
+
+
+def _check_finite(predictions: dict[Prediction, Float[np.ndarray, "_ n c"]]) -> None:
+    """Checks that there is something to score."""
+    for how, predicted in predictions.items():
+        bad = int((~np.isfinite(predicted)).any(axis=(0, 2)).sum())
+        if bad:
+            raise ValueError(
+                f"predictions: not finite of {bad} of {predicted.shape[1]} examples"
+                f" ({how.name})"
+            )

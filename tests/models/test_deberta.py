@@ -117,6 +117,11 @@ def inputs(data, vocab=40, rows=3, length=11):
     return tokens, rng.integers(2, size=mask.shape).astype(np.int32), mask
 
 
+def without_embedding(tokens, types, mask, vocab=40):
+    """The same where real, and at padding tokens and types that no table has."""
+    return np.where(mask, tokens, np.int32(vocab)), np.where(mask, types, np.int32(2))
+
+
 def torch_outputs(model, tokens, types, mask):
     import torch
 
@@ -145,10 +150,33 @@ def test_equals_transformers(scan_layers, config, seed, data):
     model, params = from_torch(theirs, scan_layers)
     tokens, types, mask = inputs(data)
     hidden, logits = torch_outputs(theirs, tokens, types, mask)
-    got_hidden, got_logits = outputs(model, params, tokens, types, mask)
+    ids, kinds = without_embedding(tokens, types, mask)
+    got_hidden, got_logits = outputs(model, params, ids, kinds, mask)
     assert relative(np.asarray(got_hidden)[mask], hidden[mask]) <= 1e-4
     # With padding on the left the head reads a padding token: that too is alike.
     assert relative(got_logits, logits) <= 1e-4
+
+
+def test_padding_may_go_beyond_the_last_position():
+    config = LIKE_V3 | {"position_biased_input": True, "embedding_size": 10}
+    base, params = from_torch(torch_model(config | {"max_position_embeddings": 6}))
+    lora = LoraConfig(rank=2, dropout=0.0, targets=("embed_proj",))
+    model, tokens = Lora(base, lora), jnp.arange(12).reshape(2, 6) + 1
+    mask = jnp.arange(6)[None] < jnp.array([[6], [3]])
+    adapters = init_adapters(model, jax.random.key(0), tokens)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(adapters, tokens, mask):
+        out = model.apply({"params": params, "lora": adapters}, tokens, mask=mask)
+        return jnp.sum(out), out
+
+    (_, wanted), grads = loss(adapters, tokens, mask)
+    wide = (jnp.pad(part, ((0, 0), (0, 5))) for part in (tokens, mask))
+    (_, got), padded = loss(adapters, *wide)
+    assert relative(got, wanted) <= 1e-5
+    for a, b in zip(jax.tree.leaves(padded), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "layers/output/dense"])
@@ -185,8 +213,8 @@ def test_gradients_of_adapters_and_head_equal_those_of_peft(targets, config, dat
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(adapters):
         variables = {"params": params, "lora": adapters}
-        ids, real, kinds = map(jnp.asarray, (tokens, mask, types))
-        out = model.apply(variables, ids, mask=real, types=kinds)
+        ids, kinds = map(jnp.asarray, without_embedding(tokens, types, mask))
+        out = model.apply(variables, ids, mask=jnp.asarray(mask), types=kinds)
         return jnp.sum(out * weight), out
 
     (_, logits), ours = loss(adapters)

@@ -229,6 +229,15 @@ def test_pairs_are_cut_and_told_apart(folder):
     assert single.seconds.tolist() == single.lengths.tolist()
 
 
+def test_a_second_text_needs_a_type_of_its_own(folder, tmp_path):
+    config = dataclasses.replace(SMALL, type_vocab_size=1)
+    texts = [row["text"] for row in tiny.rows(40, seed=0)]
+    write_model(tmp_path / "one", config, make_tokenizer(texts, 60))
+    run = dataclasses.replace(config_of(folder), model=str(tmp_path / "one"))
+    with pytest.raises(ValueError, match="one: reads one text, not two"):
+        prepare(run)
+
+
 def test_losses_are_those_of_torch():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)

@@ -406,6 +406,39 @@ def test_usage_errors(args, names, ivon_jax_command, place):
     refused(ivon_jax_command, place, args, names)
 
 
+def test_padding_without_an_embedding(ivon_jax_command, place, tmp_path):
+    """A padding token added to the tokenizer changes no number."""
+    model = Path(shutil.copytree(place / "model", tmp_path / "model"))
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    added = {"id": 50, "content": "<pad>", "special": True}
+    unset = ("single_word", "lstrip", "rstrip", "normalized")
+    tokenizer["added_tokens"].append(added | dict.fromkeys(unset, False))
+    path.write_text(json.dumps(tokenizer))
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"pad_token": "<pad>"}))
+    found = []
+    for name in (model, "model"):
+        out = tmp_path / f"run-{Path(name).name}-{len(found)}"
+        code, _, stderr = ivon_jax_command(*train(out=out, model=name))
+        assert code == 0, stderr
+        code, _, stderr = ivon_jax_command("evaluate", out, "--samples", 2)
+        assert code == 0, stderr
+        found.append(load_file(out / "predictions-2.safetensors")["log_probs"])
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_array_equal(*found)
+
+
+def test_predictions_that_are_not_finite(runs, ivon_jax_command, place):
+    args = ["evaluate", runs["ivon-lora"], "--samples", 2, "--tau", 1e-60]
+    names = "predictions: not finite of 12 of 12 examples (2-tau1e-60)"
+    code, stdout, stderr = ivon_jax_command(*args)
+    assert (code, stdout) == (2, "")
+    assert stderr.splitlines()[-1] == f"ivon-jax: {names}"
+    assert not list(runs["ivon-lora"].glob("evaluation*1e-60*"))
+
+
 def test_a_tokenizer_of_another_vocabulary(ivon_jax_command, place, tmp_path):
     """The word `big` gets an identifier that the model has no embedding for."""
     shutil.copytree(place / "model", tmp_path / "model")

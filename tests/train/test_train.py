@@ -291,6 +291,20 @@ def test_many_bad_steps_in_a_row_end_the_run(base, problem, tmp_path, monkeypatc
     assert not (tmp_path / "run" / POSTERIOR).exists()
 
 
+def test_a_run_without_a_good_step_has_learned_nothing(
+    base, problem, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "train_step", scripted(lambda step: False))
+    hyper = dataclasses.replace(HYPER["adam"], steps=loop.MAX_BAD_STEPS - 1)
+    config = resolve(
+        dataclasses.replace(base, method="adam", hyper=hyper), "custom", 64
+    )
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="^loss: not finite in any of the 9 steps"):
+            loop.train(problem, config, tmp_path / "run", resume)
+        assert not (tmp_path / "run" / POSTERIOR).exists()
+
+
 def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train_step", scripted(lambda step: step % 10 == 0))
     run(problem, config_of(base, "adam"), tmp_path / "run")

@@ -71,7 +71,9 @@ def collate(
     """
     lengths = encoded.lengths[indices]
     width = bucket(int(lengths.sum(1).max())) if pad_to is None else pad_to
-    tokens = np.full((len(indices), width), encoded.pad_id, np.int32)
+    # Not the tokenizer's padding token: that may have been added to it, and the model
+    # may have no embedding for it. Every model has one for 0, and padding is masked.
+    tokens = np.zeros((len(indices), width), np.int32)
     for row, chosen in zip(tokens, indices, strict=True):
         texts = np.concatenate([encoded.tokens[i] for i in chosen])
         row[: len(texts)] = texts

@@ -23,13 +23,11 @@ class Encoded:
     Attributes:
         tokens: token ids of each prompt, int32, not padded.
         labels: class indices, int32; or numbers, float32.
-        pad_id: what padding is filled with.
         seconds: where each one's second text begins; None for decoders.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
     labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
-    pad_id: int = 0
     seconds: Int[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
@@ -79,7 +77,7 @@ def encode(
                 f"{max_length} tokens; the longest, example {longest + 1}, has "
                 f"{tokens[longest].size}: {shown(prompts[longest])}"
             )
-    return Encoded(tokens, _labels(examples), _pad_id(tokenizer))
+    return Encoded(tokens, _labels(examples))
 
 
 def encode_texts(
@@ -120,7 +118,7 @@ def encode_texts(
     tokens = tuple(row[1:] for row in rows)
     if not all(ids.size for ids in tokens):
         raise ValueError("the tokenizer makes no tokens of a text")
-    return Encoded(tokens, _labels(examples), _pad_id(tokenizer), seconds)
+    return Encoded(tokens, _labels(examples), seconds)
 
 
 def answer_tokens(
@@ -202,8 +200,3 @@ def _problem(
 def _labels(examples: Sequence[Example]) -> np.ndarray:
     labels = [example.label for example in examples]
     return np.array(labels, np.float32 if isinstance(labels[0], float) else np.int32)
-
-
-def _pad_id(tokenizer: Any) -> int:
-    pad_id = getattr(tokenizer, "pad_token_id", None)
-    return 0 if pad_id is None else int(pad_id)

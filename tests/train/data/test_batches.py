@@ -20,10 +20,10 @@ from ivon_jax.train.data.batches import (
 from ivon_jax.train.data.encoding import Encoded
 
 
-def encoded(lengths: list[int], pad_id: int = 9) -> Encoded:
+def encoded(lengths: list[int]) -> Encoded:
     """Example i consists of `lengths[i]` tokens 100 + i; its label is i."""
     tokens = tuple(np.full(s, 100 + i, np.int32) for i, s in enumerate(lengths))
-    return Encoded(tokens, np.arange(len(lengths), dtype=np.int32), pad_id)
+    return Encoded(tokens, np.arange(len(lengths), dtype=np.int32))
 
 
 # Padding.
@@ -31,7 +31,7 @@ def encoded(lengths: list[int], pad_id: int = 9) -> Encoded:
 
 def test_collate_pads_on_the_right():
     batch = collate(encoded([2, 9, 1]), np.array([[2], [0]]), pad_to=4)
-    assert batch.tokens.tolist() == [[102, 9, 9, 9], [100, 100, 9, 9]]
+    assert batch.tokens.tolist() == [[102, 0, 0, 0], [100, 100, 0, 0]]
     assert batch.lengths.tolist() == [[1], [2]]
     assert batch.labels.tolist() == [[2], [0]]
     assert batch.weights.tolist() == [[1], [1]]
@@ -47,7 +47,7 @@ def test_padding_is_to_the_bucket_of_the_longest(lengths):
     assert width == bucket(max(lengths))
     assert width in widths(prompts)
     for i, length in enumerate(lengths):
-        expected = [100 + i] * length + [9] * (width - length)
+        expected = [100 + i] * length + [0] * (width - length)
         assert batch.tokens[i].tolist() == expected
 
 
@@ -85,9 +85,9 @@ def test_rows_are_about_equally_long(lengths, pack):
 
 def test_texts_of_a_row_follow_one_another():
     batch = collate(encoded([2, 9, 1, 3]), np.array([[3, 0], [2, 1]]))
-    pad = [9] * 6
+    pad = [0] * 6
     assert batch.tokens.tolist() == [
-        [103] * 3 + [100] * 2 + [9] * 5 + pad,
+        [103] * 3 + [100] * 2 + [0] * 5 + pad,
         [102] + [101] * 9 + pad,
     ]
     assert batch.lengths.tolist() == [[3, 2], [1, 9]]

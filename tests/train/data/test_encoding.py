@@ -25,9 +25,8 @@ class FakeTokenizer:
 
     bos = 1
 
-    def __init__(self, *pieces: str, pad_token_id: int | None = 0):
+    def __init__(self, *pieces: str):
         self.ids = {piece: 1000 + i for i, piece in enumerate(pieces)}
-        self.pad_token_id = pad_token_id
 
     def pieces(self, text: str) -> list[str]:
         return re.findall("|".join([*map(re.escape, self.ids), "."]), text, re.DOTALL)
@@ -133,12 +132,6 @@ def test_encode_keeps_the_default_special_tokens():
     assert result.labels.tolist() == [1, 0]
     assert result.lengths.tolist() == [3, 2]
     assert {ids.dtype for ids in result.tokens} == {np.dtype(np.int32)}
-
-
-@pytest.mark.parametrize(("given_id", "pad_id"), [(None, 0), (7, 7)])
-def test_pad_id(given_id, pad_id):
-    tokenizer = FakeTokenizer(pad_token_id=given_id)
-    assert encode(tokenizer, [Example("a", 0)]).pad_id == pad_id
 
 
 def test_long_prompts_are_refused_and_not_cut():
