@@ -19,7 +19,8 @@ from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.config import DataConfig, TrainConfig
-from ivon_jax.train.data.encoding import Encoded, answer_tokens, encode, encode_texts
+from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.data.encoding import Encoded, encode, encode_texts
 from ivon_jax.train.data.examples import (
     data_folder,
     fingerprint,

@@ -43,7 +43,10 @@ class Encoded:
 def encode(
     tokenizer: Any, examples: Sequence[Example], max_length: int | None = None
 ) -> Encoded:
-    """Tokenises prompts, with the special tokens the tokenizer adds by default.
+    """Tokenises prompts, with the special tokens that the tokenizer puts before them.
+
+    Those it puts after a text are left out: the answer follows the prompt's own last
+    token. A prompt that begins with what is put before it has it only once.
 
     Of several processes each tokenises its share, and all get the whole.
 
@@ -58,11 +61,12 @@ def encode(
     """
     if not examples:
         raise ValueError("no examples to encode")
-    # Said explicitly: a tokenizer file may switch both on.
     prompts = [example.prompt for example in examples]
+    before, after = _added(tokenizer, prompts)
 
     def tokenise(share: Sequence[str]) -> Sequence[Sequence[int]]:
-        return tokenizer(share, padding=False, truncation=False)["input_ids"]
+        rows = _ids(tokenizer, share, add_special_tokens=True)
+        return [_as_prompt(ids, before, after) for ids in rows]
 
     tokens = tuple(divide(tokenise, prompts))
     for number, ids in enumerate(tokens, 1):
@@ -121,35 +125,6 @@ def encode_texts(
     return Encoded(tokens, _labels(examples), seconds)
 
 
-def answer_tokens(
-    tokenizer: Any, words: Sequence[str], leading_space: bool
-) -> Int[np.ndarray, " c"]:
-    """The token that stands for each label word.
-
-    Args:
-        tokenizer: a tokenizer in the manner of `transformers`.
-        words: the label words in class order.
-        leading_space: whether to take the token of " word" or of "word".
-
-    Raises:
-        ValueError: a word is not a single token, or two words share one. The
-            message gives the pieces, and says so if the other setting would do.
-    """
-    pieces = _pieces(tokenizer, words, leading_space)
-    problem = _problem(words, pieces)
-    if problem is None:
-        return np.array([ids[0] for ids in pieces], np.int32)
-    index, why = problem
-    space = " " if leading_space else ""
-    other = _problem(words, _pieces(tokenizer, words, not leading_space)) is None
-    hint = "without" if leading_space else "with"
-    named = tokenizer.convert_ids_to_tokens(pieces[index])
-    raise ValueError(
-        f"answer word {shown(space + words[index])} {why}: {shown(list(named))}"
-        + (f"; all words are single tokens {hint} a leading space" if other else "")
-    )
-
-
 def common_prefix_length(encoded: Encoded) -> int:
     """Number of tokens all prompts begin with, at least one short of each prompt.
 
@@ -166,35 +141,41 @@ def common_prefix_length(encoded: Encoded) -> int:
     return min(shared, min(map(len, prompts)) - 1)
 
 
-def _pieces(
-    tokenizer: Any, words: Sequence[str], leading_space: bool
+def _ids(
+    tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
-    """Tokens of each word where it follows a prompt.
-
-    At the start of a text they may be others: there the tokenizers of Llama 2 and
-    Mistral add a blank of their own.
-    """
-    before, space = ":", " " if leading_space else ""
-    cut = len(tokenizer.encode(before, add_special_tokens=False))
-    whole = [
-        tokenizer.encode(before + space + word, add_special_tokens=False)
-        for word in words
-    ]
-    return [ids[cut:] for ids in whole]
+    # Said explicitly: a tokenizer file may switch padding and truncation on.
+    return tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        padding=False,
+        truncation=False,
+    )["input_ids"]
 
 
-def _problem(
-    words: Sequence[str], pieces: Sequence[Sequence[int]]
-) -> tuple[int, str] | None:
-    """Index of the first word that cannot be an answer, and what is wrong."""
-    seen: dict[int, str] = {}
-    for i, (word, ids) in enumerate(zip(words, pieces, strict=True)):
-        if len(ids) != 1:
-            return i, f"is {len(ids)} tokens, not one, for this tokenizer"
-        if ids[0] in seen:
-            return i, f"is the same token as {shown(seen[ids[0]])}"
-        seen[ids[0]] = word
-    return None
+def _added(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and after a text."""
+    for text in (":", *prompts):
+        (own,) = _ids(tokenizer, [text], add_special_tokens=False)
+        if not own:  # it knows none of the characters
+            continue
+        (whole,) = _ids(tokenizer, [text], add_special_tokens=True)
+        for start in range(len(whole) - len(own) + 1):
+            end = start + len(own)
+            if whole[start:end] == own:
+                return whole[:start], whole[end:]
+        raise ValueError(
+            f"the tokenizer changes the tokens of {shown(text)} where it adds special"
+            " ones"
+        )
+    return [], []
+
+
+def _as_prompt(ids: list[int], before: list[int], after: list[int]) -> list[int]:
+    """What a decoder reads of a text's tokens with the special ones."""
+    ids = ids[: len(ids) - len(after)]
+    count = len(before)
+    return ids[count:] if before and ids[count : 2 * count] == before else ids
 
 
 def _labels(examples: Sequence[Example]) -> np.ndarray:

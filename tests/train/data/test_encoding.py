@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import fetch
-from ivon_jax.train.data.encoding import (
-    Encoded,
-    answer_tokens,
-    common_prefix_length,
-    encode,
-)
+from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.tasks.registry import TASKS, Example, get_task
 
 
@@ -24,6 +20,7 @@ class FakeTokenizer:
     """Known pieces are one token, everything else one token a character."""
 
     bos = 1
+    unk_token_id = None
 
     def __init__(self, *pieces: str):
         self.ids = {piece: 1000 + i for i, piece in enumerate(pieces)}
@@ -39,9 +36,15 @@ class FakeTokenizer:
         named = {i: piece for piece, i in self.ids.items()}
         return [named.get(i, chr(i)) for i in ids]
 
-    def __call__(self, texts: list[str], padding: bool, truncation: bool) -> dict:
+    def __call__(
+        self,
+        texts: list[str],
+        add_special_tokens: bool,
+        padding: bool,
+        truncation: bool,
+    ) -> dict:
         assert not padding and not truncation
-        return {"input_ids": [self.encode(text) for text in texts]}
+        return {"input_ids": [self.encode(text, add_special_tokens) for text in texts]}
 
 
 # Answer words.
@@ -67,11 +70,46 @@ def test_answer_tokens_in_class_order():
         ((" no", " yes"), ("no", "yes"), False, r"'no' is 2 .* with a leading space$"),
         (("no", "yes"), ("yes", "yes"), False, r"'yes' is the same token as 'yes'"),
         (("no",), ("no", ""), False, r"'' is 0 tokens"),
+        # The colon before the word is part of its token, and so is the line's end.
+        ((":no", "\nno", "yes"), ("no", "yes"), False, r"'no' is 0 tokens"),
     ],
 )
 def test_answer_words_that_are_not_single_tokens(pieces, words, leading_space, message):
     with pytest.raises(ValueError, match=message):
         answer_tokens(FakeTokenizer(*pieces), words, leading_space)
+
+
+def test_a_word_that_joins_the_colon_before_it():
+    tokenizer = FakeTokenizer(":A", "A", ":B")
+    assert answer_tokens(tokenizer, ("A", "B"), False).tolist() == [1001, ord("B")]
+    # ":no" begins with another token than ":" does: "o" is not what answers.
+    tokenizer = FakeTokenizer(":n", "no", "yes")
+    assert answer_tokens(tokenizer, ("no", "yes"), False).tolist() == [1001, 1002]
+
+
+UNKNOWING = {
+    "WordLevel": lambda ids: models.WordLevel(ids, unk_token="[UNK]"),
+    "WordPiece": lambda ids: models.WordPiece(ids, unk_token="[UNK]"),
+    "BPE": lambda ids: models.BPE(ids, [("▁", "A"), ("▁", "B")], unk_token="[UNK]"),
+    "Unigram": lambda ids: models.Unigram([(word, -1.0) for word in ids], unk_id=0),
+}
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("kind", UNKNOWING)
+def test_answer_words_that_the_tokenizer_does_not_know(kind, told):
+    """Whether or not the settings beside the tokenizer's file name the token."""
+    words = ["[UNK]", ":", "▁", "A", "B", "▁A", "▁B"]
+    model = UNKNOWING[kind]({word: i for i, word in enumerate(words)})
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    named = {"unk_token": "[UNK]"} if told else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    assert answer_tokens(tokenizer, ("A", "B"), True).tolist() == [5, 6]
+    for unknown in (("A", "好"), ("好", "坏")):
+        message = r"' 好' is unknown to this tokenizer: \[.*'\[UNK\]'\]$"
+        with pytest.raises(ValueError, match=message):
+            answer_tokens(tokenizer, unknown, True)
 
 
 @pytest.mark.parametrize("form", ["normalizer", "pre_tokenizer"])
@@ -134,6 +172,57 @@ def test_encode_keeps_the_default_special_tokens():
     assert {ids.dtype for ids in result.tokens} == {np.dtype(np.int32)}
 
 
+BOS, EOS, SEP = 0, 1, 2
+SPECIAL = {  # a post-processor's template: what is read of "a b"
+    "$A": [],
+    "<s> $A": [BOS],
+    "$A </s>": [],
+    "<s> $A </s>": [BOS],
+    "<s> <sep> $A <sep> </s>": [BOS, SEP],
+}
+
+
+@pytest.mark.parametrize("template", SPECIAL)
+def test_a_prompt_ends_with_its_own_last_token(template):
+    """And begins with what the tokenizer adds, once if the prompt has it too."""
+    names, before = ("<s>", "</s>", "<sep>"), SPECIAL[template]
+    words = {word: i for i, word in enumerate((*names, "a", "b"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
+    tokenizer.add_special_tokens(list(names))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(name, words[name]) for name in names]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=9)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    written = "".join(names[i] for i in before)
+    prompts = {
+        "a b": [*before, 3, 4],
+        f"{written}a b": [*before, 3, 4],
+        f"{written}{written}a": [*before, *before, 3] if before else [3],
+        "a </s>": [*before, 3, EOS],  # the prompt's own
+        "<sep> a": [*before, SEP, 3],
+    }
+    examples = [Example(prompt, 0) for prompt in prompts]
+    found = [ids.tolist() for ids in encode(tokenizer, examples).tokens]
+    assert found == list(prompts.values())
+
+
+def test_a_tokenizer_without_a_colon():
+    tokenizer = Tokenizer(models.BPE({"A": 0, "C": 1, "</s>": 2}, []))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    examples = [Example(prompt, 0) for prompt in ("::", "AC")]
+    with pytest.raises(ValueError, match="example 1 has no tokens"):
+        encode(tokenizer, examples)
+    (ids,) = encode(tokenizer, examples[1:]).tokens
+    assert ids.tolist() == [0, 1]
+
+
 def test_long_prompts_are_refused_and_not_cut():
     examples = [Example("x" * n, 0) for n in (3, 9, 7)]
     assert len(encode(FakeTokenizer(), examples, max_length=10)) == 3
@@ -146,7 +235,7 @@ def test_nothing_to_encode():
     with pytest.raises(ValueError, match="no examples"):
         encode(FakeTokenizer(), [])
     bare = FakeTokenizer()
-    bare.encode = lambda text: []
+    bare.encode = lambda text, add_special_tokens: []
     with pytest.raises(ValueError, match="example 1 has no tokens"):
         encode(bare, [Example("", 0)])
 

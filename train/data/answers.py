@@ -1,0 +1,101 @@
+"""The tokens that label words are answered by.
+
+Shapes: c classes. All arrays are NumPy.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from ivon_jax.train.data.fields import shown
+
+# For private use; where bytes stand for what is not known, it is four.
+_IN_NO_VOCABULARY = "\U0010fffd"
+
+
+def answer_tokens(
+    tokenizer: Any, words: Sequence[str], leading_space: bool
+) -> Int[np.ndarray, " c"]:
+    """The token that stands for each label word.
+
+    Args:
+        tokenizer: a tokenizer in the manner of `transformers`.
+        words: the label words in class order.
+        leading_space: whether to take the token of " word" or of "word".
+
+    Raises:
+        ValueError: a word is not a single token that the tokenizer knows, or two
+            words share one. The message gives the pieces, and says so if the other
+            setting would do.
+    """
+    pieces, unknown = _pieces(tokenizer, words, leading_space), _unknown(tokenizer)
+    problem = _problem(words, pieces, unknown)
+    if problem is None:
+        return np.array([ids[0] for ids in pieces], np.int32)
+    index, why = problem
+    space = " " if leading_space else ""
+    others = _pieces(tokenizer, words, not leading_space)
+    other = _problem(words, others, unknown) is None
+    hint = "without" if leading_space else "with"
+    named = tokenizer.convert_ids_to_tokens(pieces[index])
+    raise ValueError(
+        f"answer word {shown(space + words[index])} {why}: {shown(list(named))}"
+        + (f"; all words are single tokens {hint} a leading space" if other else "")
+    )
+
+
+def _pieces(
+    tokenizer: Any, words: Sequence[str], leading_space: bool
+) -> list[list[int]]:
+    """Tokens of each word where it follows a prompt.
+
+    At the start of a text they may be others: there the tokenizers of Llama 2 and
+    Mistral add a blank of their own.
+    """
+    space = " " if leading_space else ""
+    return [_after_a_prompt(tokenizer, space + word) for word in words]
+
+
+def _after_a_prompt(tokenizer: Any, text: str) -> list[int]:
+    # A colon and what follows may be a single token, as ":A" is in some vocabularies;
+    # a line's end and a word hardly are.
+    for prompt in (":", "\n"):
+        first, whole = (
+            tokenizer.encode(part, add_special_tokens=False)
+            for part in (prompt, prompt + text)
+        )
+        if whole[: len(first)] == first:
+            return whole[len(first) :]
+    return []
+
+
+def _unknown(tokenizer: Any) -> set[int]:
+    """The tokens that stand for whatever a tokenizer does not know."""
+    found = set() if tokenizer.unk_token_id is None else {tokenizer.unk_token_id}
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if model is not None:
+        # A tokenizer's file has one even if the settings beside it name none, and
+        # not every kind tells which.
+        with contextlib.suppress(Exception):  # it has none, and refuses the text
+            pieces = model.tokenize(_IN_NO_VOCABULARY)
+            found |= {piece.id for piece in pieces if len(pieces) == 1}
+    return found
+
+
+def _problem(
+    words: Sequence[str], pieces: Sequence[Sequence[int]], unknown: set[int]
+) -> tuple[int, str] | None:
+    """Index of the first word that cannot be an answer, and what is wrong."""
+    seen: dict[int, str] = {}
+    for i, (word, ids) in enumerate(zip(words, pieces, strict=True)):
+        if unknown.intersection(ids):
+            return i, "is unknown to this tokenizer"
+        if len(ids) != 1:
+            return i, f"is {len(ids)} tokens, not one, for this tokenizer"
+        if ids[0] in seen:
+            return i, f"is the same token as {shown(seen[ids[0]])}"
+        seen[ids[0]] = word
+    return None
