@@ -1,4 +1,4 @@
-"""Checks of configuration fields: each failure is one line that names the field."""
+"""Checks of configuration fields, and errors as one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,3 +34,25 @@ def boolean(config: Mapping[str, Any], field: str) -> bool:
 def either(value: Any, default: Any) -> Any:
     """Return the value, or the default for null."""
     return default if value is None else value
+
+
+def one_line(error: BaseException, limit: int = 600) -> str:
+    r"""Puts an error's whole text, of whichever library, on one line.
+
+    The cause often stands below a first line that says little.
+
+    Args:
+        error: The error.
+        limit: Length beyond which the text is cut, which `...` then shows.
+
+    Returns:
+        The text, or the error's type if it has none.
+
+    Example:
+        >>> one_line(ValueError("none of these:\n  a\n\n  b"))
+        'none of these: a b'
+    """
+    text, name = " ".join(str(error).split()), type(error).__name__
+    if not text or isinstance(error, KeyError):  # whose text is the key only
+        text = f"{name}: {text}".rstrip(": ")
+    return text if len(text) <= limit else f"{text[: limit - 4].rstrip()} ..."

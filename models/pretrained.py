@@ -13,6 +13,7 @@ from flax.typing import Dtype
 
 from ivon_jax.models import deberta_tokenizer, families
 from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.checks import one_line
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import KNOWN, fetch, hub_id, sha256
@@ -23,6 +24,15 @@ from ivon_jax.models.weights import fill
 
 # organisation/name, or organisation/name@revision
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+# One of these holds the vocabulary, whichever the class of the tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "spm.model",
+    "vocab.json",
+    "vocab.txt",
+)
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 
 
@@ -119,7 +129,11 @@ def load_config(name: str) -> families.Config:
 
 def is_gguf(name: str) -> bool:
     """Whether a model of this name is read from a GGUF file."""
-    return name in KNOWN or Path(name).suffix == ".gguf"
+    return name in KNOWN or _has_gguf_name(Path(name))
+
+
+def _has_gguf_name(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -132,8 +146,13 @@ def _resolve(name: str) -> Path:
     if name in KNOWN:
         return fetch(name)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" or path.is_dir():
+    if _has_gguf_name(path) or path.is_dir():
         return path
+    if path.is_file():
+        raise ValueError(
+            f"model {name!r} is a file, expected one that ends in .gguf, or a folder in"
+            " HF's layout"
+        )
     if match := _HUB_ID.fullmatch(name):
         return _from_hub(*match.groups())
     raise ValueError(
@@ -150,26 +169,37 @@ def _from_hub(name: str, revision: str | None) -> Path:
             name, revision=revision, allow_patterns=_HUB_FILES
         )
     except Exception as error:  # the hub's errors share no base class
-        reason = _first_line(error)
+        reason = one_line(error)
         raise ValueError(f"model {name}: no such folder, and {reason}") from error
     return Path(folder)
 
 
 def _tokenizer(path: Path, family: families.Family) -> Any:
-    if path.is_file() and (tokenizer := read_tokenizer(path)) is not None:
-        return tokenizer
+    try:
+        if path.is_file():
+            tokenizer = read_tokenizer(path)
+        else:
+            tokenizer = _tokenizer_of_folder(path, family)
+    except ValueError as error:
+        raise ValueError(f"its tokenizer does not load: {error}") from error
+    return tokenizer
+
+
+def _tokenizer_of_folder(folder: Path, family: families.Family) -> Any:
     from transformers import AutoTokenizer
 
+    # Of a folder without them some of transformers' classes make one without words.
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ValueError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
     try:
-        if path.is_file():  # needs torch
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         if family is families.DEBERTA:
-            return deberta_tokenizer.read_tokenizer(path)
-        return AutoTokenizer.from_pretrained(path)
+            return deberta_tokenizer.read_tokenizer(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a damaged tokenizer makes transformers do
-        raise ValueError(
-            f"its tokenizer does not load: {_first_line(error)}"
-        ) from error
+        raise ValueError(one_line(error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError("it knows no word; its files are not those of its class")
+    return tokenizer
 
 
 def _sampled_sha256(folder: Path, samples: int = 64, length: int = 2**16) -> str:
@@ -190,9 +220,4 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+        raise ValueError(f"{path}: {one_line(error)}") from error

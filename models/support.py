@@ -2,6 +2,7 @@
 
 from ivon_jax.models.families import FAMILIES
 from ivon_jax.models.gguf_io import ARCHITECTURES
+from ivon_jax.models.gguf_tokenizer import CUTS
 from ivon_jax.models.known import KNOWN
 from ivon_jax.models.rope_config import KINDS
 from ivon_jax.models.safetensors_io import DTYPES
@@ -16,6 +17,7 @@ def table() -> str:
         "rotary scaling": ("default", *KINDS),
         "tensors in safetensors files": DTYPES,
         "architectures in GGUF files": ARCHITECTURES,
+        "`tokenizer.ggml.pre` of GGUF files": ("that of sentencepiece", *CUTS),
     }
     lines = [f"| {name} | {', '.join(values)} |" for name, values in rows.items()]
     return "\n".join(["| | supported |", "|---|---|", *lines])

@@ -12,6 +12,7 @@ from test_weights import leaf, message
 
 from ivon_jax.models import load
 from ivon_jax.models.gguf_io import ARCHITECTURES, read_gguf
+from ivon_jax.models.pretrained import is_gguf, load_config
 
 
 def test_gguf_holds_the_dequantised_weights(tmp_path):
@@ -54,6 +55,20 @@ def test_gguf_and_folder_are_the_same_model(tmp_path):
     assert vars(one.model.config) == settings
 
 
+@pytest.mark.parametrize("name", ["m.gguf", "m.GGUF", "m.Gguf"])
+@pytest.mark.parametrize("parts", [0, 1])  # 0: of llama-gguf-split --merge
+def test_a_file_joined_from_parts(parts, name, tmp_path):
+    def add(writer):
+        writer.add_uint16("split.no", 0)
+        writer.add_uint16("split.count", parts)
+        writer.add_int32("split.tensors.count", 19)
+
+    path = tiny.write_gguf(tmp_path / name, tiny.tensors(), add=add)
+    assert is_gguf(str(path))
+    assert load_config(str(path)).num_hidden_layers == 2
+    assert load(str(path), tokenizer=False).params["norm"]["scale"].shape == (32,)
+
+
 def gguf_with(path, add, architecture="llama"):
     """A GGUF file with a few fields or tensors more."""
     from gguf import GGUFWriter
@@ -78,7 +93,7 @@ def gguf_with(path, add, architecture="llama"):
     ("add", "text"),
     [
         (lambda w: w.add_sliding_window(4), "llama.attention.sliding_window is 4"),
-        (lambda w: w.add_uint16("split.count", 2), "split.count is 2, expected 1"),
+        (lambda w: w.add_uint16("split.count", 2), "split.count is 2, expected 0 or 1"),
         (lambda w: w.add_expert_count(8), "llama.expert_count is 8, expected 0"),
         (lambda w: w.add_rope_dimension_count(4), "rope.dimension_count is 4"),
         (lambda w: w.add_head_count_kv([4, 2]), "num_key_value_heads is 'array of 2'"),

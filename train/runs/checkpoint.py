@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
+from ivon_jax.models.checks import one_line
 
 SEAL = "sha256.json"
 
@@ -200,9 +201,8 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         raise OSError(
-            f"{folder}: the checkpoint cannot be written ({reason});"
+            f"{folder}: the checkpoint cannot be written ({one_line(error)});"
             " the last good one is kept"
         ) from error
 
