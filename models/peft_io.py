@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
-from ivon_jax.models.families import hf_names
+from ivon_jax.models.axes import LAYERS
+from ivon_jax.models.families import hf_names, tree_path
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_config import (
     CONFIG,
@@ -37,6 +39,15 @@ _SUFFIXES = {
     "b": ".lora_B.weight",
     "kernel": ".weight",
     "bias": ".bias",
+}
+# Parts of the names of other tensors that PEFT saves, and what they belong to.
+_OTHERS = {
+    ".lora_magnitude_vector": "of DoRA",
+    ".lora_embedding_": "an adapter of embeddings",
+    ".trainable_tokens_": "of trainable tokens",
+    ".lora_B.bias": "of lora_bias",
+    ".base_layer.": "of the base model",
+    ".modules_to_save.": "of a model's state_dict",
 }
 
 
@@ -221,13 +232,56 @@ def _settings(values: dict[str, Any], found: dict[str, np.ndarray]) -> LoraConfi
     """Makes the configuration that an adapter's fields and tensors tell of."""
     layers: dict[str, list[str]] = {kind: [] for kind in _SUFFIXES}
     for name in sorted(found):
-        kind = next((k for k, s in _SUFFIXES.items() if name.endswith(s)), None)
-        if kind is None or not name.startswith(_PREFIX):
-            raise ValueError(f"tensor {ascii(name)[1:-1]:.120} is not implemented")
-        module = name.removeprefix(_PREFIX).removesuffix(_SUFFIXES[kind])
+        try:
+            kind, module = _part(name)
+        except ValueError as error:
+            shown = ascii(name)[1:-1]
+            raise ValueError(f"tensor {shown:.120} {error}") from None
         layers[kind].append(module)
     adapted, whole = layers["a"] + layers["b"], layers["kernel"] + layers["bias"]
+    if not adapted:
+        raise ValueError(f"{WEIGHTS} has no tensor that ends in {_SUFFIXES['a']}")
+    if both := sorted(set(adapted) & set(whole)):
+        raise ValueError(
+            f"layer {both[0]:.120} has an adapter and tensors of its own (.weight,"
+            " .bias), which is not implemented"
+        )
     return lora_config(values, adapted, whole)
+
+
+def _part(name: str) -> tuple[str, str]:
+    """Which leaf a tensor is, and HF's name of its layer; raises what is amiss."""
+    for text, what in _OTHERS.items():
+        if text in name:
+            raise ValueError(f"is {what}, which is not implemented")
+    if found := re.search(r"\.lora_[AB]\.(.+)\.weight$", name):
+        raise ValueError(
+            f"has the adapter's name, {found[1]!a:.40}, within its own, as in a model's"
+            " state_dict, which is not implemented; save it with PEFT's save_pretrained"
+        )
+    kind = next((k for k, s in _SUFFIXES.items() if name.endswith(s)), None)
+    if kind is None or not name.startswith(_PREFIX):
+        ends = ", ".join(_SUFFIXES.values())
+        raise ValueError(
+            f"is not implemented, expected {_PREFIX}LAYER with one of {ends}"
+        )
+    module = name.removeprefix(_PREFIX).removesuffix(_SUFFIXES[kind])
+    try:
+        path = f"/{tree_path(module)}"
+    except KeyError:
+        raise ValueError("is of a layer that is in no model here") from None
+    linear = [layer for layer in LAYERS if layer != "lm_head"]
+    if path.endswith(("/embed_tokens", "/lm_head")):
+        raise ValueError(
+            "is of the embeddings or the output layer, of which neither adapters nor"
+            " trained weights are implemented; if they are the base's, save without"
+            " them (save_embedding_layers=False of PEFT's save_pretrained)"
+        )
+    if not path.endswith(tuple(f"/{layer}" for layer in linear)):
+        raise ValueError(
+            f"is not implemented, expected a linear layer: {', '.join(linear)}"
+        )
+    return kind, module
 
 
 def _check_agreement(own: LoraConfig, config: LoraConfig, modules: set[str]) -> None:

@@ -166,7 +166,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     check_pack(config, pretrained.model.config)
     lora = adapted(config.lora, pretrained.model.config)
     model = Lora(pretrained.model.clone(remat=config.remat), lora)
-    adapters = _adapter_shapes(model)
+    adapters = _adapter_shapes(model, config)
     if config.adapter:
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
     start = _start(config, pretrained.params, adapters)
@@ -287,9 +287,17 @@ def _check_pairs(pretrained: Pretrained, *encoded: Encoded) -> None:
         )
 
 
-def _adapter_shapes(model: Lora) -> PyTree:
+def _adapter_shapes(model: Lora, config: TrainConfig) -> PyTree:
     """Finds the layers to adapt, so that a wrong target shows before training."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(
-        lambda key: init_adapters(model, key, tokens), jax.random.key(0)
-    )
+    try:
+        return jax.eval_shape(
+            lambda key: init_adapters(model, key, tokens), jax.random.key(0)
+        )
+    except ValueError as error:
+        if config.adapter is None:
+            raise
+        # The layers are the adapter's, unless options say otherwise.
+        raise ValueError(
+            f"adapter {config.adapter} for model {config.model}: {error}"
+        ) from error
