@@ -47,7 +47,7 @@ def train(
     import jax
 
     from ivon_jax.train import loop
-    from ivon_jax.train.prepare import find_task, prepare
+    from ivon_jax.train.prepare import find_task, prepare, settled
     from ivon_jax.train.runs import run
 
     join(processes)
@@ -56,6 +56,7 @@ def train(
     on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.train))
+    config = settled(config, problem.task)
     interrupt = None
     try:
         loop.train(problem, config, out, resume)

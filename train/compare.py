@@ -20,7 +20,7 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
 from ivon_jax.train.loop import Interrupted, train
-from ivon_jax.train.prepare import find_task, prepare
+from ivon_jax.train.prepare import find_task, prepare, settled
 from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
@@ -56,6 +56,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     runs = _runs(config, task.family, num_examples=1)
     run.check_out(out, resume=resume)
     problem = prepare(runs["adam"])
+    config = settled(config, problem.task)
     runs = _runs(config, task.family, len(problem.train))
     run.start(out, config, problem.facts, resume=resume)
     posteriors, logs = {}, {}

@@ -93,6 +93,9 @@ class DataConfig:
         eval_file: custom task: the same to evaluate on.
         prompt: custom task: template with {field} places.
         labels: custom task: the label words in class order, separated by blanks.
+        leading_space: decoders: whether a label word is taken with a blank before it;
+            auto for what the task has, and for a custom task what goes with the
+            prompt's end, the words' script and the tokenizer.
     """
 
     task: str = "city-continent"
@@ -105,6 +108,7 @@ class DataConfig:
     eval_file: Annotated[Path | None, _unset("PATH", "none")] = None
     prompt: Annotated[str | None, _unset("STR", "none")] = None
     labels: Annotated[tuple[str, ...], _unset("STR [STR ...]", "none")] = ()
+    leading_space: Literal["auto", "yes", "no"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.quantized import Quantization
-from ivon_jax.train.config import DataConfig, TrainConfig
-from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+from ivon_jax.train.data.answers import answer_tokens, fitting_space
 from ivon_jax.train.data.encoding import Encoded, encode, encode_texts
 from ivon_jax.train.data.examples import (
     data_folder,
@@ -31,6 +31,8 @@ from ivon_jax.train.data.examples import (
 from ivon_jax.train.pod.processes import check_agreement
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.tasks.registry import Example, Task, custom_task, get_task
+
+Configured = TypeVar("Configured", TrainConfig, CompareConfig)
 
 # The evaluation part of a data set must not depend on the run's seed.
 EVAL_SEED = 0
@@ -73,8 +75,11 @@ def find_task(data: DataConfig) -> Task:
     Raises:
         ValueError: unknown task, or options that do not go together.
     """
+    space = {"auto": None, "yes": True, "no": False}[data.leading_space]
     if data.task != "custom":
         task = get_task(data.task, data.prompt_style)
+        if space is not None:
+            task = dataclasses.replace(task, leading_space=space)
         for name in ("train_file", "eval_file", "prompt", "labels"):
             if getattr(data, name):
                 raise ValueError(f"{name}: only with --task custom")
@@ -85,7 +90,14 @@ def find_task(data: DataConfig) -> Task:
     if data.data_dir:
         raise ValueError("data_dir: not with --task custom, which has its own files")
     assert data.prompt is not None
-    return custom_task(data.prompt, data.labels)
+    return custom_task(data.prompt, data.labels, leading_space=space)
+
+
+def settled(config: Configured, task: Task) -> Configured:
+    """Puts what `prepare` found out of a task in place of "auto", to be recorded."""
+    space: Any = "yes" if task.leading_space else "no"
+    data = dataclasses.replace(config.data, leading_space=space)
+    return dataclasses.replace(config, data=data)
 
 
 def find_examples(
@@ -170,6 +182,7 @@ def prepare(config: TrainConfig, *, test: bool = False) -> Problem:
     if config.adapter:
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
     start = _start(config, pretrained.params, adapters)
+    task = _spaced(task, pretrained)
     answers = _answers(task, pretrained)
     limit = pretrained.model.config.max_position_embeddings
     encoder: Callable[..., Encoded] = functools.partial(encode, max_length=limit)
@@ -228,6 +241,14 @@ def _start(config: TrainConfig, params: PyTree, adapters: PyTree) -> PyTree:
                 f" {'/'.join(path[:-1])}"
             )
     return unflatten_dict(found)
+
+
+def _spaced(task: Task, pretrained: Pretrained) -> Task:
+    """Decides whether label words have a blank before them, if the tokenizer may."""
+    if not task.other_space or family_of(pretrained.model.config).head:
+        return task
+    space = fitting_space(pretrained.tokenizer, task.words, task.leading_space)
+    return dataclasses.replace(task, leading_space=space, other_space=False)
 
 
 def _answers(task: Task, pretrained: Pretrained) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from ivon_jax.models.peft_io import read_settings
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import BaseName, DataConfig, TrainConfig, to_json
 from ivon_jax.train.evaluate import Prediction, predict, score
-from ivon_jax.train.prepare import Problem, prepare
+from ivon_jax.train.prepare import Problem, prepare, settled
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
@@ -102,6 +102,7 @@ def read_adapter(
         adapter=adapter,
     )
     problem = prepare(config, test=test)
+    config = settled(config, problem.task)
     facts = {k: v for k, v in problem.facts.items() if not k.startswith("train_")}
     posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
     return Subject("adapter", config, problem, posterior, facts)

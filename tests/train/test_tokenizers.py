@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train import cli
+from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
-from ivon_jax.train.prepare import prepare
+from ivon_jax.train.prepare import prepare, settled
+from ivon_jax.train.runs import run
+
+optax_promotes = tiny.optax_promotes
 
 UNSET = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
@@ -80,6 +85,19 @@ CASES = {
 }
 
 
+def write_characters(folder: Path, *more: str) -> Path:
+    """A model whose tokens are single characters, and a few pieces more."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    model = tiny.write_model(folder / "model", layers=1)
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *CHINESE, *more])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    pieces = "|".join([*more, "."])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "isolated")
+    tokenizer.save(str(model / "tokenizer.json"))
+    return model
+
+
 def problem_of(folder: Path, files: dict, start: str, **data):
     model = tiny.write_model(folder / "model", layers=1)
     changes = dict(files)
@@ -128,3 +146,102 @@ def test_the_answer_follows_the_prompt(case, tmp_path):
             last = theirs(torch.tensor([ids])).logits[0, -1]
         wanted.append(torch.log_softmax(last[answers], -1).numpy())
     np.testing.assert_allclose(at_the_base(problem), wanted, rtol=1e-4, atol=1e-5)
+
+
+CHINESE = "评价：这部电影很差精彩情感好坏: "
+REVIEWS = [
+    {"text": text, "label": label}
+    for text, label in (("这部电影很精彩", "好"), ("很差", "坏"), ("电影很好", "好"))
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "space", "answers"),
+    [
+        ((), "auto", "好坏"),
+        ((" 好", " 坏"), "auto", "好坏"),
+        ((" 好", " 坏"), "yes", (" 好", " 坏")),
+        ((), "no", "好坏"),
+    ],
+)
+def test_labels_of_a_language_without_blanks(more, space, answers, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    folder = str(write_characters(tmp_path, *more))
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", REVIEWS)
+    prompt = "评价：{text}情感："
+    data = DataConfig(
+        "custom",
+        train_file=rows,
+        eval_file=rows,
+        prompt=prompt,
+        labels=("好", "坏"),
+        leading_space=space,
+    )
+    problem = prepare(TrainConfig(folder, data=data, lora=LoraConfig(rank=2)))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    vocabulary = ["[PAD]", "[UNK]", *CHINESE, *more]
+    ids = torch.tensor([vocabulary.index(answer) for answer in answers])
+    wanted = []
+    for row in REVIEWS:
+        tokens = [vocabulary.index(c) for c in prompt.format(**row)]
+        with torch.no_grad():
+            last = theirs(torch.tensor([tokens])).logits[0, -1]
+        wanted.append(torch.log_softmax(last[ids], -1).numpy())
+    np.testing.assert_allclose(at_the_base(problem), wanted, rtol=1e-4, atol=1e-5)
+    config = settled(TrainConfig(folder, data=data), problem.task)
+    assert config.data.leading_space == ("no" if answers == "好坏" else "yes")
+
+
+def test_runs_of_before_there_was_the_choice(tmp_path):
+    """Their label words have a blank before them, and they go on as they were."""
+    model = write_characters(tmp_path, " 好", " 坏")
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", REVIEWS)
+    out = tmp_path / "run"
+    data = DataConfig(
+        "custom",
+        train_file=rows,
+        eval_file=rows,
+        prompt="评价：{text}情感：",
+        labels=("好", "坏"),
+        leading_space="yes",
+    )
+    hyper = MethodConfig(steps=2, batch_size=2)
+    config = TrainConfig(str(model), data=data, lora=LoraConfig(rank=2), hyper=hyper)
+    cli.train(config, out)
+    cli.evaluate(out, samples=2)
+    before = load_file(out / "predictions-2.safetensors")["log_probs"]
+    values = json.loads((out / run.CONFIG).read_text())
+    recorded = run.describe(*run.read_config(out))
+    assert values["config"]["data"].pop("leading_space") == "yes"
+    (out / run.CONFIG).write_text(json.dumps(values))
+    cli.evaluate(out, samples=2)
+    after = load_file(out / "predictions-2.safetensors")["log_probs"]
+    np.testing.assert_array_equal(before, after)
+    cli.train(config, out, resume=True)
+    assert recorded.pop("data.leading_space") == "yes"
+    now = run.describe(*run.read_config(out))
+    run.check_same(out, recorded, now)
+    with pytest.raises(ValueError, match="leading_space: is now no, .* with yes"):
+        run.check_same(out, recorded, now | {"data.leading_space": "no"})
+
+
+def test_the_choice_is_recorded(tmp_path):
+    model = tiny.write_model(tmp_path / "model", layers=1)
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", ROWS)
+    config = TrainConfig(
+        str(model),
+        data=DataConfig(
+            "custom",
+            train_file=rows,
+            eval_file=rows,
+            prompt=tiny.PROMPT,
+            labels=tiny.LABELS,
+        ),
+        lora=LoraConfig(rank=2),
+        hyper=MethodConfig(steps=1, batch_size=2),
+    )
+    cli.train(config, tmp_path / "run")
+    recorded, _ = run.read_config(tmp_path / "run")
+    assert recorded.data.leading_space == "yes"

@@ -16,6 +16,22 @@ from ivon_jax.train.data.fields import shown
 _IN_NO_VOCABULARY = "\U0010fffd"
 
 
+def fitting_space(tokenizer: Any, words: Sequence[str], preferred: bool) -> bool:
+    """Whether label words are taken with a leading blank.
+
+    Args:
+        tokenizer: a tokenizer in the manner of `transformers`.
+        words: the label words in class order.
+        preferred: what is taken unless only the other makes them single tokens.
+    """
+    unknown = _unknown(tokenizer)
+    fits = {
+        space: _problem(words, _pieces(tokenizer, words, space), unknown) is None
+        for space in (True, False)
+    }
+    return preferred if fits[preferred] or not fits[not preferred] else not preferred
+
+
 def answer_tokens(
     tokenizer: Any, words: Sequence[str], leading_space: bool
 ) -> Int[np.ndarray, " c"]:
@@ -39,11 +55,11 @@ def answer_tokens(
     space = " " if leading_space else ""
     others = _pieces(tokenizer, words, not leading_space)
     other = _problem(words, others, unknown) is None
-    hint = "without" if leading_space else "with"
+    hint = "without a leading space (no)" if leading_space else "with one (yes)"
     named = tokenizer.convert_ids_to_tokens(pieces[index])
     raise ValueError(
         f"answer word {shown(space + words[index])} {why}: {shown(list(named))}"
-        + (f"; all words are single tokens {hint} a leading space" if other else "")
+        + (f"; leading_space: all words are single tokens {hint}" if other else "")
     )
 
 

@@ -135,6 +135,10 @@ MAY_CHANGE = {
 }
 
 
+# What there was before these settings, where a run was started without them.
+BEFORE = {"data.leading_space": "yes"}
+
+
 def describe(
     config: TrainConfig | CompareConfig, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -154,6 +158,7 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         ValueError: they differ in anything that a number depends on.
     """
     # With a sample for each group, the mesh says how many are drawn.
+    before = BEFORE | before
     fixed = {"mesh"} if now.get("noise") == "per-shard" else set()
     for name, value in now.items():
         if name not in MAY_CHANGE - fixed and before.get(name) != value:
@@ -214,11 +219,20 @@ def _read_config(out: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or "config" not in values:
             raise ValueError("it has no key 'config'")
-        return from_json(values.pop("config"), kind), values
+        return from_json(_completed(values.pop("config")), kind), values
     except OSError:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a run ({error})") from None
+
+
+def _completed(config: Any) -> Any:
+    """Puts in what an older run's configuration does not say."""
+    for name, value in BEFORE.items():
+        part, key = name.split(".")
+        if isinstance(config, dict) and isinstance(config.get(part), dict):
+            config = config | {part: {key: value} | config[part]}
+    return config
 
 
 def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from ivon_jax.train.data.fields import Template, class_index, field, number, shown, text
 from ivon_jax.train.tasks import choices, cities
+from ivon_jax.train.tasks.spacing import blank_follows
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
@@ -72,6 +73,8 @@ class Task:
         inputs: fields that an encoder reads; none for the prompt.
         leading_space: whether the answer token is that of " word" (what a model
             emits after "Answer:") or of the bare word.
+        other_space: whether it is the other way around with a tokenizer for which
+            only that makes every word a single token.
         keep: rows it refuses are left out, silently: the published protocol.
         source: hub and local location; None if rows come from elsewhere.
         rows: builds the rows of a split, for a task that needs no files.
@@ -86,6 +89,7 @@ class Task:
     words: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     leading_space: bool = True
+    other_space: bool = False
     keep: Callable[[Row], bool] = _keep_all
     source: Source | None = None
     rows: Callable[[Split], list[dict[str, str]]] | None = None
@@ -299,7 +303,7 @@ def custom_task(
     labels: tuple[str, ...],
     *,
     label_field: str = "label",
-    leading_space: bool = True,
+    leading_space: bool | None = None,
 ) -> Task:
     """Makes a task of a user's prompt template and label words.
 
@@ -308,11 +312,13 @@ def custom_task(
         labels: the label words in class order.
         label_field: field of a row holding its class: one of `labels`, or its
             index. If any label is itself a number, only the former.
-        leading_space: see `Task`.
+        leading_space: see `Task`; None to go by the prompt's end, the words' script
+            and the tokenizer.
 
     Raises:
-        ValueError: a template without field, with the label in it, or malformed;
-            fewer than two labels, an empty or a repeated one.
+        ValueError: a template without field, with the label in it, or malformed, or
+            with a blank at its end before words with one at their start; fewer than
+            two labels, an empty or a repeated one.
 
     >>> task = custom_task("Text: {text} Topic:", ("sport", "art"))
     >>> task.example({"text": "A late goal.", "label": "sport"})
@@ -328,7 +334,11 @@ def custom_task(
         raise ValueError(f"prompt {shown(prompt)} has no {{field}} placeholder")
     if label_field in template.names:
         raise ValueError(f"prompt {shown(prompt)} shows the answer, {{{label_field}}}")
-    if leading_space and prompt.endswith(" "):
+    blank = prompt.endswith(" ")
+    space = leading_space
+    if space is None:
+        space = blank_follows(prompt.rstrip(" "), words)
+    if space and blank:
         raise ValueError(
             f"prompt {shown(prompt)} ends in a blank, but every label word starts "
             "with one; drop the prompt's"
@@ -338,5 +348,11 @@ def custom_task(
         return class_index(field(row, label_field), words)
 
     return Task(
-        "custom", "custom", template, target, words, leading_space=leading_space
+        "custom",
+        "custom",
+        template,
+        target,
+        words,
+        leading_space=space,
+        other_space=leading_space is None and not blank,
     )

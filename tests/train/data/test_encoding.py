@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import fetch
-from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.data.answers import answer_tokens, fitting_space
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.tasks.registry import TASKS, Example, get_task
 
@@ -66,8 +66,13 @@ def test_answer_tokens_in_class_order():
             True,
             r"' yes' is 2 tokens.*' y', 'es'\]$",
         ),
-        (("no", "yes"), ("no", "yes"), True, r"' no' is 2 .* without a leading space$"),
-        ((" no", " yes"), ("no", "yes"), False, r"'no' is 2 .* with a leading space$"),
+        (
+            ("no", "yes"),
+            ("no", "yes"),
+            True,
+            r"' no' is 2 .* without a leading space \(no\)$",
+        ),
+        ((" no", " yes"), ("no", "yes"), False, r"'no' is 2 .* with one \(yes\)$"),
         (("no", "yes"), ("yes", "yes"), False, r"'yes' is the same token as 'yes'"),
         (("no",), ("no", ""), False, r"'' is 0 tokens"),
         # The colon before the word is part of its token, and so is the line's end.
@@ -77,6 +82,22 @@ def test_answer_tokens_in_class_order():
 def test_answer_words_that_are_not_single_tokens(pieces, words, leading_space, message):
     with pytest.raises(ValueError, match=message):
         answer_tokens(FakeTokenizer(*pieces), words, leading_space)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words", "with_blank", "without"),
+    [
+        ((" no", " yes", "no", "yes"), ("no", "yes"), True, False),
+        ((" no", " yes"), ("no", "yes"), True, True),
+        (("no", "yes"), ("no", "yes"), False, False),
+        ((" no", "yes"), ("no", "yes"), True, False),  # neither will do
+        ((), ("好", "坏"), False, False),
+    ],
+)
+def test_the_blank_that_the_tokenizer_allows(pieces, words, with_blank, without):
+    tokenizer = FakeTokenizer(*pieces)
+    assert fitting_space(tokenizer, words, True) is with_blank
+    assert fitting_space(tokenizer, words, False) is without
 
 
 def test_a_word_that_joins_the_colon_before_it():
@@ -149,7 +170,9 @@ def test_every_task_has_single_tokens_on_smollm2(name, smollm2):
 def test_smollm2_letters_with_and_without_space(smollm2):
     assert answer_tokens(smollm2, ("A",), False).tolist() == [49]
     assert answer_tokens(smollm2, ("A",), True).tolist() == [330]
-    with pytest.raises(ValueError, match=r"'unacceptable' is 2 tokens.*with a leading"):
+    with pytest.raises(
+        ValueError, match=r"'unacceptable' is 2 tokens.*with one \(yes\)"
+    ):
         answer_tokens(smollm2, ("unacceptable", "acceptable"), False)
 
 

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 from ivon_jax import metrics, regression
+from ivon_jax.train.config import DataConfig
 from ivon_jax.train.data.fields import Template, class_index
+from ivon_jax.train.prepare import find_task
 from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
 
 WINOGRANDE = {
@@ -221,6 +223,44 @@ def test_custom_task_refuses(prompt, labels, message):
     with pytest.raises(ValueError, match=message) as caught:
         custom_task(prompt, labels)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels", "space"),
+    [
+        ("Review: {text} Sentiment:", ("good", "bad"), True),
+        ("{text}", ("good", "bad"), True),
+        ("Отзыв: {text} Оценка:", ("хорошо", "плохо"), True),
+        ("리뷰: {text} 감정", ("좋음", "나쁨"), True),  # wide, but with blanks
+        ("({text})", ("good", "bad"), True),
+        ("{text}\nAnswer:\n", ("yes", "no"), False),
+        ("{text}\tAnswer (", ("yes", "no"), False),
+        ("{text} “", ("yes", "no"), False),
+        ("评价：{text}情感：", ("好", "坏"), False),
+        ("题目：{text}\n答案：", ("A", "B"), False),
+        ("Review: {text} Sentiment:", ("好", "坏"), False),
+        ("Review: {text} Sentiment: ", ("好", "坏"), False),
+        ("{text}:", ("ポジ", "ネガ"), False),
+        ("{text}:", ("ใช่", "ไม่"), False),
+        ("{text}:", ("ကောင်း", "ဆိုး"), False),
+    ],
+)
+def test_the_blank_before_an_answer(prompt, labels, space):
+    task = custom_task(prompt, labels)
+    assert task.leading_space is space
+    # A blank too many is in no text.
+    assert task.other_space is not prompt.endswith(" ")
+    for chosen in (True, False):
+        if not (chosen and prompt.endswith(" ")):
+            task = custom_task(prompt, labels, leading_space=chosen)
+            assert (task.leading_space, task.other_space) == (chosen, False)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_built_in_tasks_have_a_blank_before_the_answer(name):
+    for chosen, space in (("auto", True), ("yes", True), ("no", False)):
+        task = find_task(DataConfig(task=name, leading_space=chosen))
+        assert (task.leading_space, task.other_space) == (space, False)
 
 
 def test_custom_template_naming_an_absent_field_lists_those_there_are():
