@@ -186,6 +186,7 @@ data_configs = st.tuples(
     paths,
     st.none() | texts,
     st.lists(texts, max_size=3).map(tuple),
+    st.sampled_from(["auto", "yes", "no"]),
 )
 
 
