@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from ivon_jax.train.prepare import Problem, prepare
 
 from benchmarks.timing import machine, summary, write
 from ivon_jax.lora import LoraConfig, init_adapters
@@ -28,7 +29,6 @@ from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.methods import Adam, IvonLora, Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.step import Streams, TrainState, train_step
 
 Step = Callable[[Batch], float]

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from ivon_jax.train.prepare import Problem, prepare
 
 from benchmarks.timing import machine, write
 from ivon_jax.lora import LoraConfig
@@ -38,7 +39,6 @@ from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.examples import load_examples
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.step import Streams
 from ivon_jax.train.tasks.registry import get_task
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from ivon_jax.train.prepare import Problem, prepare
 
 import ivon_jax
 from benchmarks.timing import machine, write
@@ -33,7 +34,6 @@ from ivon_jax.train.config import (
 from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.evaluate import validate
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.report.tables import markdown
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import tyro
+from ivon_jax.train.prepare import Problem, find_task, prepare
 from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.config import (
@@ -27,7 +28,6 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.loop import train
-from ivon_jax.train.prepare import Problem, find_task, prepare
 from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from ivon_jax.posterior import Posterior
+from ivon_jax.kinds import Distribution
 
 
 def ensemble_outputs(
     outputs_fn: Callable[[PyTree], Float[Array, "n c"]],
-    posterior: Posterior,
+    posterior: Distribution,
     key: Key[Array, ""],
     samples: int,
     chunk_size: int | None = None,
@@ -50,7 +50,7 @@ def ensemble_outputs(
 
 def ensemble_log_probs(
     logits_fn: Callable[[PyTree], Float[Array, "n c"]],
-    posterior: Posterior,
+    posterior: Distribution,
     key: Key[Array, ""],
     samples: int,
     chunk_size: int | None = None,
@@ -68,6 +68,7 @@ def ensemble_log_probs(
         Log-probabilities, at least float32.
 
     Example:
+        >>> from ivon_jax import Posterior
         >>> posterior = Posterior({"w": jnp.zeros(2)}, {"w": jnp.ones(2)}, {})
         >>> logits_fn = lambda params: jnp.outer(jnp.ones(5), params["w"])
         >>> log_probs = ensemble_log_probs(logits_fn, posterior, jax.random.key(0), 3)

@@ -77,6 +77,16 @@ class Posterior:
         """Returns the posterior of a method that has none: all mass on `params`."""
         return cls(params, {}, {})
 
+    @property
+    def spread(self) -> bool:
+        """Whether samples differ from the mean."""
+        return bool(self.precision)
+
+    @property
+    def size(self) -> None:
+        """There is no limit to the number of different samples."""
+        return None
+
     def temper(self, tau: ArrayLike) -> "Posterior":
         """Divides the variance by tau, as lambda_test = tau * lambda does.
 

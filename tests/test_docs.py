@@ -90,11 +90,12 @@ def test_shown_options_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shown_runs_are_legal(page, monkeypatch):
+    from ivon_jax.train.prepare import find_task
+
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models import peft_io
     from ivon_jax.train import cli
     from ivon_jax.train.config import resolve
-    from ivon_jax.train.prepare import find_task
 
     monkeypatch.setattr(peft_io, "read_settings", lambda folder: LoraConfig())
     commands = {"train": cli.train, "plan": cli.plan}

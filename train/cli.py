@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.train.config import (
     BaseName,
     CompareConfig,
@@ -20,8 +21,10 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
+from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod.host_memory import keep_freed_memory
+from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
@@ -47,20 +50,21 @@ def train(
     import jax
 
     from ivon_jax.train import loop
-    from ivon_jax.train.prepare import find_task, prepare, settled
+    from ivon_jax.train.problem import prepare
     from ivon_jax.train.runs import run
+    from ivon_jax.train.splits import find_task, settled
 
     join(processes)
     # Twice: names and values are checked before the model is loaded.
     resolve(config, find_task(config.data).family, num_examples=1)
     on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(config)
-    config = resolve(config, problem.task.family, len(problem.train))
+    config = resolve(config, problem.task.family, len(problem.splits["train"]))
     config = settled(config, problem.task)
     interrupt = None
     try:
         loop.train(problem, config, out, resume)
-    except loop.Interrupted as error:
+    except Interrupted as error:
         interrupt = error
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
@@ -75,6 +79,7 @@ def train(
 
 ANY_DATA = DataConfig()
 # What options of --adapter are without it.
+ALL_MEMBERS = unset("INT", "10; of a set of members, all")
 UNSET = {"model": None, "out": None, "base": "f32", **vars(ANY_DATA)}
 
 
@@ -85,9 +90,11 @@ def evaluate(
     data: Flat[DataConfig] = ANY_DATA,
     base: BaseName = "f32",
     out: Path | None = None,
-    samples: int = 10,
+    samples: Annotated[int | None, ALL_MEMBERS] = None,
     tau: float = 1.0,
     prune: float = 0.0,
+    dropout_samples: int = 0,
+    temperature: bool = False,
     chunk_size: int = 1,
     mesh: str = "data=1",
     best: bool = False,
@@ -108,19 +115,27 @@ def evaluate(
             so has an adapter.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
+        dropout_samples: also average over this many dropout masks at the mean.
+        temperature: also scale every way to predict by a temperature, fitted on the
+            training examples that the run held out; needs --test.
         chunk_size: posterior samples computed at a time.
         mesh: devices to split the base over, whatever the run was trained on.
         best: the posterior of lowest NLL on the way (train --eval-steps), not the last.
         test: on the task's own evaluation examples, though the run held training
             examples out to choose by.
     """
-    from ivon_jax.train.evaluate import Prediction, check_counts
+    from ivon_jax.train.evaluate import (
+        Wanted,
+        evaluate,
+        predictors_for,
+        read_adapter,
+        read_run,
+    )
     from ivon_jax.train.report import tables
     from ivon_jax.train.runs import run
-    from ivon_jax.train.subject import read_adapter, read_run, write_evaluation
 
-    check_counts(samples=samples, chunk_size=chunk_size)
-    hows = [Prediction(0, prune=prune), Prediction(samples, tau, prune)]
+    check("chunk_size", chunk_size, AT_LEAST_ONE)
+    wanted = Wanted(samples, tau, prune, dropout_samples, temperature)
     if (directory is None) == (adapter is None):
         raise ValueError("directory: name a run, or else an adapter with --adapter")
     if directory:
@@ -128,15 +143,19 @@ def evaluate(
         for name, value in given.items():
             if value != UNSET[name]:
                 raise ValueError(f"{name}: only with --adapter; a run has its own")
-        place, subject = directory, read_run(directory, mesh, best=best, test=test)
+        place = directory
+        evaluated = read_run(directory, mesh, wanted, best=best, test=test)
     else:
-        if not (adapter and model and out) or best:
-            raise ValueError("adapter: needs --model and --out, and has no --best")
+        if not (adapter and model and out) or best or temperature:
+            raise ValueError(
+                "adapter: needs --model and --out, and has no --best or --temperature"
+            )
         run.check_new(out)
         place = out
-        subject = read_adapter(adapter, model, data, base=base, mesh=mesh, test=test)
-    rows = write_evaluation(
-        subject, hows, place, best=best, test=test, chunk_size=chunk_size
+        evaluated = read_adapter(adapter, model, data, base=base, mesh=mesh, test=test)
+    predictors = predictors_for(evaluated, wanted, chunk_size)
+    rows = evaluate(
+        evaluated, predictors, place, best=best, test=test, chunk_size=chunk_size
     )
     print(tables.table(rows))
 
@@ -165,15 +184,13 @@ def export(
         dequantize: hf only: of a run on a quantised base, write what that base is worth
             in bfloat16 with the adapter merged in; otherwise this is refused.
     """
-    from ivon_jax.train.evaluate import Prediction
     from ivon_jax.train.export import export_hf, export_peft
 
-    how = Prediction(samples, tau, prune)
     if format == "peft":
         if dequantize:
             raise ValueError("dequantize: only with --format hf")
-        export_peft(directory, out, how, best=best)
-    elif how != Prediction(0):
+        export_peft(directory, out, samples, tau, prune, best=best)
+    elif (samples, tau, prune) != (0, 1.0, 0.0):
         raise ValueError("samples, tau, prune: only with --format peft")
     else:
         export_hf(directory, out, best=best, dequantize=dequantize)
@@ -199,7 +216,7 @@ def plan(
     from ivon_jax.models.pretrained import load_config
     from ivon_jax.train.plan.plan import make_plan, report
     from ivon_jax.train.pod.sharding import device_count
-    from ivon_jax.train.prepare import find_task
+    from ivon_jax.train.splits import find_task
 
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # in use already, with what it has
@@ -218,11 +235,13 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
         config: which examples.
         seed: of the draw of training examples.
     """
-    from ivon_jax.train.prepare import find_examples, find_task
+    from ivon_jax.train.splits import find_examples, find_task, scored_split
     from ivon_jax.train.tasks.registry import TASKS
 
     task = find_task(config)
-    train_examples, eval_examples = find_examples(task, config, seed)
+    scored = scored_split(config)
+    examples = find_examples(task, config, seed, ["train", scored])
+    train_examples, eval_examples = examples["train"], examples[scored]
     print(f"tasks: {', '.join(TASKS)}, custom\n")
     print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
     answers = ", ".join(task.words) or "numbers"

@@ -1,36 +1,34 @@
-"""Adam against IVON-LoRA on the same adapters, batches and examples."""
+"""Methods compared on the same adapters, batches and examples."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.ensemble import average
 from ivon_jax.files import write_bytes
-from ivon_jax.train.config import (
-    CompareConfig,
-    MethodConfig,
-    MethodName,
-    TrainConfig,
-    resolve,
-)
-from ivon_jax.train.evaluate import Prediction, check_counts, predict, score
-from ivon_jax.train.loop import Interrupted, train
-from ivon_jax.train.prepare import find_task, prepare, settled
-from ivon_jax.train.report import tables
+from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
+from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.pod.processes import check_shared, on_first_process
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.queue import Job, Row, run_all
+from ivon_jax.train.report import figures, tables
 from ivon_jax.train.runs import run
-from ivon_jax.train.step import Streams
+from ivon_jax.train.splits import find_task, scored_split, settled
 
 # What ``results.json`` holds of each row, metrics as far as the task has them.
 ROW = ("method", "predict", "samples", "tau", "prune", *tables.COLUMNS)
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Trains, evaluates and reports both methods.
+    """Trains, evaluates and reports methods.
 
     Args:
         config: what to compare.
@@ -47,128 +45,127 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         Interrupted: SIGINT or SIGTERM came while training; the runs up to then are
             in their folders, as `train` leaves them.
     """
-    check_counts(samples=config.samples, sweep_samples=config.sweep_samples)
-    main, sweep = _main(config), _sweep(config)
     task = find_task(config.data)
     if not task.words:
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
     # Twice: names and values are checked before the model is loaded.
-    runs = _runs(config, task.family, num_examples=1)
-    run.check_out(out, resume=resume)
-    problem = prepare(runs["adam"])
+    jobs_of(config, task.family, num_examples=1)
+    on_first_process(lambda: run.check_out(out, resume=resume))
+    problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
-    runs = _runs(config, task.family, len(problem.train))
-    run.start(out, config, problem.facts, resume=resume)
-    posteriors, logs = {}, {}
-    for name, train_config in runs.items():
-        try:
-            posteriors[name] = train(problem, train_config, out / name, resume)
-        except Interrupted as error:
-            raise Interrupted(f"{name} {error}") from None
-        lines = (out / name / run.METRICS).read_text().splitlines()
-        logs[name] = [json.loads(line) for line in lines]
-    key = Streams.from_seed(config.seed).ensemble
-    labels = problem.eval.labels
-    rows, kept = [], {}
-    done: dict[str, dict[Prediction, np.ndarray]] = {name: {} for name in runs}
-    for name, how in main + sweep:
-        log_probs = _part(done[name], how)
-        if log_probs is None:
-            log_probs = predict(problem, posteriors[name], how, key)
-        done[name][how] = log_probs
-        row = score(name, how, log_probs, labels, task.metrics)
-        rows.append({column: row[column] for column in ROW if column in row})
-        if (name, how) in main:
-            kept[tables.label(rows[-1])] = np.asarray(average(jnp.asarray(log_probs)))
-            run.write_predictions(out / name, how.name, log_probs, labels)
-    facts = ("task", "model", "train_examples", "eval_examples")
-    results = {
-        **{name: problem.facts[name] for name in facts},
-        "seed": config.seed,
-        "steps": runs["adam"].hyper.steps,
-        "rows": rows,
-        "seconds": {name: lines[-1]["seconds"] for name, lines in logs.items()},
-        "versions": run.versions(),
-    }
-    run.write_json(out / "results.json", results)
-    _write_report(out, results, logs, kept, labels)
+    jobs = jobs_of(config, task.family, len(problem.splits["train"]))
+    on_first_process(lambda: run.start(out, config, problem.metadata, resume=resume))
+    check_shared(out / run.CONFIG)
+    rows = run_all(jobs, problem, out)
+    results = _results(config, jobs, rows, problem, out)
+    on_first_process(lambda: _write_report(out, results, jobs, problem))
     return results
 
 
-def _runs(
-    config: CompareConfig, family: str, num_examples: int
-) -> dict[str, TrainConfig]:
-    """The resolved run of each method, on the same batches."""
+def jobs_of(config: CompareConfig, family: str, num_examples: int) -> list[Job]:
+    """Lists the runs of a comparison, on the same batches.
 
-    def resolved(method: MethodName, hyper: MethodConfig) -> TrainConfig:
-        alone = TrainConfig(
-            config.model, method, config.seed, config.data, config.lora, hyper
+    Args:
+        config: what to compare.
+        family: the task's preset.
+        num_examples: of the training set.
+
+    Raises:
+        ValueError: a method is named twice, their batches differ, or a value is out
+            of range.
+    """
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ValueError(
+            f"methods: {' '.join(config.methods)} are not different methods of"
+            f" {', '.join(METHODS)}"
         )
-        return resolve(alone, family, num_examples)
-
-    adam = resolved("adam", config.adam)
-    ivon_lora = resolved("ivon-lora", config.ivon_lora)
+    check("samples", config.samples, AT_LEAST_ONE)
+    check("sweep_samples", config.sweep_samples, AT_LEAST_ONE)
+    runs = {k: resolve(v, family, num_examples) for k, v in config.runs().items()}
+    (first, of_first), *others = runs.items()
     for name in ("steps", "batch_size"):
-        first, second = (getattr(c.hyper, name) for c in (adam, ivon_lora))
-        if first != second:
-            raise ValueError(
-                f"{name}: {first} of adam and {second} of ivon-lora differ; they are"
-                " compared on the same batches"
-            )
-    return {"adam": adam, "ivon-lora": ivon_lora}
+        for other, of_other in others:
+            one, two = (getattr(c.hyper, name) for c in (of_first, of_other))
+            if one != two:
+                raise ValueError(
+                    f"{name}: {one} of {first} and {two} of {other} differ; they are"
+                    " compared on the same batches"
+                )
+    return [Job(name, run, _predictors(config, run)) for name, run in runs.items()]
 
 
-def _main(config: CompareConfig) -> list[tuple[str, Prediction]]:
-    return [
-        ("adam", Prediction(0)),
-        ("ivon-lora", Prediction(0)),
-        ("ivon-lora", Prediction(config.samples)),
-    ]
-
-
-def _sweep(config: CompareConfig) -> list[tuple[str, Prediction]]:
-    """Every temperature unpruned and every pruning ratio at tau 1, each once.
+def _predictors(config: CompareConfig, run: TrainConfig) -> tuple[Predictor, ...]:
+    """The mean; and samples, every tau unpruned and every pruning ratio at tau 1.
 
     All points share the key, so their samples share the noise and differ only by
     what is swept; and they share one compiled program.
     """
-    points = [Prediction(config.sweep_samples, tau=tau) for tau in config.taus]
-    points += [Prediction(config.sweep_samples, prune=prune) for prune in config.prunes]
-    named = dict.fromkeys(("ivon-lora", how) for how in points)
-    return [point for point in named if point not in _main(config)]
+    if not METHODS[run.method].spread:
+        return (Mean(),)
+    points = [Samples(config.sweep_samples, tau=tau) for tau in config.taus]
+    points += [Samples(config.sweep_samples, prune=prune) for prune in config.prunes]
+    return tuple(dict.fromkeys([Mean(), Samples(config.samples), *points]))
 
 
-def _part(
-    done: dict[Prediction, Float[np.ndarray, "_ n c"]], how: Prediction
-) -> Float[np.ndarray, "s n c"] | None:
-    """Finds predictions among those of more samples, the first of which they are."""
-    for other, log_probs in done.items():
-        enough = 0 < how.samples <= other.samples
-        if enough and dataclasses.replace(other, samples=how.samples) == how:
-            return log_probs[: how.samples]
-    return None
+def _results(
+    config: CompareConfig,
+    jobs: list[Job],
+    rows: dict[str, list[Row]],
+    problem: Problem,
+    out: Path,
+) -> dict[str, Any]:
+    """Collects the rows: first those of the main comparison, then the sweep's."""
+    ordered = [row for job in jobs for row in rows[job.name][:2]]
+    ordered += [row for job in jobs for row in rows[job.name][2:]]
+    facts = ("task", "model", "train_examples", "eval_examples")
+    return {
+        **{name: problem.metadata[name] for name in facts},
+        "seed": config.seed,
+        "steps": jobs[0].config.hyper.steps,
+        "rows": [{k: row[k] for k in ROW if k in row} for row in ordered],
+        "seconds": {job.name: _log(out, job)[-1]["seconds"] for job in jobs},
+        "versions": run.versions(),
+    }
+
+
+def _log(out: Path, job: Job) -> list[dict[str, Any]]:
+    """Reads the lines of a run's metrics."""
+    lines = (out / job.name / run.METRICS).read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _write_report(
-    out: Path,
-    results: dict[str, Any],
-    logs: dict[str, list[dict[str, Any]]],
-    kept: dict[str, Float[np.ndarray, "n c"]],
-    labels: Int[np.ndarray, " n"],
+    out: Path, results: dict[str, Any], jobs: list[Job], problem: Problem
 ) -> None:
+    run.write_json(out / "results.json", results)
+    logs = {job.name: _log(out, job) for job in jobs}
     lines = [{"method": name, **line} for name in logs for line in logs[name]]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_bytes(out / run.METRICS, text.encode())
-    tables.training_curves(out / "training.png", logs)
-    tables.reliability(out / "reliability.png", kept, labels)
-    tables.trade_off(out / "trade_off.png", results["rows"])
-    write_bytes(out / "report.md", _report(results).encode())
+    labels = problem.splits[scored_split(jobs[0].config.data)].labels
+    figures.training_curves(out / "training.png", logs)
+    figures.reliability(out / "reliability.png", _main_predictions(out, jobs), labels)
+    figures.trade_off(out / "trade_off.png", results["rows"])
+    write_bytes(out / "report.md", _report(results, jobs).encode())
 
 
-def _report(results: dict[str, Any]) -> str:
+def _main_predictions(
+    out: Path, jobs: list[Job]
+) -> dict[str, Float[np.ndarray, "n c"]]:
+    """Reads the predictions of the main comparison, averaged, by the row's label."""
+    found = {}
+    for job in jobs:
+        for predictor in job.predictors[:2]:
+            predictions = run.read_predictions(out / job.name, predictor.name)
+            row = {"method": job.name, "predict": predictor.kind, **predictor.fields()}
+            found[tables.label(row)] = np.asarray(average(jnp.asarray(predictions)))
+    return found
+
+
+def _report(results: dict[str, Any], jobs: list[Job]) -> str:
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    return f"""# {results["task"]}: Adam and IVON-LoRA
+    return f"""# {results["task"]}: {", ".join(job.name for job in jobs)}
 
 {results["model"]}, {results["train_examples"]} training examples, {results["steps"]}
 steps, seed {results["seed"]}; {results["eval_examples"]} evaluation examples.

@@ -1,203 +1,273 @@
-"""Predictions of a posterior, and the numbers that judge them."""
+"""What is evaluated, a run or an adapter of PEFT, and how its results are written."""
 
 import dataclasses
-import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Float
 
-from ivon_jax import metrics, regression
-from ivon_jax.ensemble import average
+from ivon_jax.kinds import Distribution
+from ivon_jax.models.peft_io import read_settings
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.data.batches import eval_batches
-from ivon_jax.train.data.encoding import common_prefix_length
-from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
-from ivon_jax.train.prepare import Problem
-from ivon_jax.train.runs.progress import progress
-from ivon_jax.train.step import predict_batch
+from ivon_jax.train.config import BaseName, DataConfig, TrainConfig
+from ivon_jax.train.config_json import to_json
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.pod.processes import on_first_process
+from ivon_jax.train.predict import predict, score
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.dropout import Dropout
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.temperature import Scaled, fit_temperature, pool
+from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.runs import run
+from ivon_jax.train.splits import scored_split, settled
+
+
+class Wanted(NamedTuple):
+    """How to predict, as the command line says it.
+
+    Attributes:
+        samples: posterior samples to average; None for 10, or for all there are.
+        tau: their temperature.
+        prune: share of entries set to zero.
+        dropout_samples: dropout masks to average; 0 for none.
+        temperature: whether to scale too, by a temperature fitted on the training
+            examples that were held out.
+    """
+
+    samples: int | None = None
+    tau: float = 1.0
+    prune: float = 0.0
+    dropout_samples: int = 0
+    temperature: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-    """How to predict from a posterior.
+class Evaluated:
+    """What is evaluated.
 
     Attributes:
-        samples: number of posterior samples; 0 predicts with the mean.
-        tau: temperature: the variance is divided by it.
-        prune: share of entries set to zero, lowest signal-to-noise first.
+        method: its name in the table of results.
+        config: of the run, or what stands for it; its seed draws posterior samples.
+        problem: the model and the examples.
+        posterior: of the trained parameters.
+        split: the examples that are scored.
     """
 
-    samples: int = 10
-    tau: float = 1.0
-    prune: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Checks each field."""
-        if self.samples < 0:
-            raise ValueError(f"samples: {self.samples} is not >= 0")
-        # Infinity is no JSON; samples=0 is the same.
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau: {self.tau} is not a number > 0")
-        if not 0 <= self.prune < 1:
-            raise ValueError(f"prune: {self.prune} is not in [0, 1)")
-
-    @property
-    def name(self) -> str:
-        """Spells what differs from the whole posterior, for the name of a file.
-
-        >>> Prediction(10, tau=2.0, prune=0.25).name
-        '10-tau2.0-prune0.25'
-        """
-        tau = f"-tau{self.tau}" if self.samples and self.tau != 1 else ""
-        prune = f"-prune{self.prune}" if self.prune else ""
-        return f"{self.samples or 'mean'}{tau}{prune}"
-
-    def of(self, posterior: Posterior) -> tuple[Posterior, int]:
-        """Returns the posterior to draw from and how many draws to average."""
-        tau = self.tau if self.samples else math.inf
-        return posterior.prune(self.prune).temper(tau), max(self.samples, 1)
+    method: str
+    config: TrainConfig
+    problem: Problem
+    posterior: Distribution
+    split: str
 
 
-def check_counts(**counts: int) -> None:
-    """Checks numbers of samples that the user chose.
-
-    Raises:
-        ValueError: one is below 1.
-    """
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}: {count} is not >= 1")
-
-
-def predict(
-    problem: Problem,
-    posterior: Posterior,
-    how: Prediction,
-    key: Key[Array, ""],
-    batch_size: int = 32,
-    chunk_size: int | None = 1,
-    show: bool = True,
-) -> Float[np.ndarray, "s n c"]:
-    """Computes log-probabilities of the classes, or numbers, for every example.
-
-    The tokens that all prompts begin with are run once a batch and sample.
+def read_run(
+    directory: Path,
+    mesh: str,
+    wanted: Wanted = Wanted(),  # noqa: B008 -- immutable
+    *,
+    best: bool = False,
+    test: bool = False,
+) -> Evaluated:
+    """Loads a run, with its model and the examples to score; no training data.
 
     Args:
-        problem: the model and the examples.
-        posterior: of the adapters.
-        how: what to average over.
-        key: of the posterior samples, each one the same for all examples.
-        batch_size: examples at a time, rounded up to what the mesh can split.
-        chunk_size: posterior samples at a time; None for all.
-        show: whether to show progress.
+        directory: the run's folder.
+        mesh: devices to split the base over.
+        wanted: how it will be predicted.
+        best: see `run.read_posterior`.
+        test: see `scored_split`.
 
     Returns:
-        Predictions of each sample, in the evaluation examples' order.
+        The run.
 
     Raises:
-        ValueError: the posterior is one of other adapters, or has no precision to
-            prune by.
+        ValueError: it is no run, or its model or examples are others now.
     """
-    shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, tree)
-        for tree in (posterior.mean, problem.adapters)
-    ]
-    if shapes[0] != shapes[1]:
-        raise ValueError("posterior: its adapters are not those of the model")
-    if how.prune and not posterior.precision:
-        raise ValueError("prune: the method has no posterior to choose entries by")
-    posterior, samples = how.of(posterior)
-    # A decoder's alone are the same whatever comes after.
-    length = 0 if problem.answers is None else common_prefix_length(problem.eval)
-    mesh = problem.mesh
-    prefix = put_whole(problem.eval.tokens[0][:length], mesh)
-    rest = dataclasses.replace(
-        problem.eval, tokens=tuple(ids[length:] for ids in problem.eval.tokens)
-    )
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    batch_size = -(-batch_size // shards) * shards
-    rows = local_rows(mesh, batch_size)
-    out = np.zeros((samples, len(rest), problem.task.outputs), np.float32)
-    with (
-        jax.set_mesh(mesh),
-        progress("evaluate", len(rest), every=len(rest), show=show) as report,
-    ):
-        for batch, indices in eval_batches(rest, batch_size):
-            mine = jax.tree.map(lambda part: part[rows], batch)
-            predictions = predict_batch(
-                problem.model,
-                problem.params,
-                posterior,
-                problem.answers,
-                prefix,
-                put_batch(mine, mesh, batch_size),
-                key,
-                samples,
-                chunk_size,
+    config, recorded = run.read_config(directory)
+    posterior, _ = run.read_posterior(directory, best=best)
+    split = scored_split(config.data, test=test)
+    splits = [split]
+    if wanted.temperature:
+        if split != "test" or config.data.validation_examples is None:
+            raise ValueError(
+                "temperature: is fitted on held-out training examples and judged on"
+                " others; needs a run with --validation-examples, and --test"
             )
-            out[:, indices] = np.asarray(predictions)[:, : len(indices)]
-            report(len(indices), f"{samples} samples")
-    return out
+        splits = ["validation", split]
+    problem = prepare(dataclasses.replace(config, mesh=mesh), splits)
+    others = split != scored_split(config.data)
+    for name, value in problem.metadata.items():
+        known = not name.startswith("validation_")
+        if others and name.startswith("eval_"):
+            known = False
+        if known and recorded.get(name) != value:
+            raise ValueError(
+                f"{directory}: {name} is now {value}, was {recorded.get(name)}"
+            )
+    return Evaluated(config.method, config, problem, posterior, split)
 
 
-def validate(
-    problem: Problem, adapters: PyTree, key: Key[Array, ""]
-) -> dict[str, float]:
-    """Scores adapters on the evaluation examples, as a run goes.
-
-    Args:
-        problem: the model and the examples.
-        adapters: the mean of a posterior.
-        key: of nothing; there are no samples.
-
-    Returns:
-        Metrics by the names they have in ``metrics.jsonl``.
-    """
-    how = Prediction(0)
-    predictions = predict(problem, Posterior.point(adapters), how, key, show=False)
-    row = score("", how, predictions, problem.eval.labels, problem.task.metrics)
-    names = ("nll", "accuracy", "ece", "mse", *problem.task.metrics)
-    return {f"eval_{name}": row[name] for name in names if name in row}
-
-
-def score(
-    method: str,
-    how: Prediction,
-    predictions: Float[np.ndarray, "s n c"],
-    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
-    extra: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Makes one row of a results table.
+def read_adapter(
+    adapter: Path,
+    model: str,
+    data: DataConfig,
+    *,
+    base: BaseName,
+    mesh: str,
+    test: bool,
+) -> Evaluated:
+    """Loads an adapter of PEFT, a point without a posterior.
 
     Args:
-        method: name of the method.
-        how: how the predictions were made.
-        predictions: of each sample: log-probabilities of the classes, or numbers.
-        labels: the right classes, or numbers.
-        extra: metrics besides the usual ones, by name.
+        adapter: its folder.
+        model: what it is an adapter of.
+        data: which examples.
+        base: how the model is kept, as of `TrainConfig`.
+        mesh: devices to split it over.
+        test: see `scored_split`.
 
     Returns:
-        The row; accuracy and calibration errors as fractions. Probabilities are
-        averaged over samples, and so are numbers.
+        The adapter, with its model and the examples.
+
+    Raises:
+        ValueError: anything wrong with adapter, model or data, or their fit.
     """
+    if data.train_file is None:  # of a custom task; nobody trains on it
+        data = dataclasses.replace(data, train_file=data.eval_file)
+    config = TrainConfig(
+        model,
+        data=data,
+        lora=read_settings(adapter),
+        mesh=mesh,
+        base=base,
+        adapter=adapter,
+    )
+    split = scored_split(data, test=test)
+    problem = prepare(config, [split])
+    config = settled(config, problem.task)
+    posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
+    return Evaluated("adapter", config, problem, posterior, split)
 
-    def summary(predictions: Array, labels: Array) -> dict[str, Array]:
-        if jnp.issubdtype(labels.dtype, jnp.floating):
-            return regression.summary(predictions[..., 0].mean(axis=0), labels)
-        log_probs = average(predictions)
-        own = {name: getattr(metrics, name)(log_probs, labels) for name in extra}
-        return metrics.summary(log_probs, labels) | own
 
-    # Compiled whole: one by one its small operations take seconds to compile.
-    values = jax.jit(summary)(jnp.asarray(predictions), jnp.asarray(labels))
-    return {
-        "method": method,
-        "predict": "samples" if how.samples else "mean",
-        "samples": how.samples,
-        "tau": how.tau,
-        "prune": how.prune,
-        **{name: float(value) for name, value in values.items()},
+def predictors_for(
+    evaluated: Evaluated, wanted: Wanted, chunk_size: int = 1
+) -> list[Predictor]:
+    """Lists the ways to predict that the posterior allows.
+
+    Args:
+        evaluated: what is evaluated.
+        wanted: how.
+        chunk_size: draws at a time, where a temperature is fitted.
+
+    Raises:
+        ValueError: a number is out of range, or there is nothing to do it with.
+    """
+    posterior = evaluated.posterior
+    count = wanted.samples
+    count = (posterior.size or 10) if count is None else count
+    sampled = Samples(count, wanted.tau, wanted.prune)
+    found: list[Predictor] = [Mean(wanted.prune)]
+    if posterior.spread:
+        found.append(sampled)
+    if wanted.dropout_samples:
+        found.append(Dropout(wanted.dropout_samples))
+    if wanted.temperature:
+        found += [_scaled(evaluated, predictor, chunk_size) for predictor in found]
+    return found
+
+
+def _scaled(evaluated: Evaluated, predictor: Predictor, chunk_size: int) -> Scaled:
+    """Fits a predictor's temperature on the held-out training examples."""
+    problem, held_out = evaluated.problem, evaluated.problem.splits["validation"]
+    if problem.objective.answer != "class":
+        raise ValueError("temperature: only for classes, the task asks for a number")
+    streams = Streams.from_seed(evaluated.config.seed)
+    found = predict(
+        problem,
+        held_out,
+        evaluated.posterior,
+        predictor,
+        streams,
+        chunk_size=chunk_size,
+    )
+    return Scaled(predictor, fit_temperature(pool(found), held_out.labels))
+
+
+def evaluate(
+    evaluated: Evaluated,
+    predictors: Sequence[Predictor],
+    out: Path,
+    *,
+    best: bool = False,
+    test: bool = False,
+    chunk_size: int = 1,
+) -> list[dict[str, Any]]:
+    """Predicts and scores, and writes both under names that tell how it was done.
+
+    Args:
+        evaluated: what is evaluated.
+        predictors: the ways to predict.
+        out: folder to write into.
+        best: whether it is the best state of its run.
+        test: whether it is asked the task's own evaluation examples.
+        chunk_size: draws at a time.
+
+    Returns:
+        A row of a results table for each way.
+
+    Raises:
+        ValueError: a predictor cannot use the posterior, or a prediction is not
+            finite.
+    """
+    problem, encoded = evaluated.problem, evaluated.problem.splits[evaluated.split]
+    streams = Streams.from_seed(evaluated.config.seed)
+    predictions: dict[Predictor, Float[np.ndarray, "_ n c"]] = {}
+    for predictor in predictors:
+        whole = next((p for p in predictions if predictor.starts(p)), None)
+        predictions[predictor] = (
+            predict(
+                problem,
+                encoded,
+                evaluated.posterior,
+                predictor,
+                streams,
+                chunk_size=chunk_size,
+            )
+            if whole is None
+            else predictions[whole][: predictor.passes]
+        )
+    rows = [
+        score(problem, evaluated.method, predictor, found, encoded)
+        for predictor, found in predictions.items()
+    ]
+    of = "-best" * best + "-test" * test
+    values = {
+        "config": to_json(evaluated.config),
+        **problem.metadata,
+        "best": best,
+        "test": test,
+        "rows": rows,
+        "versions": run.versions(),
     }
+
+    def write() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        answer, labels = problem.objective.answer, encoded.labels
+        for predictor, found in predictions.items():
+            run.write_predictions(out, predictor.name + of, answer, found, labels)
+        # Named after the last row, whose settings are the others' too.
+        run.write_json(out / evaluation_name(predictors, of), values)
+
+    on_first_process(write)
+    return rows
+
+
+def evaluation_name(predictors: Sequence[Predictor], of: str = "") -> str:
+    """Names the file of the rows that predictors make."""
+    return f"evaluation-{predictors[-1].name}{of}.json"

@@ -4,52 +4,71 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ivon_jax.checks import DECAY, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.files import new_folder, write_bytes
-from ivon_jax.lora import merge
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_io import RUN, save_adapter
 from ivon_jax.models.save import save
-from ivon_jax.train.config import TrainConfig, to_json
-from ivon_jax.train.evaluate import Prediction
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.config_json import to_json
+from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.sharding import make_mesh
-from ivon_jax.train.prepare import base_kind, find_task, load_base
+from ivon_jax.train.problem import base_dtype, load_base
 from ivon_jax.train.runs import run
-from ivon_jax.train.step import Streams
+from ivon_jax.train.splits import find_task
+from ivon_jax.train.trainable import TRAINABLES
 
 
 def export_peft(
-    directory: Path, out: Path, how: Prediction, *, best: bool = False
+    directory: Path,
+    out: Path,
+    samples: int = 0,
+    tau: float = 1.0,
+    prune: float = 0.0,
+    *,
+    best: bool = False,
 ) -> None:
     """Writes the posterior mean, and samples, as adapters that HF PEFT loads.
 
     `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
     `sample-1`, ... inside it, the same that ``ivon-jax evaluate`` averages. Beside
-    the mean lies the whole posterior (before `how`) with its prior, its lambda and the
-    step it is of, beside every adapter the run's settings. PEFT ignores both.
+    the mean lies the whole posterior, neither tempered nor pruned, with its prior, its
+    lambda and the step it is of; beside every adapter the run's settings. PEFT ignores
+    both.
 
     Args:
         directory: a run's folder.
         out: a new folder; it appears whole or not at all.
-        how: how many samples, at which temperature, how much pruned.
+        samples: how many samples to write.
+        tau: their temperature.
+        prune: share of entries set to zero, in the mean too.
         best: see `run.read_posterior`.
 
     Raises:
-        ValueError: the folder is no run, or there is no posterior to draw from.
+        ValueError: the folder is no run of adapters, there is no posterior to draw
+            from, or a number is out of range.
     """
+    check("samples", samples, NOT_NEGATIVE)
+    check("tau", tau, FINITE_POSITIVE)
+    check("prune", prune, DECAY)
     config, facts = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
-    for name in ("samples", "prune"):
-        if getattr(how, name) and not posterior.precision:
+    if not TRAINABLES[config.train].frozen:
+        raise ValueError(
+            f"format: {directory} has no adapters (--train {config.train}), take hf"
+        )
+    for name, value in (("samples", samples), ("prune", prune)):
+        if value and not posterior.spread:
             raise ValueError(f"{name}: method {config.method} has no posterior")
     base = hub_id(config.model)
-    pruned = posterior.prune(how.prune)
-    tempered = pruned.temper(how.tau)
+    pruned = posterior.prune(prune)
+    tempered = pruned.temper(tau)
     key = Streams.from_seed(config.seed).ensemble
     run.check_new(out)
     with new_folder(out) as folder:
         save_adapter(folder, pruned.mean, config.lora, base)
-        for i in range(how.samples):
+        for i in range(samples):
             sample = folder / f"sample-{i}"
             sample.mkdir()
             save_adapter(sample, tempered.draw(key, i), config.lora, base)
@@ -80,7 +99,7 @@ def export_hf(
     config, facts = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
     run.check_new(out)
-    dtype, quantization = base_kind(config)
+    dtype, quantization = base_dtype(config)
     if quantization and not dequantize:
         raise ValueError(
             f"format: hf merges the adapter into the base, but {directory} has"
@@ -90,7 +109,8 @@ def export_hf(
     if base.fingerprint != facts.get("model_fingerprint"):
         raise ValueError(f"{directory}: its model {config.model} has changed since")
     params = quantized.dequantize(base.params, dtype)
-    params = merge(params, posterior.mean, config.lora)
+    merged = TRAINABLES[config.train].merged
+    params = merged(posterior.mean, params, config.lora)
     with new_folder(out) as folder:
         save(folder, base.model.config, params, base.tokenizer)
         _write_settings(folder, config, facts | learned)

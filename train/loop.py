@@ -1,39 +1,44 @@
 """The training loop: batches in, a posterior out."""
 
 import dataclasses
-import json
 import math
-import os
-import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Key
 
-from ivon_jax.files import naming
-from ivon_jax.posterior import Posterior
+from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import BatchStream, train_batches, widths
-from ivon_jax.train.evaluate import validate
-from ivon_jax.train.methods import Method
-from ivon_jax.train.pod.processes import check_agreement, check_shared, on_first_process
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.base import Method
+from ivon_jax.train.pod.interrupts import Interrupted, interruptible
+from ivon_jax.train.pod.processes import (
+    check_agreement,
+    check_shared,
+    on_first_process,
+)
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
-from ivon_jax.train.prepare import Problem
+from ivon_jax.train.predict import validate
+from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs import run
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress
-from ivon_jax.train.step import Streams, TrainState, first_state, train_step
+from ivon_jax.train.runs.tracking import tracking
+from ivon_jax.train.splits import scored_split
+from ivon_jax.train.step import Fixed, TrainState, first_state, train_step
 
-# So many steps in a row without a finite gradient end the run.
+# N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
-STOPS = (signal.SIGINT, signal.SIGTERM)
+# The numbers of a step are fetched while at most N later ones run.
+LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +60,57 @@ class Counts:
         )
 
 
+class Recorder:
+    """Fetches the numbers of steps while later ones run, and passes them on.
+
+    Args:
+        counts: of the steps taken before.
+        log: takes the counts after a step, and its numbers.
+    """
+
+    def __init__(
+        self, counts: Counts, log: Callable[[Counts, dict[str, float]], None]
+    ) -> None:
+        self.counts = counts
+        self._log = log
+        self._start = time.monotonic() - counts.seconds
+        self._waiting: deque[dict[str, Float[Array, ""]]] = deque()
+
+    def push(self, logs: dict[str, Float[Array, ""]]) -> None:
+        """Takes a step's numbers, still being computed; waits for an older one's."""
+        self._waiting.append(logs)
+        while len(self._waiting) > LAG:
+            self._fetch()
+
+    def drain(self, further: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
+        """Waits for all steps.
+
+        Args:
+            further: makes more numbers of the last step.
+
+        Returns:
+            The last step's numbers; none if all were fetched before.
+        """
+        while len(self._waiting) > 1:
+            self._fetch()
+        return self._fetch(further) if self._waiting else {}
+
+    def _fetch(
+        self, further: Callable[[], dict[str, float]] = dict
+    ) -> dict[str, float]:
+        logs = jax.device_get(self._waiting.popleft())
+        values = {name: float(value) for name, value in logs.items()}
+        seconds = time.monotonic() - self._start
+        self.counts = self.counts.after(bad=not values.pop("finite"), seconds=seconds)
+        values |= further()
+        self._log(self.counts, values)
+        return values
+
+
 def train(
     problem: Problem, config: TrainConfig, out: Path, resume: bool = False
-) -> Posterior:
-    """Trains adapters and writes their posterior.
+) -> Distribution:
+    """Trains a model and writes the posterior of what was trained.
 
     Args:
         problem: the model and the examples.
@@ -70,7 +122,7 @@ def train(
             result is that of a run never stopped, to the bit on the same mesh.
 
     Returns:
-        The posterior over the adapters.
+        The posterior.
 
     Raises:
         ValueError: the folder holds another run, or the loss or gradient was not
@@ -79,21 +131,22 @@ def train(
         Interrupted: SIGINT or SIGTERM came; a checkpoint and what was learned up to
             then are written all the same.
     """
-    about = run.describe(config, problem.facts)
-    check_agreement(about)
+    described = run.describe(config, problem.metadata)
+    check_agreement(described)
     # From before the folder is made until all is in it.
     with interruptible() as interrupted:
-        on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+        on_first_process(
+            lambda: run.start(out, config, problem.metadata, resume=resume)
+        )
         check_shared(out / run.CONFIG)
-        on_first_process(lambda: _announce(widths(problem.train, config.pack)))
-        counts, posterior = _learn(problem, config, out, about, interrupted)
+        padded = widths(problem.splits["train"], config.pack)
+        on_first_process(lambda: _announce(padded))
+        counts, posterior = _learn(problem, config, out, described, interrupted)
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
         print(message, file=sys.stderr)
-    steps = config.hyper.steps
-    assert steps is not None
-    if counts.step < steps:
-        raise Interrupted(f"interrupted after step {counts.step} of {steps}")
+    if counts.step < _steps(config):
+        raise Interrupted(f"interrupted after step {counts.step} of {_steps(config)}")
     return posterior
 
 
@@ -101,94 +154,130 @@ def _learn(
     problem: Problem,
     config: TrainConfig,
     out: Path,
-    about: dict[str, Any],
+    described: dict[str, Any],
     interrupted: Callable[[int], bool],
-) -> tuple[Counts, Posterior]:
+) -> tuple[Counts, Distribution]:
     """Takes the steps that are left, and writes what was learned.
 
     Args:
         problem: the model and the examples.
         config: resolved.
         out: the run's folder.
-        about: what tells the run from others.
+        described: what tells the run from others.
         interrupted: whether to stop before the step of a number.
 
     Returns:
-        How far the run has come, and the posterior over the adapters.
+        How far the run has come, and the posterior.
     """
-    method, hyper = make_method(config), config.hyper
-    assert hyper.steps is not None and hyper.batch_size is not None
-    mesh = problem.mesh
-    whole = NamedSharding(mesh, PartitionSpec())
+    method, steps = make_method(config), _steps(config)
+    whole = NamedSharding(problem.mesh, PartitionSpec())
     make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-    streams = make_streams(config.seed)
-    num_rows = hyper.batch_size // config.pack
+    fixed = problem.fixed(make_streams(config.seed))
+    make_posterior = jax.jit(method.posterior, out_shardings=whole)
+    batches, take_step = _stepper(problem, config, method, fixed)
+    counts = Counts()
+    state = _first_state(problem, method, fixed.streams.adapters)
+
+    def check(notes: dict[str, Any]) -> None:
+        run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), described)
+
+    def scores() -> dict[str, float]:
+        posterior = make_posterior(state.params, state.method)
+        return validate(problem, problem.splits[split], posterior, fixed.streams)
+
+    def write(name: str, step: int, state: TrainState) -> Distribution:
+        posterior = make_posterior(state.params, state.method)
+        facts = {"step": step, **method.metadata}
+        on_first_process(lambda: posterior.save(out / name, **facts))
+        return posterior
+
+    split, selects = scored_split(config.data), problem.objective.selects
+    with _checkpoints(out, config) as checkpoints:
+        if (saved := checkpoints.restore(state.to_tree(), check)) is not None:
+            state = TrainState.from_tree(saved.state)
+            counts = Counts(**saved.notes["counts"])
+            batches.set_state(saved.notes["batches"])
+        with _logging(out, config, described, counts.step) as log:
+            recorder = Recorder(counts, log)
+            for step in range(counts.step + 1, steps + 1):
+                if interrupted(step - 1):
+                    break
+                state, logs = take_step(state)
+                recorder.push(logs)
+                scored = _scored(config, step)
+                if scored or checkpoints.due(step):
+                    values = recorder.drain(scores if scored else dict)
+                    score = values.get(f"eval_{selects}", math.nan)
+                    checkpoints.save(
+                        _saved(described, recorder.counts, state, batches, score)
+                    )
+            recorder.drain()
+        counts = recorder.counts
+        _check_learned(counts, steps)
+        checkpoints.save(_saved(described, counts, state, batches))
+        best = checkpoints.restore_best(state.to_tree()) if config.eval_steps else None
+    posterior = write(run.POSTERIOR, counts.step, state)
+    if best is not None:
+        write(run.BEST, best.step, TrainState.from_tree(best.state))
+    return counts, posterior
+
+
+def _steps(config: TrainConfig) -> int:
+    assert config.hyper.steps is not None
+    return config.hyper.steps
+
+
+def _stepper(
+    problem: Problem, config: TrainConfig, method: Method, fixed: Fixed
+) -> tuple[BatchStream, Callable[[TrainState], tuple[TrainState, Any]]]:
+    """Makes the stream of batches, and the function that steps on the next one."""
+    mesh, batch_size = problem.mesh, config.hyper.batch_size
+    assert batch_size is not None
+    num_rows = batch_size // config.pack
     batches = train_batches(
-        problem.train,
-        hyper.batch_size,
+        problem.splits["train"],
+        batch_size,
         config.seed,
         pack=config.pack,
         rows=local_rows(mesh, num_rows),
     )
-    counts, state = Counts(), _first_state(problem, method, streams.adapters, mesh)
 
-    def check(notes: dict[str, Any]) -> None:
-        run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), about)
+    def take_step(state: TrainState) -> tuple[TrainState, Any]:
+        batch = put_batch(next(batches), mesh, num_rows)
+        with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+            return train_step(
+                problem.network,
+                method,
+                state,
+                fixed,
+                batch,
+                accumulate=config.accumulate,
+            )
 
-    with _checkpoints(out, config) as checkpoints:
-        if (saved := checkpoints.restore(state, check)) is not None:
-            state, counts = saved.state, Counts(**saved.notes["counts"])
-            batches.set_state(saved.notes["batches"])
-        start = time.monotonic() - counts.seconds
-        with _reports(out, method, hyper.steps, counts.step) as report:
-            while counts.step < hyper.steps and not interrupted(counts.step):
-                batch = put_batch(next(batches), mesh, num_rows)
-                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-                    state, logs = train_step(
-                        problem.model,
-                        method,
-                        state,
-                        problem.params,
-                        problem.answers,
-                        batch,
-                        streams,
-                        accumulate=config.accumulate,
-                    )
-                values = {name: float(value) for name, value in logs.items()}
-                counts = counts.after(
-                    bad=not values.pop("finite"), seconds=time.monotonic() - start
-                )
-                if scored := _scored(config, counts.step):
-                    values |= validate(problem, state.adapters, streams.ensemble)
-                report(counts, values, hyper.batch_size)
-                if scored or checkpoints.due(counts.step):
-                    nll = values.get("eval_nll", values.get("eval_mse"))
-                    checkpoints.save(_saved(about, counts, state, batches, nll))
-        _check_learned(counts, hyper.steps)
-        checkpoints.save(_saved(about, counts, state, batches))
-        best = checkpoints.restore_best(state) if config.eval_steps else None
-    make_posterior = jax.jit(method.posterior, out_shardings=whole)
-    posterior = make_posterior(state.adapters, state.method)
-    ess = {} if hyper.ess is None else {"ess": hyper.ess}
-    on_first_process(
-        lambda: posterior.save(out / run.POSTERIOR, step=counts.step, **ess)
-    )
-    if best is not None:
-        step, lowest = best.step, make_posterior(best.state.adapters, best.state.method)
-        on_first_process(lambda: lowest.save(out / run.BEST, step=step, **ess))
-    return counts, posterior
+    return batches, take_step
+
+
+def _first_state(problem: Problem, method: Method, key: Key[Array, ""]) -> TrainState:
+    """Makes the state straight on the mesh: no device holds the whole of it."""
+
+    def init(key: Key[Array, ""], start: Any) -> TrainState:
+        return first_state(problem.network, method, start, key)
+
+    targets = shardings(jax.eval_shape(init, key, problem.start), problem.mesh)
+    # The start is not donated: other runs begin with it too.
+    return jax.jit(init, out_shardings=targets)(key, problem.start)
+
+
+def _scored(config: TrainConfig, step: int) -> bool:
+    """Whether the mean is scored after this step."""
+    every = config.eval_steps
+    return every is not None and (step % every == 0 or step == _steps(config))
 
 
 def _check_learned(counts: Counts, steps: int) -> None:
     """Checks at a run's end that it has learned something."""
     if counts.step == steps and counts.skipped == steps > 0:
         raise ValueError(f"loss: not finite in any of the {steps} steps")
-
-
-def _scored(config: TrainConfig, step: int) -> bool:
-    """Whether the mean is scored after this step."""
-    every, last = config.eval_steps, config.hyper.steps
-    return every is not None and (step % every == 0 or step == last)
 
 
 def _announce(padded: list[int]) -> None:
@@ -210,47 +299,45 @@ def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
 
 
 def _saved(
-    about: dict[str, Any],
+    described: dict[str, Any],
     counts: Counts,
     state: TrainState,
     batches: BatchStream,
-    nll: float | None = None,
+    score: float = math.nan,
 ) -> Saved:
     notes = {
-        "run": about,
+        "run": described,
         "counts": dataclasses.asdict(counts),
         "batches": batches.get_state(),
     }
-    score = nll if nll is not None and math.isfinite(nll) else None
-    return Saved(counts.step, state, notes, score)
+    known = score if math.isfinite(score) else None
+    return Saved(counts.step, state.to_tree(), notes, known)
 
 
-_Report = Callable[[Counts, dict[str, float], int], None]
+_Log = Callable[[Counts, dict[str, float]], None]
 
 
 @contextmanager
-def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Report]:
-    """Opens a run's metrics and its bar; the first process alone shows and writes.
+def _logging(
+    out: Path, config: TrainConfig, described: dict[str, Any], done: int
+) -> Iterator[_Log]:
+    """Opens a run's trackers and its bar; only the first process shows and writes.
 
     Yields:
         The function to call after each step. It ends a run that diverges.
     """
-    first = jax.process_index() == 0
-    path = out / run.METRICS
-    on_first_process(lambda: run.cut_metrics(out, done))
-    bar = progress(f"train {method.name}", steps, every=25, done=done, show=first)
+    first, batch_size = jax.process_index() == 0, config.hyper.batch_size
+    assert batch_size is not None
+    title = f"train {config.method}"
     with (
-        (path if first else Path(os.devnull)).open("ab", buffering=0) as metrics,
-        bar as show,
+        tracking(("jsonl",) if first else (), out, described, done) as trackers,
+        progress(title, _steps(config), every=25, done=done, show=first) as show,
     ):
 
-        def report(counts: Counts, values: dict[str, float], batch_size: int) -> None:
-            seconds = round(counts.seconds, 3)
-            line = {"step": counts.step, **values, "seconds": seconds}
-            text = json.dumps(_finite_or_none(line)).encode() + b"\n"
-            with naming(path):
-                if metrics.write(text) < len(text):
-                    raise OSError("there was no room for all of a line")
+        def log(counts: Counts, values: dict[str, float]) -> None:
+            for tracker in trackers:
+                seconds = round(counts.seconds, 3)
+                tracker.log(counts.step, {**values, "seconds": seconds})
             speed = counts.step * batch_size / counts.seconds
             show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
             if counts.skipped_in_row == MAX_BAD_STEPS:
@@ -259,60 +346,4 @@ def _reports(out: Path, method: Method, steps: int, done: int) -> Iterator[_Repo
                     f" {counts.step}; lower learning_rate"
                 )
 
-        yield report
-
-
-def _first_state(
-    problem: Problem, method: Method, key: Key[Array, ""], mesh: Mesh
-) -> TrainState:
-    """Makes the state straight on the mesh: no device holds the whole of it."""
-
-    def init(key: Key[Array, ""]) -> TrainState:
-        # A start is a constant of the program, so never donated.
-        return first_state(problem.model, method, problem.start, key)
-
-    targets = shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=targets)(key)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was interrupted, and has written what it learned."""
-
-
-def _finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity and no NaN."""
-    return {k: v if math.isfinite(v) else None for k, v in values.items()}
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
-
-    Yields:
-        A function that tells before each step whether a signal came. With several
-        processes it may come to any of them, and all stop before the same step;
-        there SIGTERM is JAX's own, which takes a second one as it took the first.
-    """
-    together = jax.process_count() > 1
-    stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM
-    came = False
-    previous = {kind: signal.getsignal(kind) for kind in stops}
-
-    def restore() -> None:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
-
-    def note(signum: int, frame: Any) -> None:
-        nonlocal came
-        came = True
-        restore()
-        if together:
-            signal.raise_signal(signal.SIGTERM)
-
-    for kind in stops:
-        signal.signal(kind, note)
-    reached = multihost_utils.reached_preemption_sync_point
-    try:
-        yield reached if together else lambda step: came
-    finally:
-        restore()
+        yield log

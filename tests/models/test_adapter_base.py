@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ivon_jax.train.prepare import prepare
 from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
@@ -18,7 +19,6 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.export import export_peft
-from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs import run
 
 LORA = LoraConfig(rank=2, targets=("layers/self_attn/q_proj",))

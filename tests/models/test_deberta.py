@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ivon_jax.train.prepare import _start, adapted
 from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
@@ -21,7 +22,6 @@ from ivon_jax.models.peft_io import WEIGHTS, read_settings, save_adapter
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.models.weights import Tensors, fill
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.prepare import _start, adapted
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(

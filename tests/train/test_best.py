@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from ivon_jax.train.prepare import find_examples, find_task, prepare
 from safetensors.numpy import load_file
 from test_checkpoint import STEPS, result, train_in_two
 from test_checkpoint import train as train_run
@@ -20,7 +21,6 @@ from ivon_jax.train import cli, loop
 from ivon_jax.train.config import MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.export import RUN
-from ivon_jax.train.prepare import find_examples, find_task, prepare
 from ivon_jax.train.runs.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes

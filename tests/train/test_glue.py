@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ivon_jax.train.prepare import prepare
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.glue import SHAPE, make_tokenizer, write_model
@@ -20,7 +21,6 @@ from ivon_jax.train import cli
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.data.batches import collate
 from ivon_jax.train.data.encoding import encode_texts
-from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss
 from ivon_jax.train.tasks.registry import Example

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ivon_jax.train.prepare import prepare, settled
 from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
@@ -15,7 +16,6 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
 from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
-from ivon_jax.train.prepare import prepare, settled
 from ivon_jax.train.runs import run
 
 optax_promotes = tiny.optax_promotes

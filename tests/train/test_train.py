@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ivon_jax.train.prepare import Problem, prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
@@ -26,7 +27,6 @@ from ivon_jax.train.data.batches import collate
 from ivon_jax.train.evaluate import Prediction, predict, score
 from ivon_jax.train.methods import Adam, linear_schedule
 from ivon_jax.train.pod.sharding import make_mesh
-from ivon_jax.train.prepare import Problem, prepare
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
 
 optax_promotes = tiny.optax_promotes

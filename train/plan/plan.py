@@ -16,11 +16,14 @@ from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.noise import path_name
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import Batch
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.objectives.registry import planned_objective
 from ivon_jax.train.plan.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.plan.hlo import collectives
 from ivon_jax.train.pod.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
-from ivon_jax.train.prepare import adapted, base_kind, check_pack
-from ivon_jax.train.step import Streams, first_state, train_step
+from ivon_jax.train.problem import adapted, base_dtype, check_pack, make_network
+from ivon_jax.train.step import Fixed, first_state, train_step
+from ivon_jax.train.trainable import TRAINABLES
 
 OVERESTIMATES = (
     "activations and what is received are overestimates: compiled for a CPU, which"
@@ -104,7 +107,7 @@ def make_plan(
     donated = sizes.alias_size_in_bytes
     memory = Memory(
         base=_bytes(params),
-        adapters=_bytes(state.adapters),
+        adapters=_bytes(state.params),
         optimizer=_bytes(state.method),
         activations=sizes.temp_size_in_bytes,
         peak=sizes.argument_size_in_bytes
@@ -113,7 +116,7 @@ def make_plan(
         - donated,
     )
     assert config.hyper.batch_size is not None
-    gradients = config.accumulate * (config.hyper.mc_samples or 1)
+    gradients = config.accumulate * make_method(config).gradients
     passes = (3 if config.remat == "full" else 2) * gradients
     return Plan(
         config,
@@ -137,18 +140,21 @@ def compile_step(
     assert config.hyper.batch_size is not None
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     whole = NamedSharding(mesh, PartitionSpec())
-    dtype, quantization = base_kind(config)
-    base: Any = family_of(shape).module(
-        shape, remat=config.remat, dtype=dtype, param_dtype=dtype
-    )
+    dtype, quantization = base_dtype(config)
+    frozen = TRAINABLES[config.train].frozen
+    param_dtype = dtype if frozen else jnp.float32
+    base: Any = family_of(shape).module(shape, dtype=dtype, param_dtype=param_dtype)
     has_head = bool(family_of(shape).head)
-    model, method = Lora(base, adapted(config.lora, shape)), make_method(config)
+    network = make_network(config, base, adapted(config.lora, shape))
+    method = make_method(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
-    params = jax.eval_shape(lambda key: base.init(key, tokens)["params"], key)
+    params = {}
+    if frozen:
+        params = jax.eval_shape(lambda key: base.init(key, tokens)["params"], key)
     if quantization:
         params = _quantized(params, quantization)
-    state = jax.eval_shape(lambda key: first_state(model, method, None, key), key)
+    state = jax.eval_shape(lambda key: first_state(network, method, None, key), key)
     rows, pack = config.hyper.batch_size // config.pack, config.pack
     ints, floats = (
         jax.ShapeDtypeStruct((rows, pack), kind) for kind in (jnp.int32, jnp.float32)
@@ -156,18 +162,20 @@ def compile_step(
     texts = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
     parts: Any = (texts, ints, ints, floats, ints if has_head else None)
     batch = Batch(*parts)
-    answers = jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=whole)
+    objective = planned_objective(shape, classes)
     streams = jax.eval_shape(lambda: Streams.from_seed(0))
     params, state = (_placed(tree, shardings(tree, mesh)) for tree in (params, state))
     with jax.set_mesh(mesh):
         lowered = train_step.lower(
-            model,
+            network,
             method,
             state,
-            params,
-            None if has_head else answers,
+            Fixed(
+                params,
+                _placed(objective, jax.tree.map(lambda _: whole, objective)),
+                _placed(streams, jax.tree.map(lambda _: whole, streams)),
+            ),
             _placed(batch, jax.tree.map(lambda _: split, batch)),
-            _placed(streams, jax.tree.map(lambda _: whole, streams)),
             accumulate=config.accumulate,
         )
         return lowered.compile(), params, state
@@ -212,8 +220,8 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
         first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
         once = 3 * config.hyper.batch_size * head + tokens * _count(first, "kernel")
     again = forward if config.remat == "full" else 0
-    samples = config.hyper.mc_samples or 1
-    return 2.0 * samples * (forward + backward + again + once)
+    gradients = make_method(config).gradients
+    return 2.0 * gradients * (forward + backward + again + once)
 
 
 def _positions(

@@ -1,17 +1,15 @@
-"""Tables and figures of a comparison."""
+"""Tables of results."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from ivon_jax import metrics
-from ivon_jax.files import write_bytes
+from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.registry import predictor_of
 
 # Metric: title, factor, digits. A table has those that its rows have.
 COLUMNS = {
@@ -28,21 +26,21 @@ COLUMNS = {
 }
 # What comparisons in one table must share.
 ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
-COLORS = {"adam": "tab:orange", "ivon-lora": "tab:blue"}
 
 Row = dict[str, Any]
 
 
 def label(row: Row) -> str:
-    """Names a row: the method, and how it predicts."""
-    if row["predict"] == "mean":
-        pruned = f", prune {row['prune']:g}" if row["prune"] else ""
-        point = row["method"] in ("adam", "adapter")  # which have nothing else
-        return row["method"] + ("" if point else "@mean") + pruned
-    return (
-        f"{row['method']}, {row['samples']} samples, tau {row['tau']:g},"
-        f" prune {row['prune']:g}"
-    )
+    """Names a row: the run or method, and how it predicts."""
+    suffix = predictor_of(row).suffix
+    if not has_spread(row["method"]):  # the mean is all there is
+        suffix = suffix.removeprefix("@mean")
+    return str(row.get("run", row["method"])) + suffix
+
+
+def has_spread(method: str) -> bool:
+    """Whether a method has more than a point; an adapter of PEFT has not."""
+    return method in METHODS and METHODS[method].spread
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -138,107 +136,3 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     ]
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
-    """Draws the training loss of each method, smoothed, over faint raw values."""
-    figure = _figure(6, 4)
-    axes = figure.subplots()
-    for method, lines in logs.items():
-        steps = [line["step"] for line in lines]
-        # None, the loss of a skipped step, becomes NaN: a gap.
-        loss = np.array([line["loss"] for line in lines], float)
-        window = max(len(loss) // 20, 1)
-        smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-        axes.plot(steps, loss, color=COLORS[method], alpha=0.15, linewidth=0.8)
-        axes.plot(steps[window - 1 :], smooth, color=COLORS[method], label=method)
-    axes.set(xlabel="step", ylabel="training loss (at the posterior sample)")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    _save(figure, path)
-
-
-def reliability(
-    path: Path,
-    predictions: dict[str, Float[np.ndarray, "n c"]],
-    labels: Int[np.ndarray, " n"],
-    bins: int = 10,
-) -> None:
-    """Draws accuracy against confidence, and how many predictions a bin holds."""
-    figure = _figure(4 * len(predictions), 4.4)
-    panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
-    edges = np.linspace(0, 1, bins + 1)
-    for axes, (name, log_probs) in zip(panels, predictions.items(), strict=True):
-        predicted, right = jnp.asarray(log_probs), jnp.asarray(labels)
-        found = metrics.reliability(predicted, right, bins)
-        ece = float(metrics.ece(predicted, right, bins))
-        count = np.asarray(found.count)
-        style = {"width": 1 / bins, "align": "edge"}
-        axes.bar(edges[:-1], found.accuracy, color="tab:blue", alpha=0.7, **style)
-        share = count / count.sum()
-        axes.bar(edges[:-1], share, color="tab:gray", alpha=0.5, **style)
-        axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
-        axes.set(title=f"{name}\nECE {100 * ece:.1f} %", xlabel="confidence")
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    panels[0].set_ylabel("accuracy (blue), share of predictions (gray)")
-    _save(figure, path)
-
-
-def trade_off(path: Path, rows: Sequence[Row]) -> None:
-    """Draws accuracy against ECE over tau and over pruning, with the Pareto front."""
-    figure = _figure(6.5, 5)
-    axes = figure.subplots()
-    sampled = [row for row in rows if row["predict"] == "samples"]
-    # A curve is of one ensemble size: that of the sweep, which comes last.
-    sampled = [row for row in sampled if row["samples"] == sampled[-1]["samples"]]
-    mean = [row for row in rows if row["predict"] == "mean"]
-    # The mean is the end of the temperature curve.
-    at_mean = [row for row in mean if row["method"] != "adam" and not row["prune"]]
-    curves = {
-        "tau": sorted((r for r in sampled if not r["prune"]), key=lambda r: r["tau"])
-        + at_mean,
-        "prune": sorted(
-            (r for r in sampled if r["tau"] == 1), key=lambda r: r["prune"]
-        ),
-    }
-    # Labels above and below: the two curves share the point of tau 1 unpruned.
-    looks = zip(curves.items(), "os", (4, -12), strict=True)
-    for (name, curve), marker, height in looks:
-        axes.plot(*_points(curve), marker=marker, linestyle="--", label=f"over {name}")
-        for row in curve:
-            value = "∞" if row["predict"] == "mean" else f"{row[name]:g}"
-            where = (100 * row["ece"], 100 * row["accuracy"])
-            axes.annotate(value, where, textcoords="offset points", xytext=(5, height))
-    front = pareto_front(curves["tau"] + curves["prune"])
-    axes.plot(*_points(front), color="red", linewidth=1, label="Pareto front")
-    adam = [row for row in mean if row["method"] == "adam"]
-    axes.plot(*_points(adam), "*", color="black", markersize=14, label="Adam")
-    axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
-    axes.legend()
-    _save(figure, path)
-
-
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows that no other equals or beats in both ECE and accuracy."""
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["ece"], -row["accuracy"])):
-        if not front or row["accuracy"] > front[-1]["accuracy"]:
-            front.append(row)
-    return front
-
-
-def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [100 * r["ece"] for r in rows], [100 * r["accuracy"] for r in rows]
-
-
-def _figure(width: float, height: float) -> Any:
-    # Not pyplot: it keeps figures and a backend in global state.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150)
-    write_bytes(path, image.getvalue())

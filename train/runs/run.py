@@ -15,13 +15,8 @@ from jaxtyping import Float, Int
 import ivon_jax
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.posterior import Facts, Posterior, load_with_facts
-from ivon_jax.train.config import (
-    CompareConfig,
-    Kind,
-    TrainConfig,
-    from_json,
-    to_json,
-)
+from ivon_jax.train.config import CompareConfig, TrainConfig
+from ivon_jax.train.config_json import Kind, from_json, to_json
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
 BEST = "best.safetensors"
@@ -126,7 +121,6 @@ def start(
 # May differ when a run goes on: no number depends on them.
 MAY_CHANGE = {
     "mesh",
-    "accumulate",
     "remat",
     "data.data_dir",
     "checkpoint_steps",
@@ -157,15 +151,26 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     Raises:
         ValueError: they differ in anything that a number depends on.
     """
-    # With a sample for each group, the mesh says how many are drawn.
-    before = BEFORE | before
-    fixed = {"mesh"} if now.get("noise") == "per-shard" else set()
+    # What an older version did not know was as it is by default.
+    before = _flat(to_json(TrainConfig())) | BEFORE | _renamed(before)
+    may_change = set(MAY_CHANGE)
+    if now.get("hyper.noise") == "per-shard":
+        may_change -= {"mesh"}  # says how many samples are drawn
+    if not now.get("lora.dropout"):
+        may_change |= {"accumulate"}  # else each micro-batch has a mask of its own
     for name, value in now.items():
-        if name not in MAY_CHANGE - fixed and before.get(name) != value:
+        if name not in may_change and before.get(name) != value:
             raise ValueError(
                 f"{name}: is now {value}, but {where} was started with"
                 f" {before.get(name)}"
             )
+
+
+def _renamed(described: dict[str, Any]) -> dict[str, Any]:
+    """Brings what version 0.1.0 described into today's names."""
+    if "noise" not in described:
+        return described
+    return described | {"hyper.noise": described["noise"]}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -255,7 +260,8 @@ def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:
 
 def write_predictions(
     out: Path,
-    how: str,
+    name: str,
+    answer: str,
     predictions: Float[np.ndarray, "s n c"],
     labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
 ) -> None:
@@ -263,13 +269,32 @@ def write_predictions(
 
     Args:
         out: the run's folder.
-        how: how they were made, see `Prediction.name`, and of what; part of the
+        name: how they were made, see `Predictor.name`, and of what; part of the
             file's name.
-        predictions: of each sample: log-probabilities of the classes, or numbers.
+        answer: the kind of answer, "class" or "number".
+        predictions: of each draw: log-probabilities of the classes, or numbers.
         labels: the right classes, or numbers.
     """
     from safetensors.numpy import save
 
-    kind = "log_probs" if labels.dtype.kind == "i" else "numbers"
-    tensors = {kind: predictions, "labels": labels}
-    write_bytes(out / f"predictions-{how}.safetensors", save(tensors))
+    tensors = {
+        "log_probs" if answer == "class" else "numbers": predictions,
+        "labels": labels,
+    }
+    write_bytes(out / f"predictions-{name}.safetensors", save(tensors))
+
+
+def read_predictions(out: Path, name: str) -> Float[np.ndarray, "s n c"]:
+    """Reads what `write_predictions` stored.
+
+    Args:
+        out: the run's folder.
+        name: as it was written.
+
+    Returns:
+        The predictions, without the labels.
+    """
+    from safetensors.numpy import load_file
+
+    tensors = load_file(out / f"predictions-{name}.safetensors")
+    return next(leaf for key, leaf in tensors.items() if key != "labels")

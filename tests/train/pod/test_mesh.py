@@ -8,13 +8,13 @@ import numpy as np
 import process_child
 import pytest
 import tiny
+from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import loop
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.pod.sharding import parse_mesh
-from ivon_jax.train.prepare import prepare
 from ivon_jax.train.step import train_step
 
 optax_promotes = tiny.optax_promotes

@@ -14,6 +14,7 @@ import process_child
 import pytest
 import tiny
 from children import finish, taken, wait_for_steps
+from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
@@ -21,7 +22,6 @@ from ivon_jax.train import loop
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.pod.sharding import device_count
-from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
 
 STEPS = 8

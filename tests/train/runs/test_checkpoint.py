@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import tiny
 from children import finish, kill, taken, wait_for_steps
+from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
-from ivon_jax.train.prepare import prepare
 from ivon_jax.train.runs import checkpoint, run
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR

@@ -1,0 +1,108 @@
+"""Adam without weight decay: the usual baseline."""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar
+
+import jax
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from ivon_jax.checks import DECAY, FINITE_NOT_NEGATIVE
+from ivon_jax.posterior import Posterior
+from ivon_jax.train.methods.base import (
+    Hyper,
+    Loss,
+    Minibatch,
+    Result,
+    linear_schedule,
+)
+from ivon_jax.train.options import preset
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "commonsense": {"learning_rate": 2e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "glue": {"learning_rate": 5e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamHyper(Hyper):
+    """Hyper-parameters besides those of every method.
+
+    Attributes:
+        learning_rate: peak of the linear schedule.
+        beta1: decay of the momentum.
+        beta2: decay of the squared gradient.
+        eps: added to the root of the squared gradient.
+    """
+
+    learning_rate: Annotated[
+        float | None, preset("FLOAT", PRESETS, "learning_rate")
+    ] = None
+    beta1: Annotated[float | None, preset("FLOAT", PRESETS, "beta1")] = None
+    beta2: Annotated[float | None, preset("FLOAT", PRESETS, "beta2")] = None
+    eps: Annotated[float | None, preset("FLOAT", PRESETS, "eps")] = None
+
+    PRESETS: ClassVar = PRESETS
+    RULES: ClassVar = {"beta1": DECAY, "beta2": DECAY, "eps": FINITE_NOT_NEGATIVE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Adam; its posterior is a point.
+
+    Attributes:
+        hyper: its resolved hyper-parameters.
+    """
+
+    hyper: AdamHyper
+
+    name: ClassVar = "adam"
+    spread: ClassVar = False
+    color: ClassVar = "tab:orange"
+    hyper_type: ClassVar = AdamHyper
+
+    @classmethod
+    def make(cls, hyper: AdamHyper, shards: int) -> "Adam":
+        """Builds the method."""
+        del shards
+        return cls(hyper)
+
+    @property
+    def gradients(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def metadata(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    @property
+    def _tx(self) -> optax.GradientTransformation:
+        hyper: Any = self.hyper
+        schedule = linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup)
+        return optax.adam(schedule, hyper.beta1, hyper.beta2, hyper.eps)
+
+    def init(self, params: PyTree) -> PyTree:
+        """Returns optax's Adam state."""
+        return self._tx.init(params)
+
+    def step(
+        self,
+        loss: Loss,
+        key: Key[Array, ""],
+        params: PyTree,
+        state: PyTree,
+        minibatch: Minibatch,
+    ) -> Result:
+        """Takes one step; the key is not used."""
+        value, grads = jax.value_and_grad(loss)(params, minibatch)
+        # optax raises a Python float to the power of an integer array.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = self._tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return Result(value, optax.tree.norm(grads), params, state, {})
+
+    def posterior(self, params: PyTree, state: PyTree) -> Posterior:
+        """Returns all mass on the parameters."""
+        return Posterior.point(params)

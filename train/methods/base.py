@@ -1,0 +1,243 @@
+"""What a method is: hyper-parameters, a first state, a step, a posterior.
+
+The trainer, the evaluation and the reports know a method by this protocol only.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from ivon_jax.checks import FINITE_NOT_NEGATIVE, FINITE_POSITIVE, Rule, check
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.data.batches import Batch
+from ivon_jax.train.options import Presets, preset
+
+# Length, warm-up and batch of a run (App. D.2.1 and D.4.1). GLUE trains whole epochs,
+# the fewest that are at least these steps and at least these epochs.
+RUN: dict[str, dict[str, Any]] = {
+    "commonsense": {"steps": 5000, "warmup": 150, "batch_size": 8},
+    "glue": {"steps": 5000, "warmup": 300, "batch_size": 16},
+}
+MIN_EPOCHS = {"glue": 3}
+
+AnyHyper = TypeVar("AnyHyper", bound="Hyper")
+
+
+class Minibatch(NamedTuple):
+    """What a loss is computed on.
+
+    Attributes:
+        batch: the examples; their weights sum to 1 over the whole batch of a step.
+        rngs: keys of what the model draws, as ``dropout``.
+    """
+
+    batch: Batch
+    rngs: dict[str, Key[Array, ""]]
+
+    def split(self, parts: int, *, strided: bool = False) -> "Minibatch":
+        """Splits rows into parts along a new first axis, each with keys of its own.
+
+        Args:
+            parts: how many; divides the number of rows.
+            strided: deal the rows out one after another, so that each part has rows
+                on every device; else each part is a block of rows.
+
+        Returns:
+            The parts, stacked.
+        """
+
+        def rows(leaf: Array) -> Array:
+            if strided:
+                whole = leaf.reshape(-1, parts, *leaf.shape[1:])
+                return jnp.swapaxes(whole, 0, 1)
+            return leaf.reshape(parts, -1, *leaf.shape[1:])
+
+        def keys(key: Array) -> Array:
+            return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+
+        return Minibatch(
+            jax.tree.map(rows, self.batch), {k: keys(v) for k, v in self.rngs.items()}
+        )
+
+
+# loss(params, minibatch): the sum over examples of weight times loss.
+Loss = Callable[[PyTree, Minibatch], Float[Array, ""]]
+
+
+class Result(NamedTuple):
+    """What a step gives.
+
+    Attributes:
+        loss: of the whole batch.
+        grad_norm: norm of the whole gradient. A step in which it or the loss is not
+            finite changes nothing.
+        params: the next parameters.
+        state: the next state of the method.
+        logs: further scalars to log.
+    """
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    params: PyTree
+    state: PyTree
+    logs: dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Hyper-parameters; unset ones are the paper's for the task's preset.
+
+    Attributes:
+        steps: training steps. GLUE rounds up to whole epochs, at least three.
+        warmup: steps over which the learning rate rises; with other steps than the
+            preset's, the same share of them.
+        batch_size: examples a step.
+    """
+
+    steps: Annotated[int | None, preset("INT", RUN, "steps")] = None
+    warmup: Annotated[int | None, preset("INT", RUN, "warmup")] = None
+    batch_size: Annotated[int | None, preset("INT", RUN, "batch_size")] = None
+
+    PRESETS: ClassVar[Presets] = {}
+    RULES: ClassVar[Mapping[str, Rule]] = {}
+
+    def resolve(
+        self: AnyHyper, family: str, num_examples: int, *, may_skip: bool = False
+    ) -> AnyHyper:
+        """Fills every hyper-parameter that was left unset.
+
+        Args:
+            family: the task's preset; "custom" is "commonsense".
+            num_examples: of the training set.
+            may_skip: whether 0 steps are legal.
+
+        Returns:
+            The complete hyper-parameters.
+
+        Raises:
+            ValueError: one is out of range, or two exclude each other.
+        """
+        family = "commonsense" if family == "custom" else family
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        defaults = RUN[family] | dict(self.PRESETS[family])
+        values = self._complete(defaults, given, num_examples)
+        batch_size = values["batch_size"]
+        if family in MIN_EPOCHS and "steps" not in given and batch_size > 0:
+            epoch = -(-num_examples // batch_size)
+            epochs = max(MIN_EPOCHS[family], -(-values["steps"] // epoch))
+            values["steps"] = epochs * epoch
+        if "warmup" not in given:
+            # The preset's warm-up belongs to its own length.
+            share = defaults["warmup"] / defaults["steps"]
+            values["warmup"] = round(share * values["steps"])
+        rules = {"warmup": FINITE_NOT_NEGATIVE} | dict(self.RULES)
+        for name, value in values.items():
+            if isinstance(value, str) or (name, value, may_skip) == ("steps", 0, True):
+                continue
+            check(name, value, rules.get(name, FINITE_POSITIVE))
+        if values["warmup"] > values["steps"]:
+            raise ValueError(f"warmup: {values['warmup']} is not <= steps")
+        return type(self)(**values)
+
+    def _complete(
+        self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int
+    ) -> dict[str, Any]:
+        """Joins presets and what was given; a method adds what depends on both."""
+        return defaults | given
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to fit parameters: a frozen dataclass, made of its `Hyper`.
+
+    In a file: the hyper-parameters, then `init`, `step`, `posterior`.
+
+    Attributes:
+        name: what ``--method`` calls it.
+        spread: whether its posterior is more than a point.
+        color: of its curves.
+        hyper_type: its hyper-parameters, a frozen dataclass.
+    """
+
+    name: ClassVar[str]
+    spread: ClassVar[bool]
+    color: ClassVar[str]
+    hyper_type: ClassVar[type[Hyper]]
+
+    @classmethod
+    def make(cls, hyper: Any, shards: int) -> "Method":
+        """Builds the method.
+
+        Args:
+            hyper: resolved.
+            shards: size of the mesh's data axis.
+        """
+        ...
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of the whole batch that a step computes."""
+        ...
+
+    @property
+    def metadata(self) -> dict[str, float]:
+        """Numbers to store beside the posterior."""
+        ...
+
+    def init(self, params: PyTree) -> PyTree:
+        """Returns the first state."""
+        ...
+
+    def step(
+        self,
+        loss: Loss,
+        key: Key[Array, ""],
+        params: PyTree,
+        state: PyTree,
+        minibatch: Minibatch,
+    ) -> Result:
+        """Takes one step.
+
+        Args:
+            loss: the loss, already computed in micro-batches if the run asks for it.
+            key: of the method's own draws.
+            params: the current parameters.
+            state: the current state.
+            minibatch: the whole batch.
+
+        Returns:
+            The next parameters and state.
+        """
+        ...
+
+    def posterior(self, params: PyTree, state: PyTree) -> Distribution:
+        """Returns what the method believes about the parameters."""
+        ...
+
+
+def linear_schedule(peak: float, steps: int, warmup: int) -> optax.Schedule:
+    """Rises from 0 to the peak over the warm-up, then falls to 0 at the last step.
+
+    >>> [float(linear_schedule(1.0, 4, 2)(t)) for t in range(5)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, warmup),
+            optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
+        ],
+        [warmup],
+    )

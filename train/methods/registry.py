@@ -1,0 +1,8 @@
+"""The one place that knows the methods by name."""
+
+from typing import Any
+
+from ivon_jax.train.methods.adam import Adam
+from ivon_jax.train.methods.ivon_lora import IvonLora
+
+METHODS: dict[str, Any] = {method.name: method for method in (Adam, IvonLora)}

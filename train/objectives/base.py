@@ -1,0 +1,92 @@
+"""What an objective is, and how a model is called."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from ivon_jax.train.data.batches import Batch
+from ivon_jax.train.data.encoding import Encoded
+
+
+class Bound(NamedTuple):
+    """A model with its parameters, as an objective calls it.
+
+    Attributes:
+        module: the model, with adapters if it has some.
+        base: the model without them, whose tree of ``params`` is the same.
+        variables: its parameters.
+        rngs: keys of what it draws; none to predict.
+    """
+
+    module: nn.Module
+    base: nn.Module
+    variables: PyTree
+    rngs: dict[str, Key[Array, ""]]
+
+    def __call__(self, tokens: Int[Any, "r s"], **inputs: Any) -> Any:
+        """Applies the model."""
+        return self.module.apply(self.variables, tokens, rngs=self.rngs, **inputs)
+
+    def unembed(
+        self, hidden: Float[Array, "b d"], ids: Int[Array, " c"]
+    ) -> Float[Array, "b c"]:
+        """Computes the logits of a few tokens: no tensor of the vocabulary's size."""
+        params = {"params": self.variables["params"]}
+        out: Any = self.base.apply(params, hidden, ids, method="unembed")
+        return out
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a batch asks of the model; a pytree.
+
+    Attributes:
+        answer: the kind of answer, "class" or "number".
+        selects: the metric by which the best state of a run is chosen; lower is
+            better.
+    """
+
+    answer: ClassVar[str]
+    selects: ClassVar[str]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics of `score` that a run logs as it goes."""
+        ...
+
+    def encode(self, tokenizer: Any, examples: Sequence[Any]) -> Encoded:
+        """Turns examples into token ids."""
+        ...
+
+    def prefix_length(self, encoded: Encoded) -> int:
+        """Number of first tokens that are the same and may be computed once."""
+        ...
+
+    def outputs(
+        self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Computes the outputs of every text, row by row, float32.
+
+        Args:
+            model: the model.
+            batch: the texts, without the prefix if one is given.
+            prefix: tokens that all texts begin with, run once for the whole batch.
+        """
+        ...
+
+    def loss(self, outputs: Float[Array, "b c"], batch: Batch) -> Float[Array, ""]:
+        """Returns the sum over the batch of weight times loss."""
+        ...
+
+    def predictions(self, outputs: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        """Returns what is averaged over samples: log-probabilities, or numbers."""
+        ...
+
+    def score(
+        self, predictions: Float[np.ndarray, "s n c"], labels: Any
+    ) -> dict[str, float]:
+        """Computes the metrics of predictions, averaged over samples."""
+        ...

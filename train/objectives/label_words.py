@@ -1,0 +1,59 @@
+"""Classification by a decoder: the label words' logits after the prompt."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ivon_jax.train.data.batches import Batch
+from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
+from ivon_jax.train.objectives.answers import ClassAnswer
+from ivon_jax.train.objectives.base import Bound
+from ivon_jax.train.tasks.registry import Example
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LabelWords(ClassAnswer):
+    """Compares the label words' logits after each prompt's last token.
+
+    Only the label words' rows of the output embedding are used: no tensor of the
+    vocabulary's size is formed.
+
+    Attributes:
+        label_ids: token of each label word.
+        metrics: see `ClassAnswer`.
+        max_length: most tokens of a prompt.
+    """
+
+    label_ids: Int[Array, " c"]
+    metrics: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    max_length: int = dataclasses.field(metadata={"static": True})
+
+    def encode(self, tokenizer: Any, examples: Sequence[Example]) -> Encoded:
+        """Tokenises prompts; see `encode`."""
+        return encode(tokenizer, examples, self.max_length)
+
+    def prefix_length(self, encoded: Encoded) -> int:
+        """Number of tokens that all prompts begin with."""
+        return common_prefix_length(encoded)
+
+    def outputs(
+        self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Computes the label words' logits of every prompt, row by row."""
+        past = None
+        if prefix is not None and len(prefix):
+            _, past = model(prefix[None], return_cache=True)
+        ends = jnp.cumsum(batch.lengths, axis=1)
+        segments = None
+        if ends.shape[1] > 1:
+            index = jnp.arange(batch.tokens.shape[1])[None, :, None]
+            segments = jnp.sum(index >= ends[:, None], axis=2)
+        hidden = model(batch.tokens, past=past, segments=segments)
+        last = jnp.take_along_axis(hidden, ends[:, :, None] - 1, axis=1)
+        last = last.reshape(-1, last.shape[-1])
+        return model.unembed(last, self.label_ids)

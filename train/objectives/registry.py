@@ -1,0 +1,54 @@
+"""Which objective a task and a model make together."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ivon_jax.models.families import family_of
+from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.objectives.base import Objective
+from ivon_jax.train.objectives.head import HeadClass, HeadNumber
+from ivon_jax.train.objectives.label_words import LabelWords
+from ivon_jax.train.tasks.registry import Task
+
+
+def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Objective:
+    """Finds the objective of a task on a model.
+
+    Args:
+        task: what is asked.
+        model_config: the model's configuration.
+        tokenizer: the model's.
+        name: the model's.
+
+    Returns:
+        The objective; its arrays are on the host.
+
+    Raises:
+        ValueError: the model cannot answer so, or a label word is not one token.
+    """
+    limit = model_config.max_position_embeddings
+    if family_of(model_config).head:
+        return HeadClass(task.metrics, limit) if task.words else HeadNumber(limit)
+    if not task.words:
+        raise ValueError(
+            f"task: {task.name} asks for a number, which takes an encoder with a head"
+            f" (as microsoft/deberta-v3-base); {name} is a decoder"
+        )
+    label_ids: Any = answer_tokens(tokenizer, task.words, task.leading_space)
+    return LabelWords(label_ids, task.metrics, limit)
+
+
+def planned_objective(model_config: Any, outputs: int) -> Objective:
+    """Makes the objective of a model that is not loaded, as shapes.
+
+    Args:
+        model_config: the model's configuration.
+        outputs: number of classes.
+    """
+    limit = model_config.max_position_embeddings
+    if family_of(model_config).head:
+        return HeadClass((), limit)
+    label_ids: Any = jax.ShapeDtypeStruct((outputs,), jnp.int32)
+    return LabelWords(label_ids, (), limit)

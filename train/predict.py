@@ -1,0 +1,142 @@
+"""Predictions for examples, a batch at a time."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.data.batches import eval_batches
+from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.problem import Problem
+from ivon_jax.train.runs.progress import progress
+from ivon_jax.train.step import predict_batch
+
+
+def predict(
+    problem: Problem,
+    encoded: Encoded,
+    posterior: Distribution,
+    predictor: Predictor,
+    streams: Streams,
+    batch_size: int = 32,
+    chunk_size: int | None = 1,
+    show: bool = True,
+) -> Float[np.ndarray, "s n c"]:
+    """Computes log-probabilities of the classes, or numbers, for every example.
+
+    The tokens that all prompts begin with are run once a batch and draw.
+
+    Args:
+        problem: the model.
+        encoded: the examples.
+        posterior: of the trained parameters.
+        predictor: what to average over.
+        streams: the run's keys, of which ``ensemble`` is used.
+        batch_size: examples at a time, rounded up to what the mesh can split.
+        chunk_size: draws at a time; None for all.
+        show: whether to show progress.
+
+    Returns:
+        Predictions of each draw, in the examples' order.
+
+    Raises:
+        ValueError: the posterior is one of other parameters, or the predictor cannot
+            use it.
+    """
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, tree)
+        for tree in (posterior.mean, problem.shapes)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError("posterior: its adapters are not those of the model")
+    posterior, program = predictor.split(posterior, problem.network.dropout)
+    length = problem.objective.prefix_length(encoded)
+    mesh, fixed = problem.mesh, problem.fixed(streams)
+    prefix = put_whole(encoded.tokens[0][:length], mesh)
+    rest = dataclasses.replace(
+        encoded, tokens=tuple(ids[length:] for ids in encoded.tokens)
+    )
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    batch_size = -(-batch_size // shards) * shards
+    rows = local_rows(mesh, batch_size)
+    parts = np.zeros((predictor.passes, len(rest), problem.task.outputs), np.float32)
+    with (
+        jax.set_mesh(mesh),
+        progress("evaluate", len(rest), every=len(rest), show=show) as report,
+    ):
+        for number, (batch, indices) in enumerate(eval_batches(rest, batch_size)):
+            mine = jax.tree.map(lambda part: part[rows], batch)
+            predictions = predict_batch(
+                problem.network,
+                program,
+                fixed,
+                posterior,
+                prefix,
+                put_batch(mine, mesh, batch_size),
+                number,
+                chunk_size,
+            )
+            parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
+            report(len(indices), f"{predictor.passes} passes")
+    return predictor.finish(parts)
+
+
+def score(
+    problem: Problem,
+    method: str,
+    predictor: Predictor,
+    predictions: Float[np.ndarray, "s n c"],
+    encoded: Encoded,
+) -> dict[str, Any]:
+    """Makes one row of a results table.
+
+    Args:
+        problem: what was asked.
+        method: name of the method.
+        predictor: how the predictions were made.
+        predictions: of each draw: log-probabilities of the classes, or numbers.
+        encoded: the examples.
+
+    Returns:
+        The row; accuracy and calibration errors as fractions. Probabilities are
+        averaged over draws, and so are numbers.
+
+    Raises:
+        ValueError: a prediction is not finite.
+    """
+    bad = int((~np.isfinite(predictions)).any(axis=(0, 2)).sum())
+    if bad:
+        raise ValueError(
+            f"predictions: not finite of {bad} of {len(encoded)} examples"
+            f" ({predictor.name})"
+        )
+    values = problem.objective.score(predictions, encoded.labels)
+    row = {"method": method, "predict": predictor.kind, **predictor.fields()}
+    return row | values
+
+
+def validate(
+    problem: Problem, encoded: Encoded, posterior: Distribution, streams: Streams
+) -> dict[str, float]:
+    """Scores the posterior mean on examples, as a run goes.
+
+    Args:
+        problem: what is asked.
+        encoded: the examples.
+        posterior: of the parameters at the moment.
+        streams: the run's keys.
+
+    Returns:
+        Metrics by the names they have in ``metrics.jsonl``. They may be not finite.
+    """
+    found = predict(problem, encoded, posterior, Mean(), streams, show=False)
+    values = problem.objective.score(found, encoded.labels)
+    return {f"eval_{name}": values[name] for name in problem.objective.shown}

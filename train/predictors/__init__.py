@@ -1,0 +1,1 @@
+"""Ways to predict from a posterior: one file and one registration each."""

@@ -1,0 +1,66 @@
+"""Predictions at the posterior mean."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Float
+
+from ivon_jax.checks import DECAY, check
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.predictors.base import Keys, Outputs, Plain, pruned
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean(Plain):
+    """Predicts with the posterior mean.
+
+    Attributes:
+        prune: share of entries set to zero, lowest signal-to-noise first.
+    """
+
+    prune: float = 0.0
+
+    kind: ClassVar = "mean"
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        check("prune", self.prune, DECAY)
+
+    @property
+    def name(self) -> str:
+        """Spells the settings, for the name of a file.
+
+        >>> Mean(0.25).name
+        'mean-prune0.25'
+        """
+        return "mean" + (f"-prune{self.prune}" if self.prune else "")
+
+    @property
+    def suffix(self) -> str:
+        """Spells the settings, behind the method's name in a table."""
+        return "@mean" + (f", prune {self.prune:g}" if self.prune else "")
+
+    @property
+    def passes(self) -> int:
+        """One."""
+        return 1
+
+    def split(
+        self, posterior: Distribution, dropout: float
+    ) -> tuple[Distribution, "Mean"]:
+        """Prunes."""
+        return pruned(posterior, self.prune), Mean()
+
+    def draws(
+        self,
+        outputs: Outputs,
+        posterior: Distribution,
+        keys: Keys,
+        chunk_size: int | None,
+    ) -> Float[Array, "1 b c"]:
+        """Computes the outputs at the mean."""
+        return outputs(posterior.mean, None)[None]
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the settings as they stand in a row of results."""
+        return {"samples": 0, "tau": 1.0, "prune": self.prune}

@@ -1,0 +1,26 @@
+"""The one place that knows the predictors by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.dropout import Dropout
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.temperature import Scaled
+
+PREDICTORS: dict[str, Any] = {
+    kind.kind: kind for kind in (Mean, Samples, Dropout, Scaled)
+}
+
+
+def predictor_of(row: Mapping[str, Any]) -> Predictor:
+    """Rebuilds the predictor that made a row of results.
+
+    Raises:
+        KeyError: the row is none of `evaluate`.
+    """
+    if isinstance(row.get("of"), str):  # a predictor around another one
+        inner = {k: v for k, v in row.items() if k != "of"} | {"predict": row["of"]}
+        row = {**row, "of": predictor_of(inner)}
+    return PREDICTORS[row["predict"]].from_fields(row)

@@ -1,0 +1,95 @@
+"""Predictions averaged over posterior samples."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from jaxtyping import Array, Float
+
+from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE, check
+from ivon_jax.ensemble import ensemble_outputs
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.predictors.base import Keys, Outputs, Plain, Predictor, pruned
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples(Plain):
+    """Averages over posterior samples.
+
+    Attributes:
+        samples: number of samples.
+        tau: temperature: the variance is divided by it.
+        prune: share of entries set to zero, lowest signal-to-noise first.
+    """
+
+    samples: int = 10
+    tau: float = 1.0
+    prune: float = 0.0
+
+    kind: ClassVar = "samples"
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        check("samples", self.samples, AT_LEAST_ONE)
+        # Infinity is no JSON; `Mean` is the same.
+        check("tau", self.tau, FINITE_POSITIVE)
+        check("prune", self.prune, DECAY)
+
+    @property
+    def name(self) -> str:
+        """Spells the settings, for the name of a file.
+
+        >>> Samples(10, tau=2.0, prune=0.25).name
+        '10-tau2.0-prune0.25'
+        """
+        tau = f"-tau{self.tau}" if self.tau != 1 else ""
+        prune = f"-prune{self.prune}" if self.prune else ""
+        return f"{self.samples}{tau}{prune}"
+
+    @property
+    def suffix(self) -> str:
+        """Spells the settings, behind the method's name in a table."""
+        return f", {self.samples} samples, tau {self.tau:g}, prune {self.prune:g}"
+
+    @property
+    def passes(self) -> int:
+        """One for each sample."""
+        return self.samples
+
+    def split(
+        self, posterior: Distribution, dropout: float
+    ) -> tuple[Distribution, "Samples"]:
+        """Prunes and tempers."""
+        if posterior.size is not None and self.samples > posterior.size:
+            raise ValueError(
+                f"samples: {self.samples} is not <= {posterior.size}, the number of"
+                " members of the posterior"
+            )
+        return pruned(posterior, self.prune).temper(self.tau), Samples(self.samples)
+
+    def draws(
+        self,
+        outputs: Outputs,
+        posterior: Distribution,
+        keys: Keys,
+        chunk_size: int | None,
+    ) -> Float[Array, "s b c"]:
+        """Computes the outputs of every sample, each the same for all batches."""
+        return ensemble_outputs(
+            lambda params: outputs(params, None),
+            posterior,
+            keys.ensemble,
+            self.samples,
+            chunk_size,
+        )
+
+    def starts(self, other: Predictor) -> bool:
+        """Whether the other averages over these samples, and more."""
+        return (
+            isinstance(other, Samples)
+            and self.samples <= other.samples
+            and dataclasses.replace(other, samples=self.samples) == self
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the settings as they stand in a row of results."""
+        return {"samples": self.samples, "tau": self.tau, "prune": self.prune}

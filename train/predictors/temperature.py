@@ -1,0 +1,135 @@
+"""Temperature scaling (Guo et al., 2017) of another predictor's probabilities."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ivon_jax.checks import FINITE_POSITIVE, check
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.predictors.base import Keys, Outputs, Plain, Predictor
+
+# Natural logarithms of 1/T between which it is sought, and how often it is halved.
+LOG_BOUND, HALVINGS = 16.0, 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Plain):
+    """Divides the averaged log-probabilities by a temperature.
+
+    Attributes:
+        of: the predictor that is scaled.
+        temperature: T; above 1 it lowers confidence.
+    """
+
+    of: Predictor
+    temperature: float
+
+    kind: ClassVar = "temperature"
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        check("temperature", self.temperature, FINITE_POSITIVE)
+
+    @property
+    def name(self) -> str:
+        """Spells the settings, for the name of a file."""
+        return f"{self.of.name}-scaled"
+
+    @property
+    def suffix(self) -> str:
+        """Spells the settings, behind the method's name in a table."""
+        return f"{self.of.suffix}, T {self.temperature:.3g}"
+
+    @property
+    def passes(self) -> int:
+        """Those of the other predictor."""
+        return self.of.passes
+
+    def split(
+        self, posterior: Distribution, dropout: float
+    ) -> tuple[Distribution, Predictor]:
+        """Does what the other predictor does."""
+        return self.of.split(posterior, dropout)
+
+    def draws(
+        self,
+        outputs: Outputs,
+        posterior: Distribution,
+        keys: Keys,
+        chunk_size: int | None,
+    ) -> Float[Array, "s b c"]:
+        """Computes the outputs of the other predictor."""
+        return self.of.draws(outputs, posterior, keys, chunk_size)
+
+    def finish(
+        self, predictions: Float[np.ndarray, "s n c"]
+    ) -> Float[np.ndarray, "1 n c"]:
+        """Averages, then scales, in float64."""
+        pooled = pool(self.of.finish(predictions))
+        scaled = _log_softmax(pooled / self.temperature)
+        return scaled[None].astype(predictions.dtype)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the settings as they stand in a row of results."""
+        own = {"of": self.of.kind, "temperature": self.temperature}
+        return self.of.fields() | own
+
+    @classmethod
+    def from_fields(cls, row: Mapping[str, Any]) -> "Scaled":
+        """Rebuilds the predictor of a row whose ``of`` is rebuilt already."""
+        return cls(row["of"], row["temperature"])
+
+
+def fit_temperature(
+    log_probs: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]
+) -> float:
+    """Finds the temperature of lowest NLL, by bisection of its convex derivative.
+
+    With beta = 1/T the derivative of the mean NLL is mean(E_p[l] - l_y), p being
+    softmax(beta l); it rises with beta.
+
+    Args:
+        log_probs: of the classes, averaged over samples if there are some.
+        labels: the right classes.
+
+    Returns:
+        T. Where the classes are separated perfectly, or worse than by chance, it is
+        the end of the range that is searched, exp(-16) or exp(16).
+
+    Raises:
+        ValueError: there are fewer than two examples.
+
+    Example:
+        >>> log_probs = np.log([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+        >>> T = fit_temperature(log_probs, np.array([0, 0, 1]))
+        >>> print(f"{0.9 ** (1 / T) / (0.9 ** (1 / T) + 0.1 ** (1 / T)):.3f}")
+        0.667
+    """
+    if len(labels) < 2:
+        raise ValueError(f"temperature: {len(labels)} examples are too few to fit it")
+    logits = np.maximum(np.asarray(log_probs, np.float64), -1e4)
+    right = logits[np.arange(len(labels)), labels]
+
+    def slope(beta: float) -> float:
+        probs = np.exp(_log_softmax(beta * logits))
+        return float(np.mean((probs * logits).sum(axis=1) - right))
+
+    low, high = -LOG_BOUND, LOG_BOUND
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)
+
+
+def pool(predictions: Float[np.ndarray, "s n c"]) -> Float[np.ndarray, "n c"]:
+    """Averages probabilities over draws, as logarithms in float64."""
+    wide = np.asarray(predictions, np.float64)
+    return np.logaddexp.reduce(wide, axis=0) - math.log(len(wide))
+
+
+def _log_softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

@@ -1,0 +1,269 @@
+"""From a configuration to everything a run needs in memory."""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.models import Pretrained, load
+from ivon_jax.models.families import Config, family_of
+from ivon_jax.models.peft_io import check_base, load_adapter
+from ivon_jax.models.quantized import Quantization
+from ivon_jax.train.config import RunConfig
+from ivon_jax.train.data.answers import fitting_space
+from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.objectives.base import Objective
+from ivon_jax.train.objectives.registry import objective_of
+from ivon_jax.train.pod.processes import check_agreement
+from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
+from ivon_jax.train.splits import (
+    example_facts,
+    find_examples,
+    find_task,
+    scored_split,
+)
+from ivon_jax.train.step import Fixed, Network
+from ivon_jax.train.tasks.registry import Task
+from ivon_jax.train.trainable import TRAINABLES
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A model, what is asked of it, and the examples.
+
+    Attributes:
+        task: what is asked.
+        mesh: the devices that everything lives on.
+        network: the model.
+        lora: its adapters' configuration.
+        shapes: of the trained parameters.
+        start: the trained parameters to start from; those missing are fresh.
+        frozen: parameters that are not trained.
+        objective: how the task is asked and scored.
+        tokenizer: the model's.
+        splits: encoded examples by the name of their split.
+        metadata: the model's and the examples' fingerprints and counts.
+    """
+
+    task: Task
+    mesh: Mesh
+    network: Network
+    lora: LoraConfig
+    shapes: PyTree
+    start: PyTree
+    frozen: PyTree
+    objective: Objective
+    tokenizer: Any
+    splits: Mapping[str, Encoded]
+    metadata: dict[str, Any]
+
+    @property
+    def model_config(self) -> Config:
+        """The model's configuration."""
+        base: Any = self.network.base
+        return base.config
+
+    def fixed(self, streams: Streams) -> Fixed:
+        """Returns the arrays that no step changes."""
+        return Fixed(self.frozen, self.objective, streams)
+
+
+def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem:
+    """Loads model and data.
+
+    Args:
+        config: need not be resolved.
+        splits: see `find_examples`; None for "train" and the one that is scored.
+
+    Returns:
+        The problem, its parameters on the run's mesh.
+
+    Raises:
+        ValueError: anything wrong with model, data or their fit.
+    """
+    if splits is None:
+        splits = ("train", scored_split(config.data))
+    task = find_task(config.data)
+    examples = find_examples(task, config.data, config.seed, splits)
+    facts = example_facts(examples)
+    check_agreement(facts)  # each process is to tokenise a part of them
+    problem = load_model(config)
+    encoded = {
+        name: problem.objective.encode(problem.tokenizer, part)
+        for name, part in examples.items()
+    }
+    model_config, name = problem.model_config, config.model
+    for part in encoded.values():
+        _check_vocabulary(name, model_config, part.tokens)
+    _check_pairs(name, model_config, encoded.values())
+    metadata = problem.metadata | facts
+    return dataclasses.replace(problem, splits=encoded, metadata=metadata)
+
+
+def load_model(config: RunConfig) -> Problem:
+    """Loads a run's model, without any data.
+
+    Args:
+        config: need not be resolved.
+
+    Returns:
+        The problem without examples, its parameters on the run's mesh.
+
+    Raises:
+        ValueError: anything wrong with the model, or its fit to the task.
+    """
+    task, mesh = find_task(config.data), make_mesh(config.mesh)
+    pretrained = load_base(config, mesh, task)
+    model_config = pretrained.model.config
+    check_pack(config, model_config)
+    lora = adapted(config.lora, model_config)
+    network = make_network(config, pretrained.model, lora)
+    trainable = network.trainable
+    adapter = getattr(config, "adapter", None)
+    shapes = _shapes(network, config.model, adapter)
+    if adapter:
+        check_base(adapter, pretrained.name, pretrained.fingerprint)
+    start = _start(config, adapter, pretrained.params, shapes)
+    task = _spaced(task, pretrained)
+    objective = objective_of(task, model_config, pretrained.tokenizer, pretrained.name)
+    label_ids = jax.tree.leaves(objective)
+    _check_vocabulary(config.model, model_config, label_ids)
+    return Problem(
+        task,
+        mesh,
+        network,
+        lora,
+        shapes,
+        start,
+        pretrained.params if trainable.frozen else {},
+        jax.tree.map(lambda ids: put_whole(np.asarray(ids), mesh), objective),
+        pretrained.tokenizer,
+        {},
+        {
+            "task": task.name,
+            "model": pretrained.name,
+            "model_fingerprint": pretrained.fingerprint,
+        },
+    )
+
+
+def make_network(config: RunConfig, base: nn.Module, lora: LoraConfig) -> Network:
+    """Makes the model that a run trains.
+
+    Args:
+        config: of the run.
+        base: the model without adapters.
+        lora: what to adapt, see `adapted`.
+    """
+    trainable = TRAINABLES[config.train]
+    base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
+    dropout = lora.dropout if trainable.frozen else 0.0
+    return Network(base, trainable.module(base, lora), trainable, dropout)
+
+
+def _spaced(task: Task, pretrained: Pretrained) -> Task:
+    """Decides whether label words have a blank before them, if the tokenizer may."""
+    if not task.other_space or family_of(pretrained.model.config).head:
+        return task
+    space = fitting_space(pretrained.tokenizer, task.words, task.leading_space)
+    return dataclasses.replace(task, leading_space=space, other_space=False)
+
+
+def _shapes(network: Network, model: str, adapter: Path | None) -> PyTree:
+    """Finds what is trained, so that a wrong target shows before training."""
+    try:
+        return jax.eval_shape(
+            lambda key: network.trainable.fresh(network.module, key), jax.random.key(0)
+        )
+    except ValueError as error:
+        if adapter is None:
+            raise
+        # The layers are the adapter's, unless options say otherwise.
+        raise ValueError(f"adapter {adapter} for model {model}: {error}") from error
+
+
+def check_pack(config: RunConfig, model_config: Config) -> None:
+    """Checks that the model can read several prompts in a row, if it is to."""
+    if config.pack > 1 and family_of(model_config).head:
+        raise ValueError(f"pack: {config.model} is an encoder, which takes pack 1")
+
+
+def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:
+    """Returns the adapters of a run on a base: with its head, if it has one."""
+    head = tuple(family_of(model_config).head)
+    whole = dict.fromkeys(lora.modules_to_save + head)
+    return dataclasses.replace(lora, modules_to_save=tuple(whole))
+
+
+def _start(
+    config: RunConfig, adapter: Path | None, params: PyTree, shapes: PyTree
+) -> PyTree:
+    """Collects initial values: the base's own, and adapters from `adapter`."""
+    wanted, held = flatten_dict(shapes), flatten_dict(params)
+    found = {path: held[path] for path in wanted if path in held}
+    if not TRAINABLES[config.train].frozen:
+        return unflatten_dict(found)
+    for path, leaf in found.items():
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(f"modules_to_save: {'/'.join(path[:-1])} is quantised")
+    found = {path: np.asarray(leaf, np.float32) for path, leaf in found.items()}
+    if adapter:
+        found |= flatten_dict(load_adapter(adapter, shapes, config.lora))
+        for path in wanted.keys() - found.keys():
+            raise ValueError(
+                f"adapter {adapter}: neither it nor model {config.model} has"
+                f" {'/'.join(path[:-1])}"
+            )
+    return unflatten_dict(found)
+
+
+def base_dtype(config: RunConfig) -> tuple[Any, Quantization | None]:
+    """Returns the dtype a run's base computes in, and what its kernels are in."""
+    quantization: Any = config.base if config.base in ("int8", "nf4") else None
+    return jnp.float32 if config.base == "f32" else jnp.bfloat16, quantization
+
+
+def load_base(config: RunConfig, mesh: Mesh, task: Task) -> Pretrained:
+    """Loads a run's base model straight onto the mesh, with a head for its task."""
+    dtype, quantization = base_dtype(config)
+    return load(
+        config.model,
+        dtype=dtype if TRAINABLES[config.train].frozen else jnp.float32,
+        quantization=quantization,
+        place=placement(mesh),
+        num_labels=task.outputs,
+    )
+
+
+def _check_vocabulary(name: str, model_config: Config, tokens: Iterable[Any]) -> None:
+    """Checks that every token has an embedding; JAX would take another one's."""
+    largest = max((int(ids.max()) for ids in tokens), default=0)
+    if largest >= model_config.vocab_size:
+        raise ValueError(
+            f"model {name}: its tokenizer makes token {largest}, but its vocabulary"
+            f" has {model_config.vocab_size}: they do not belong together"
+        )
+
+
+def _check_pairs(name: str, model_config: Config, encoded: Iterable[Encoded]) -> None:
+    """Checks that a second text has an embedding of its type, if types have any."""
+    types = getattr(model_config, "type_vocab_size", 0)
+    pairs = any(
+        (part.seconds < part.lengths).any()
+        for part in encoded
+        if part.seconds is not None
+    )
+    if pairs and types == 1:
+        raise ValueError(
+            f"model {name}: reads one text, not two (type_vocab_size is 1)"
+        )

@@ -1,0 +1,89 @@
+"""Where the numbers of a run go, step by step: one class and one registration each."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+from ivon_jax.files import naming
+from ivon_jax.train.runs import run
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Takes a run's numbers; made of the run's folder."""
+
+    def start(self, config: Mapping[str, Any], step: int) -> None:
+        """Begins, or goes on after a step.
+
+        Args:
+            config: what tells the run from others, as plain JSON values.
+            step: how many steps were taken before.
+        """
+        ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes a step's numbers, which may be not finite."""
+        ...
+
+    def finish(self) -> None:
+        """Ends, whatever ended the run."""
+        ...
+
+
+class Jsonl:
+    """A line a step in ``metrics.jsonl``, part of every run."""
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._path = out, out / run.METRICS
+        self._file: BinaryIO | None = None
+
+    def start(self, config: Mapping[str, Any], step: int) -> None:
+        """Cuts off the lines of steps that will be taken again."""
+        run.cut_metrics(self._out, step)
+        self._file = self._path.open("ab", buffering=0)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line; null where a number is not finite."""
+        assert self._file is not None
+        # JSON has no infinity and no NaN.
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        text = json.dumps({"step": step, **finite}).encode() + b"\n"
+        with naming(self._path):
+            if self._file.write(text) < len(text):
+                raise OSError("there was no room for all of a line")
+
+    def finish(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+TRACKERS: dict[str, type[Jsonl]] = {"jsonl": Jsonl}
+
+
+@contextmanager
+def tracking(
+    names: Sequence[str], out: Path, config: Mapping[str, Any], step: int
+) -> Iterator[list[Tracker]]:
+    """Starts trackers, and finishes all of them at the end.
+
+    Args:
+        names: of `TRACKERS`.
+        out: the run's folder.
+        config: see `Tracker.start`.
+        step: idem.
+
+    Yields:
+        The trackers.
+    """
+    with ExitStack() as stack:
+        trackers: list[Tracker] = []
+        for name in names:
+            tracker = TRACKERS[name](out)
+            tracker.start(config, step)
+            stack.callback(tracker.finish)
+            trackers.append(tracker)
+        yield trackers
