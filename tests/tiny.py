@@ -4,14 +4,10 @@ import io
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
-import optax
-import pytest
 import tiny_models
 
 from ivon_jax.train.config import DataConfig
-from ivon_jax.train.methods import Adam
 
 GOOD, BAD = ("red", "green", "blue"), ("one", "two", "three")
 FILLER = ("big", "small", "old", "new")
@@ -113,23 +109,3 @@ def write_task(folder: Path, layers: int) -> tuple[str, DataConfig]:
         prompt=PROMPT,
         labels=LABELS,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optax_promotes():
-    """Let optax's Adam, and nothing else, mix integers and floats.
-
-    It raises a Python float to an integer array, which strict promotion forbids.
-    """
-    strict = Adam._tx.fget
-
-    def relaxed(self):
-        def update(*args, **kwargs):
-            with jax.numpy_dtype_promotion("standard"):
-                return strict(self).update(*args, **kwargs)
-
-        return optax.GradientTransformation(strict(self).init, update)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Adam, "_tx", property(relaxed))
-        yield

@@ -23,8 +23,6 @@ from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.export import RUN
 from ivon_jax.train.runs.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 
-optax_promotes = tiny.optax_promotes
-
 # By step; not a number is never best, and of equals it is the newer one.
 SCRIPT = {3: 0.7, 6: 0.2, 9: float("nan"), 12: 0.5}
 

@@ -25,8 +25,6 @@ from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.runs import run
 from ivon_jax.train.tasks.registry import TASKS
 
-optax_promotes = tiny.optax_promotes
-
 TASK = ["--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS]
 SHORT = ["--steps", "6", "--batch-size", "8"]
 COLUMNS = {"accuracy", "ece", "ece15", "nll", "brier"}

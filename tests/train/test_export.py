@@ -21,7 +21,6 @@ from ivon_jax.train.config import TrainConfig, from_json
 from ivon_jax.train.runs import run
 from ivon_jax.train.step import Streams
 
-optax_promotes = tiny.optax_promotes
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 

@@ -25,7 +25,6 @@ from ivon_jax.train.runs import run
 from ivon_jax.train.step import answer_outputs, mean_loss
 from ivon_jax.train.tasks.registry import Example
 
-optax_promotes = tiny.optax_promotes
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`", "ignore:Could not find a config file"

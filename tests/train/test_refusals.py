@@ -15,8 +15,6 @@ from safetensors.numpy import load_file, save_file
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, loop
 
-optax_promotes = tiny.optax_promotes
-
 STEPS = 6
 
 

@@ -18,8 +18,6 @@ from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.runs import run
 
-optax_promotes = tiny.optax_promotes
-
 UNSET = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 

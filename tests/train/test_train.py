@@ -29,8 +29,6 @@ from ivon_jax.train.methods import Adam, linear_schedule
 from ivon_jax.train.pod.sharding import make_mesh
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
 
-optax_promotes = tiny.optax_promotes
-
 HYPER = {
     "adam": MethodConfig(steps=80, batch_size=8, learning_rate=1e-2),
     "ivon-lora": MethodConfig(

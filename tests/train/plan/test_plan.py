@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import tiny_models
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -35,8 +34,6 @@ from ivon_jax.train.plan.plan import (
     report,
 )
 from ivon_jax.train.pod.sharding import make_mesh
-
-optax_promotes = tiny.optax_promotes
 
 SHAPE = LlamaConfig(
     vocab_size=256,

@@ -17,8 +17,6 @@ from ivon_jax.train.evaluate import Prediction, predict
 from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.step import train_step
 
-optax_promotes = tiny.optax_promotes
-
 MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 
 

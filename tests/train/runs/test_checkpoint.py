@@ -28,8 +28,6 @@ from ivon_jax.train.runs import checkpoint, run
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
 
-optax_promotes = tiny.optax_promotes
-
 STEPS = 12
 MIXED = "data=2,fsdp=2,tensor=2"
 
