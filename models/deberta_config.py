@@ -218,11 +218,10 @@ def _split(text: str) -> list[str]:
 
 
 def _num_labels(config: Mapping[str, Any]) -> int:
+    """The new spelling, names of labels; the old one counts where it is there too."""
     names = config.get("id2label")
-    if names is None:
-        return integer(config, "num_labels", 2)
-    check(isinstance(names, dict), "id2label", names, "a JSON object")
-    return len(names)
+    check(isinstance(names, dict | None), "id2label", names, "a JSON object")
+    return integer(config, "num_labels", 2 if names is None else len(names))
 
 
 # How fields are read from HF's file: by name, or else by type.

@@ -100,6 +100,8 @@ def read_config(values: Mapping[str, Any]) -> Config:
     kind = values.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
     check(kind in list(by_type), "model_type", kind, " or ".join(by_type))
+    layers = values.get("per_layer_config")
+    check(not layers, "per_layer_config", layers, "none")
     return by_type[kind].config.from_hf(values)  # type: ignore[index]
 
 

@@ -113,7 +113,8 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
     Args:
         config: HF's `config.json`. The settings may stand at the top (`rope_theta`,
-            `rope_scaling`) or, as transformers 5 writes them, in `rope_parameters`.
+            `rope_scaling`) or, as transformers 5 writes them, in `rope_parameters`,
+            which `rope_scaling` replaces as a whole where both are there.
 
     Returns:
         The base theta, and the stretching if there is one.
@@ -121,7 +122,9 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     Raises:
         ValueError: If a setting is missing, illegal or not implemented.
     """
-    rope = either(either(config.get("rope_parameters"), config.get("rope_scaling")), {})
+    # The old name counts where both are there, as in transformers 5: it is what a user
+    # adds to a file that has the new one. Nothing of the other is left, nor its theta.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     check(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
     name = either(rope.get("rope_type"), rope.get("type", "default"))
     legal = ", ".join(["default", *KINDS])
@@ -132,7 +135,7 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     known = _COMMON | fields.keys()
     unknown = sorted(map(str, rope.keys() - known))
     check(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
-    theta = either(rope.get("rope_theta"), either(config.get("rope_theta"), 10_000.0))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     partial = either(rope.get("partial_rotary_factor"), 1.0)
     check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
     theta = number("rope_theta", theta)

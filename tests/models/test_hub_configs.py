@@ -1,12 +1,15 @@
 """Whole files as the hub has them are read as transformers reads them."""
 
+import copy
 import dataclasses
+import itertools
 import json
 
 import pytest
 
 from ivon_jax.models import families
 from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.rope_config import YarnRope
 from ivon_jax.models.safetensors_io import read_config
 
 LLAMA_31 = {
@@ -185,6 +188,85 @@ def test_a_file_of_the_hub(name, tmp_path):
 
 def _no_scaling(config):
     return {"rope_scaling": None} if hasattr(config, "rope_scaling") else {}
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+ROPES = [None, {}, PLAIN, {"rope_theta": 5e5}, YARN, YARN | {"rope_theta": 3e5}]
+ROPES += [LLAMA_31, {"type": "linear", "rope_type": "dynamic", "factor": 2.0}]
+NAMES = {"0": "a", "1": "b", "2": "c"}
+# Two fields for one thing, with what either may say.
+SPELLINGS = [
+    *[("rope_scaling", "rope_parameters", kind) for kind in ("llama", "qwen2")],
+    ("rope_theta", "rope_parameters", "qwen3"),
+    ("rope_theta", "rope_scaling", "mistral"),
+    ("original_max_position_embeddings", "rope_parameters", "llama"),
+    ("torch_dtype", "dtype", "qwen3"),
+    ("use_sliding_window", "layer_types", "qwen2"),
+    ("max_window_layers", "layer_types", "qwen3"),
+    ("sliding_window", "layer_types", "ministral"),
+    ("num_labels", "id2label", "deberta-v2"),
+]
+SAYINGS = {
+    "rope_scaling": ROPES,
+    "rope_parameters": ROPES,
+    "rope_theta": [2e5],
+    "original_max_position_embeddings": [4096],
+    "torch_dtype": [None, "float16"],
+    "dtype": [None, "bfloat16"],
+    "use_sliding_window": [False, True],
+    "max_window_layers": [0, 2, 9],
+    "sliding_window": [None, 8],
+    "layer_types": [
+        None,
+        ["full_attention"] * 4,
+        ["sliding_attention"] * 2 + ["full_attention"] * 2,
+    ],
+    "num_labels": [2, 4],
+    "id2label": [None, NAMES],
+}
+SMALL = {
+    "vocab_size": 64,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+} | sizes(32, 64, 4, 4)
+
+
+@pytest.mark.parametrize(("old", "new", "kind"), SPELLINGS)
+def test_an_old_spelling_beside_a_new_one(old, new, kind):
+    import transformers
+
+    encoder = kind == "deberta-v2"
+    plain = (DEBERTA_3 | sizes(32, 64, 2, 4)) if encoder else SMALL
+    plain = plain | ({"use_sliding_window": True} if old == "max_window_layers" else {})
+    absent, told, count = object(), set(), 0
+    for said in itertools.product(*([absent, *SAYINGS[name]] for name in (old, new))):
+        pair = {k: v for k, v in zip((old, new), said, strict=True) if v is not absent}
+        config = plain | {"model_type": kind} | pair
+        theirs = transformers.CONFIG_MAPPING[kind].from_dict(copy.deepcopy(config))
+        whole = json.loads(theirs.to_json_string(use_diff=False))
+        ours = families.read_config(config)
+        assert ours == families.read_config(whole), pair
+        told.add(ours)
+        count += 1
+    assert count == (1 + len(SAYINGS[old])) * (1 + len(SAYINGS[new]))
+    assert len(told) > 1 or "dtype" in new
+
+
+def test_yarn_added_to_a_file_of_transformers_5():
+    plain = SMALL | {"model_type": "qwen3", "rope_parameters": PLAIN}
+    config = families.read_config(plain | {"rope_scaling": YARN})
+    assert config.rope_scaling == YarnRope(4.0, 32768.0)
+    assert families.read_config(plain).rope_scaling is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "deberta-v2"])
+def test_layers_of_different_shapes_are_refused(kind):
+    config = SMALL | {"model_type": kind}
+    assert families.read_config(config | {"per_layer_config": None})
+    with pytest.raises(ValueError, match="per_layer_config is .*, expected none"):
+        families.read_config(config | {"per_layer_config": {"1": {"mlp_bias": True}}})
 
 
 def test_only_some_layers_of_a_mistral_have_a_window():
