@@ -34,6 +34,7 @@ _TOKENIZER_FILES = (
     "vocab.txt",
 )
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES += ["LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Pretrained:
             folder the SHA-256 of `config.json`, of the sizes of the weight files,
             and of samples throughout each, which any further training changes. So
             the same weights in files of another kind have another one.
+        folder: In HF's layout, that it was read from; `None` for a GGUF file.
     """
 
     model: Any
@@ -57,6 +59,7 @@ class Pretrained:
     tokenizer: Any
     name: str
     fingerprint: str
+    folder: Path | None = None
 
 
 def load(
@@ -104,6 +107,7 @@ def load(
             tokenizer=_tokenizer(path, family) if tokenizer else None,
             name=name_or_path,
             fingerprint=fingerprint,
+            folder=None if gguf else path,
         )
 
 

@@ -1,16 +1,29 @@
 """A model as a folder in HF's layout, which transformers and its relatives load."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ivon_jax.files import new_folder, write_bytes
-from ivon_jax.models.families import Config
-from ivon_jax.models.safetensors_io import INDEX, WEIGHTS
+from ivon_jax.models.families import Config, family_of
+from ivon_jax.models.safetensors_io import INDEX, WEIGHTS, read_json
 from ivon_jax.models.weights import named_tensors
+
+# By name in lower case, what a model's folder holds beside its weights.
+_COMPANIONS = (
+    *("*.json", "*.jinja", "*.model", "tokenizer*", "vocab.txt", "merges.txt"),
+    *("license*", "licence*", "notice*", "use_policy*"),
+)
+# Another configuration, an index of weights, an adapter to be loaded on top.
+_REPLACED = r"config\.json|.*\.index\.json|adapter_.*"
+_LABELS = ("id2label", "label2id")
+_OF_OLD_HEAD = ("num_labels", "problem_type", "finetuning_task")
 
 
 def save(
@@ -18,15 +31,19 @@ def save(
     config: Config,
     params: Mapping[str, Any],
     tokenizer: Any,
+    base: Path | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write configuration, safetensors and tokenizer.
+    """Write configuration, safetensors, tokenizer, and what else the base comes with.
 
     Args:
         folder: Where to; new or empty. It appears whole or not at all.
         config: The model's.
         params: Its parameters, layers stacked; written in their dtype.
         tokenizer: The model's, of transformers.
+        base: Folder of the model that this one was made of, if it was read from one.
+            Its `config.json` is kept but for what changed; its other files are copied
+            as they are: those of the tokenizer, settings for generation, licences.
         shard_bytes: Start another file before one grows beyond this. The host holds
             one file's tensors at a time.
 
@@ -34,9 +51,12 @@ def save(
         ValueError: If transformers has no class for the configuration.
         OSError: If the folder holds something or cannot be written.
     """
-    values = config.to_hf()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        values[name] = getattr(tokenizer, name, None)
+    if base is None:
+        values = config.to_hf()
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            values[name] = getattr(tokenizer, name, None)
+    else:
+        values = _kept_config(base, config)
     with new_folder(folder) as out:
         where: dict[str, str] = {}
         shard: dict[str, np.ndarray] = {}
@@ -48,14 +68,42 @@ def save(
                 shard = {}
             shard[name] = tensor
         sizes.append(_write(out, shard, where, len(sizes)))
-        values["dtype"] = str(next(iter(shard.values())).dtype)
+        dtype = str(next(iter(shard.values())).dtype)
+        # The old name too where the base has it: older programs know no other.
+        values |= {
+            k: dtype for k in ("dtype", "torch_dtype") if k in {"dtype", *values}
+        }
         if len(sizes) == 1:
             (out / _shard_name(0)).rename(out / WEIGHTS)
         else:
             index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
             write_bytes(out / INDEX, json.dumps(index, indent=2).encode())
         write_bytes(out / "config.json", json.dumps(values, indent=2).encode())
-        tokenizer.save_pretrained(out)
+        if base is None or not (base / "tokenizer.json").is_file():
+            tokenizer.save_pretrained(out)
+        if base is not None:
+            _copy_along(base, out)
+
+
+def _kept_config(base: Path, config: Config) -> dict[str, Any]:
+    """The base's own `config.json`, with the head that the model has now, if any."""
+    values = read_json(base / "config.json")
+    # Of code beside the base, which is not copied: these are classes of transformers.
+    values.pop("auto_map", None)
+    if family_of(config).head:
+        ours = config.to_hf()
+        values |= {name: ours[name] for name in ("architectures", *_LABELS)}
+        for name in _OF_OLD_HEAD:
+            values.pop(name, None)
+    return values
+
+
+def _copy_along(base: Path, out: Path) -> None:
+    """Copies the files of a model's folder that are neither weights nor replaced."""
+    for path in sorted(base.iterdir()):
+        wanted = any(fnmatch(path.name.lower(), p) for p in _COMPANIONS)
+        if wanted and path.is_file() and not re.fullmatch(_REPLACED, path.name):
+            shutil.copyfile(path, out / path.name)
 
 
 def _write(

@@ -82,7 +82,9 @@ def export_hf(
 ) -> None:
     """Writes the base model with the posterior mean merged in, in HF's layout.
 
-    Beside it lie the run's settings, as `export_peft` writes them.
+    With it goes what the base's folder holds beside the weights: the tokenizer,
+    settings for generation, licences. Beside it lie the run's settings, as
+    `export_peft` writes them.
 
     Args:
         directory: a run's folder.
@@ -112,7 +114,7 @@ def export_hf(
     merged = TRAINABLES[config.train].merged
     params = merged(posterior.mean, params, config.lora)
     with new_folder(out) as folder:
-        save(folder, base.model.config, params, base.tokenizer)
+        save(folder, base.model.config, params, base.tokenizer, base.folder)
         _write_settings(folder, config, facts | learned)
 
 

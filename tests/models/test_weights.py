@@ -257,6 +257,7 @@ def test_a_hub_id_loads_what_the_hub_sends(revision, tmp_path, monkeypatch):
     def snapshot_download(name, revision, allow_patterns):
         asked.append((name, revision))
         wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model"]
+        wanted += ["generation_config.json", "LICENSE.txt", "USE_POLICY.md"]
         for file in (*wanted, "pytorch_model.bin", "model.gguf", "consolidated.00.pth"):
             sent = any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
             assert sent == (file in wanted)
