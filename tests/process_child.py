@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ivon_jax.ivon import posterior_noise
 from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.data.encoding import encode, encode_texts
-from ivon_jax.train.methods import IvonLora
+from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 from ivon_jax.train.pod.processes import (
     ProcessConfig,
     check_agreement,
@@ -28,7 +28,19 @@ from ivon_jax.train.pod.processes import (
 from ivon_jax.train.pod.sharding import make_mesh, placement, shardings
 from ivon_jax.train.tasks.registry import Example
 
-METHOD = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 100, 10)
+METHOD = IvonLora(
+    IvonLoraHyper(
+        steps=100,
+        warmup=10,
+        learning_rate=1e-2,
+        beta1=0.9,
+        beta2=0.9995,
+        ess=1e5,
+        hess_init=0.05,
+        clip_radius=5e-3,
+        mc_samples=1,
+    )
+)
 
 
 def draw(mesh_text: str) -> dict[str, np.ndarray]:

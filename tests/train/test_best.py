@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import find_examples, find_task, prepare
 from safetensors.numpy import load_file
 from test_checkpoint import STEPS, result, train_in_two
 from test_checkpoint import train as train_run
@@ -18,10 +17,16 @@ from test_checkpoint import train as train_run
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior, load_with_facts
 from ivon_jax.train import cli, loop
-from ivon_jax.train.config import MethodConfig, TrainConfig
-from ivon_jax.train.evaluate import Prediction, predict
+from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.export import RUN
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.predict import predict
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
+from ivon_jax.train.splits import find_examples, find_task
 
 # By step; not a number is never best, and of equals it is the newer one.
 SCRIPT = {3: 0.7, 6: 0.2, 9: float("nan"), 12: 0.5}
@@ -34,7 +39,7 @@ def base(tmp_path_factory) -> TrainConfig:
         model,
         data=dataclasses.replace(data, validation_examples=16),
         lora=LoraConfig(rank=4),
-        hyper=MethodConfig(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        hyper=IvonLoraHyper(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
         eval_steps=3,
         keep_checkpoints=1,
     )
@@ -46,8 +51,8 @@ def scripted(monkeypatch) -> list:
     seen = []
     scores = iter(SCRIPT.values())
 
-    def validate(problem, adapters, key):
-        seen.append(jax.tree.map(np.asarray, adapters))
+    def validate(problem, encoded, posterior, streams):
+        seen.append(jax.tree.map(np.asarray, posterior.mean))
         return {"eval_nll": next(scores)}
 
     monkeypatch.setattr(loop, "validate", validate)
@@ -72,7 +77,7 @@ def test_exports_tell_the_steps_that_were_reached(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt(patch, loop, "train_step", 8)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             train_run(base, out)
     lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     scored = [line for line in lines if "eval_nll" in line]
@@ -92,9 +97,9 @@ def test_exports_tell_the_steps_that_were_reached(
         assert posterior.prior_precision.keys() == posterior.precision.keys() != set()
 
 
-def size(problem, adapters, key):
+def size(problem, encoded, posterior, streams):
     """Adapters grow, so the first ones scored are the best."""
-    squares = (float(np.square(leaf).sum()) for leaf in jax.tree.leaves(adapters))
+    squares = (float(np.square(leaf).sum()) for leaf in jax.tree.leaves(posterior.mean))
     return {"eval_nll": sum(squares)}
 
 
@@ -145,7 +150,7 @@ def test_an_interrupt_at_any_time_leaves_a_posterior(
     with monkeypatch.context() as patch:
         interrupt(patch, owner, name, call)
         if done < STEPS:
-            with pytest.raises(loop.Interrupted, match=f"after step {done} of {STEPS}"):
+            with pytest.raises(Interrupted, match=f"after step {done} of {STEPS}"):
                 train_run(base, out)
         else:
             train_run(base, out)
@@ -174,13 +179,14 @@ def test_a_second_interrupt_stops_at_once_and_loses_no_checkpoint(
 
 def test_scores_are_those_of_the_mean(base, run):
     problem = prepare(base)
-    how, key = Prediction(0), jax.random.key(0)
+    held, streams = problem.splits["validation"], Streams.from_seed(0)
     lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     scores = [line["eval_nll"] for line in lines if "eval_nll" in line]
     assert len(scores) == 4
     for file, wanted in ((POSTERIOR, scores[-1]), (BEST, min(scores))):
-        log_probs = predict(problem, Posterior.load(run / file), how, key)[0]
-        right = log_probs[np.arange(16), problem.eval.labels]
+        posterior = Posterior.load(run / file)
+        log_probs = predict(problem, held, posterior, Mean(), streams)[0]
+        right = log_probs[np.arange(16), held.labels]
         assert -right.mean() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -198,10 +204,10 @@ def test_the_best_is_judged_by_other_examples(base, run, capsys):
     assert command("evaluate", run, "--best", "--test", "--samples", 2) == 0
     found = json.loads((run / "evaluation-2-best-test.json").read_text())
     assert found["eval_examples"] == 40
-    problem = prepare(base, test=True)
-    posterior = Posterior.load(run / BEST)
-    log_probs = predict(problem, posterior, Prediction(0), jax.random.key(0))[0]
-    right = log_probs.argmax(-1) == problem.eval.labels
+    problem = prepare(base, ("test",))
+    test, posterior = problem.splits["test"], Posterior.load(run / BEST)
+    log_probs = predict(problem, test, posterior, Mean(), Streams.from_seed(0))[0]
+    right = log_probs.argmax(-1) == test.labels
     assert found["rows"][0]["accuracy"] == pytest.approx(right.mean())
     written = load_file(run / "predictions-mean-best-test.safetensors")
     np.testing.assert_allclose(written["log_probs"][0], log_probs, rtol=1e-5)
@@ -220,11 +226,14 @@ def test_an_evaluation_leaves_the_others_alone(run):
 
 def test_the_test_examples_are_the_tasks_own(base):
     task = find_task(base.data)
-    held = find_examples(task, base.data, 0)
-    whole = dataclasses.replace(base.data, validation_examples=None)
-    all_of_it, test = find_examples(task, whole, 0)
-    assert find_examples(task, base.data, 0, test=True) == (held[0], test)
-    assert sorted(held[0] + held[1]) == sorted(all_of_it)
+    held = find_examples(task, base.data, 0, ("train", "validation"))
+    data = dataclasses.replace(base.data, validation_examples=None)
+    whole = find_examples(task, data, 0, ("train", "test"))
+    assert find_examples(task, base.data, 0, ("train", "test")) == {
+        "train": held["train"],
+        "test": whole["test"],
+    }
+    assert sorted(held["train"] + held["validation"]) == sorted(whole["train"])
 
 
 def test_a_run_without_scores_has_no_best(base, tmp_path, capsys):

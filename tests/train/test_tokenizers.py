@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import prepare, settled
 from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
-from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
-from ivon_jax.train.evaluate import Prediction, predict
+from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.predict import predict
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run
+from ivon_jax.train.splits import settled
 
 UNSET = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
@@ -119,10 +123,10 @@ def problem_of(folder: Path, files: dict, start: str, **data):
 
 def at_the_base(problem):
     """Predictions of adapters that change nothing."""
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.adapters)
-    return predict(
-        problem, Posterior.point(zero), Prediction(0), jax.random.key(0), show=False
-    )[0]
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.shapes)
+    test, streams = problem.splits["test"], Streams.from_seed(0)
+    posterior = Posterior.point(zero)
+    return predict(problem, test, posterior, Mean(), streams, show=False)[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -205,7 +209,7 @@ def test_runs_of_before_there_was_the_choice(tmp_path):
         labels=("好", "坏"),
         leading_space="yes",
     )
-    hyper = MethodConfig(steps=2, batch_size=2)
+    hyper = Hyper(steps=2, batch_size=2)
     config = TrainConfig(str(model), data=data, lora=LoraConfig(rank=2), hyper=hyper)
     cli.train(config, out)
     cli.evaluate(out, samples=2)
@@ -238,7 +242,7 @@ def test_the_choice_is_recorded(tmp_path):
             labels=tiny.LABELS,
         ),
         lora=LoraConfig(rank=2),
-        hyper=MethodConfig(steps=1, batch_size=2),
+        hyper=Hyper(steps=1, batch_size=2),
     )
     cli.train(config, tmp_path / "run")
     recorded, _ = run.read_config(tmp_path / "run")

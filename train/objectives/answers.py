@@ -36,7 +36,7 @@ class ClassAnswer:
         )
         return jnp.sum(losses * jnp.reshape(batch.weights, -1))
 
-    def predictions(self, outputs: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    def predictions(self, outputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Returns log-probabilities."""
         return jax.nn.log_softmax(outputs)
 
@@ -71,7 +71,7 @@ class NumberAnswer:
         losses = jnp.square(outputs[:, 0] - jnp.reshape(batch.labels, -1))
         return jnp.sum(losses * jnp.reshape(batch.weights, -1))
 
-    def predictions(self, outputs: Float[Array, "b 1"]) -> Float[Array, "b 1"]:
+    def predictions(self, outputs: Float[Array, "*b 1"]) -> Float[Array, "*b 1"]:
         """Returns the numbers."""
         return outputs
 

@@ -81,7 +81,7 @@ class Objective(Protocol):
         """Returns the sum over the batch of weight times loss."""
         ...
 
-    def predictions(self, outputs: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    def predictions(self, outputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Returns what is averaged over samples: log-probabilities, or numbers."""
         ...
 

@@ -29,7 +29,7 @@ class LabelWords(ClassAnswer):
         max_length: most tokens of a prompt.
     """
 
-    label_ids: Int[Array, " c"]
+    label_ids: Any  # integers on the host or a device; in a tree, whatever is mapped to
     metrics: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     max_length: int = dataclasses.field(metadata={"static": True})
 

@@ -36,7 +36,7 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
             f"task: {task.name} asks for a number, which takes an encoder with a head"
             f" (as microsoft/deberta-v3-base); {name} is a decoder"
         )
-    label_ids: Any = answer_tokens(tokenizer, task.words, task.leading_space)
+    label_ids = answer_tokens(tokenizer, task.words, task.leading_space)
     return LabelWords(label_ids, task.metrics, limit)
 
 
@@ -50,5 +50,5 @@ def planned_objective(model_config: Any, outputs: int) -> Objective:
     limit = model_config.max_position_embeddings
     if family_of(model_config).head:
         return HeadClass((), limit)
-    label_ids: Any = jax.ShapeDtypeStruct((outputs,), jnp.int32)
+    label_ids = jax.ShapeDtypeStruct((outputs,), jnp.int32)
     return LabelWords(label_ids, (), limit)

@@ -8,13 +8,16 @@ import numpy as np
 import process_child
 import pytest
 import tiny
-from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import loop
-from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
-from ivon_jax.train.evaluate import Prediction, predict
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.sharding import parse_mesh
+from ivon_jax.train.predict import predict
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.step import train_step
 
 MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
@@ -23,7 +26,7 @@ MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> TrainConfig:
     model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
-    hyper = MethodConfig(
+    hyper = IvonLoraHyper(
         steps=6, warmup=1, batch_size=16, learning_rate=0.1, gamma=2000.0
     )
     lora = LoraConfig(rank=4, dropout=0.1)
@@ -73,7 +76,8 @@ def test_predictions_are_those_of_one_device(base, tmp_path):
         config = resolve(dataclasses.replace(base, mesh=mesh), "custom", 64)
         problem = prepare(config)
         posterior = loop.train(problem, config, tmp_path / mesh)
-        found.append(predict(problem, posterior, Prediction(2), jax.random.key(4)))
+        test, streams = problem.splits["test"], Streams.from_seed(4)
+        found.append(predict(problem, test, posterior, Samples(2), streams))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
@@ -93,7 +97,8 @@ def test_packed_rows_are_split_like_others(base, tmp_path):
 
 
 def test_groups_draw_the_same_samples_on_any_mesh(base, alone, tmp_path):
-    base = dataclasses.replace(base, noise="per-shard")
+    hyper = dataclasses.replace(base.hyper, noise="per-shard")
+    base = dataclasses.replace(base, hyper=hyper)
     wanted = run(dataclasses.replace(base, mesh="data=2"), tmp_path / "two")
     mixed = dataclasses.replace(base, mesh="data=2,fsdp=2,tensor=2")
     assert_close(run(mixed, tmp_path / "mixed"), wanted)

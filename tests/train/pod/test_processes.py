@@ -14,14 +14,16 @@ import process_child
 import pytest
 import tiny
 from children import finish, taken, wait_for_steps
-from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
-from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.pod.sharding import device_count
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
 
 STEPS = 8
@@ -30,7 +32,7 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> TrainConfig:
     model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
-    hyper = MethodConfig(steps=STEPS, batch_size=8, learning_rate=0.01)
+    hyper = IvonLoraHyper(steps=STEPS, batch_size=8, learning_rate=0.01)
     return TrainConfig(model, data=data, lora=LoraConfig(rank=4), hyper=hyper)
 
 
@@ -157,14 +159,14 @@ def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
     assert f"interrupted after step {taken(out)} of 1000000" in said[0]
     # As if it had been meant to end here: the rest of its steps is one.
     config = json.loads((out / "config.json").read_text())["config"]
-    hyper = MethodConfig(**config["hyper"])
+    hyper = IvonLoraHyper(**config["hyper"])
     resumed = dataclasses.replace(base, hyper=hyper, checkpoint_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, taken(out) + 2)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             loop.train(prepare(resumed), resumed, out, True)
         stop_at(patch, taken(out))
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             loop.train(prepare(resumed), resumed, tmp_path / "one")
     assert_same(out, tmp_path / "one")
 

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import tiny
 from children import finish, kill, taken, wait_for_steps
-from ivon_jax.train.prepare import prepare
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
-from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import checkpoint, run
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
@@ -39,7 +41,7 @@ def base(tmp_path_factory) -> TrainConfig:
         model,
         data=data,
         lora=LoraConfig(rank=4, dropout=0.1),
-        hyper=MethodConfig(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        hyper=Hyper(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
         checkpoint_steps=4,
         keep_checkpoints=3,
     )
@@ -54,10 +56,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
 def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -> None:
     real = loop.train_step
 
-    def stopping(model, method, state, *args, **kwargs):
+    def stopping(network, method, state, *args, **kwargs):
         if int(state.step) == step - 1:
             signal.raise_signal(by)
-        return real(model, method, state, *args, **kwargs)
+        return real(network, method, state, *args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", stopping)
 
@@ -65,7 +67,7 @@ def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -
 def train_in_two(config, out, monkeypatch, step=6, then=None) -> Path:
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        with pytest.raises(loop.Interrupted, match=f"after step {step} of {STEPS}"):
+        with pytest.raises(Interrupted, match=f"after step {step} of {STEPS}"):
             train(config, out)
     return train(then or config, out, resume=True)
 
@@ -208,7 +210,7 @@ def test_another_run_is_refused(changes, message, base, alone, tmp_path):
 def test_checkpoints_of_another_run_are_refused(changes, name, base, alone, tmp_path):
     config = resolve(dataclasses.replace(base, **changes), "custom", 64)
     problem = prepare(config)
-    run.start(tmp_path / "run", config, problem.facts, resume=False)
+    run.start(tmp_path / "run", config, problem.metadata, resume=False)
     foreign = shutil.copytree(alone / CHECKPOINTS, tmp_path / "run" / CHECKPOINTS)
     with pytest.raises(ValueError, match=f"^{name}: is now .*, but {foreign} was"):
         loop.train(problem, config, tmp_path / "run", resume=True)
