@@ -168,6 +168,9 @@ EARLY = {
     "option of IVON": ({"method": "adam", "gamma": 1}, "gamma: method adam has"),
     "used folder": ({"out": "data"}, "data: holds another run"),
     "file as folder": ({"out": "data/train.jsonl"}, "data/train.jsonl is a file"),
+    "brackets": ({"out": "new/[run]"}, "no checkpoints can be kept in a path with ["),
+    "backslash": ({"out": "new\\run"}, "no checkpoints can be kept in a path with \\"),
+    "bucket": ({"out": "gs://bucket/run"}, "gs:/bucket/run: is a URL"),
     "file as parent": ({"out": "data/eval.jsonl/run"}, "data/eval.jsonl is a file"),
 }
 
@@ -177,6 +180,8 @@ def test_train_refuses_before_loading(case, ivon_jax_command, place, no_loading)
     changes, names = EARLY[case]
     args = train(**{"out": "new/run"} | changes)
     refused(ivon_jax_command, place, args, names)
+    if "out" in changes:
+        refused(ivon_jax_command, place, [*args, "--resume"], names)
 
 
 def test_a_folder_that_may_not_be_written_to(
@@ -364,6 +369,7 @@ def test_evaluate_refuses_what_changed(ivon_jax_command, place, tmp_path):
         ({"task": "chess"}, "chess"),
         ({"seed": -1}, "seed: -1"),
         ({"out": "data"}, "data: holds another run"),
+        ({"out": "new/[run]"}, "no checkpoints can be kept in a path with ["),
     ],
 )
 def test_compare_refuses_before_loading(

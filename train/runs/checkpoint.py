@@ -1,22 +1,25 @@
 """Checkpoints of a run: written in the background, proven whole before they are used.
 
-Orbax writes one folder a checkpoint. What it commits is then sealed with a digest of
-every file, so that a checkpoint cut short, or altered on the disk, is told from a good
-one; restoring passes over the bad and takes the newest that is good.
+Orbax writes one folder a checkpoint. What it commits is read back, then sealed with a
+digest of every file, so that a checkpoint cut short, or altered on the disk, is told
+from a good one; restoring passes over the bad and takes the newest that is good.
 """
 
 import hashlib
+import itertools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
@@ -24,6 +27,9 @@ from ivon_jax.files import write_bytes
 from ivon_jax.models.checks import one_line
 
 SEAL = "sha256.json"
+# Orbax puts a checkpoint's arrays into this folder of it.
+ARRAYS = "state"
+READ_BYTES = 2**30
 
 
 class Saved(NamedTuple):
@@ -53,6 +59,9 @@ class Checkpoints:
         steps: save every so many steps; None for by time alone.
         minutes: save at the latest after so many minutes.
         keep: how many to keep, the newest ones; the one of lowest score is kept too.
+
+    Raises:
+        ValueError: checkpoints cannot be kept in a folder of this name.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Checkpoints:
     ) -> None:
         from orbax.checkpoint.experimental.v1 import training
 
+        check_path(folder)
         if jax.process_index() == 0:
             _remove_damaged(folder)
         multihost_utils.sync_global_devices("checkpoints are checked")
@@ -70,14 +80,15 @@ class Checkpoints:
         if steps is not None:
             policies.insert(0, when.FixedIntervalPolicy(steps))
         self._folder, self._keep = folder, keep
-        self._pending: int | None = None
-        self._orbax = training.Checkpointer(
-            folder.absolute(),
-            save_decision_policy=when.AnySavePolicy(policies),
-            # Orbax would remove an old one before the new one is sealed.
-            preservation_policy=training.preservation_policies.PreserveAll(),
-            cleanup_tmp_directories=True,
-        )
+        self._pending: tuple[int, PyTree] | None = None  # a step, and its shapes
+        with _naming(folder, "the checkpoints cannot be read"):
+            self._orbax = training.Checkpointer(
+                folder.absolute(),
+                save_decision_policy=when.AnySavePolicy(policies),
+                # Orbax would remove an old one before the new one is sealed.
+                preservation_policy=training.preservation_policies.PreserveAll(),
+                cleanup_tmp_directories=True,
+            )
 
     def __enter__(self) -> "Checkpoints":
         """Starts; there is nothing to do."""
@@ -109,6 +120,9 @@ class Checkpoints:
 
         Returns:
             The checkpoint, or None if there is none.
+
+        Raises:
+            OSError: it cannot be read.
         """
         latest = self._orbax.latest
         if latest is None:
@@ -124,6 +138,9 @@ class Checkpoints:
 
         Returns:
             The checkpoint, or None if none has a score.
+
+        Raises:
+            OSError: it cannot be read.
         """
         self._finish()
         best = self._best()
@@ -137,12 +154,21 @@ class Checkpoints:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        state = self._orbax.load(found.step, shapes)
+        with self._reading(found):
+            state = self._orbax.load(found.step, shapes)
         return Saved(found.step, state, self._notes(found))
 
     def _notes(self, found: Any) -> dict[str, Any]:
-        notes: Any = self._orbax.metadata(found.step).custom_metadata
-        return notes
+        with self._reading(found):
+            notes: Any = self._orbax.metadata(found.step).custom_metadata
+            return dict(notes)
+
+    def _reading(self, found: Any) -> AbstractContextManager[None]:
+        return _naming(
+            self._folder / str(found.step),
+            "the checkpoint cannot be read",
+            "; without it, --resume takes the one before",
+        )
 
     def due(self, step: int) -> bool:
         """Tells whether it is time to save; to be asked after every step.
@@ -166,7 +192,7 @@ class Checkpoints:
             return
         # A copy: the next step reuses the state's own buffers.
         state = jax.tree.map(jnp.copy, saved.state)
-        with _one_line(self._folder):
+        with self._writing():
             self._orbax.save_async(
                 saved.step,
                 state,
@@ -174,18 +200,29 @@ class Checkpoints:
                 metrics=None if saved.score is None else {"score": saved.score},
                 custom_metadata=saved.notes,
             )
-        self._pending = saved.step
+        self._pending = (
+            saved.step,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state),
+        )
 
     def _finish(self) -> None:
         """Waits for the save under way, and seals it."""
         if self._pending is None:
             return
-        step, self._pending = self._pending, None
-        with _one_line(self._folder):
+        (step, shapes), self._pending = self._pending, None
+        with self._writing():
             self._orbax.wait()
             if jax.process_index() == 0:
+                _prove(self._folder / str(step), shapes)
                 _seal(self._folder / str(step))
                 self._remove_old()
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return _naming(
+            self._folder,
+            "the checkpoint cannot be written",
+            "; the last good one is kept",
+        )
 
     def _remove_old(self) -> None:
         """Removes all but the newest and the best; Orbax goes on listing them."""
@@ -196,15 +233,60 @@ class Checkpoints:
 
 
 @contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """Turns whatever the writer raises into an error that names the folder."""
+def _naming(where: Path, problem: str, then: str = "") -> Iterator[None]:
+    """Turns whatever Orbax raises into an error of one line that names the place."""
     try:
         yield
     except Exception as error:
-        raise OSError(
-            f"{folder}: the checkpoint cannot be written ({one_line(error)});"
-            " the last good one is kept"
-        ) from error
+        raise OSError(f"{where}: {problem} ({one_line(error)}){then}") from error
+
+
+def check_path(folder: Path) -> None:
+    """Checks that what Orbax writes to a folder of this name can be read again.
+
+    It looks for its files by patterns that begin with the folder's own path, and takes
+    part of it for a URL.
+
+    Raises:
+        ValueError: the path means something else to it.
+    """
+    path = folder.absolute()
+    bad = [character for character in "*?[\\" if character in str(path)]
+    bad += [part for part in path.parts if re.fullmatch(r"[a-z][a-z0-9+.-]+:", part)]
+    bad += [ascii(c)[1:-1] for c in str(path) if "\ud800" <= c <= "\udfff"]
+    if bad:
+        raise ValueError(
+            f"{path}: no checkpoints can be kept in a path with {bad[0]};"
+            " choose another folder"
+        )
+
+
+def _prove(folder: Path, shapes: PyTree) -> None:
+    """Reads all arrays of a checkpoint, about a gigabyte at a time.
+
+    This process does it without the others, whatever they hold of the arrays.
+
+    Raises:
+        ValueError: they are not those that were saved.
+    """
+    import orbax.checkpoint as ocp
+
+    leaves, tree = jax.tree.leaves(shapes), jax.tree.structure(shapes)
+    ends = itertools.accumulate(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    parts = [end // READ_BYTES for end in ends]
+    handler = ocp.PyTreeCheckpointHandler()
+    for part in sorted(set(parts)):
+        wanted = [
+            leaf if of == part else ocp.PLACEHOLDER
+            for leaf, of in zip(leaves, parts, strict=True)
+        ]
+        item = jax.tree.unflatten(tree, wanted)
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=plain)
+        found = jax.tree.leaves(handler.restore(folder / ARRAYS, args=args))
+        for leaf, of, array in zip(leaves, parts, found, strict=True):
+            if of == part and (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError(f"an array of {leaf.shape} became {array.shape}")
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.posterior import Facts, Posterior, load_with_facts
 from ivon_jax.train.config import CompareConfig, TrainConfig
 from ivon_jax.train.config_json import Kind, from_json, to_json
+from ivon_jax.train.runs.checkpoint import check_path
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
 BEST = "best.safetensors"
@@ -70,10 +71,11 @@ def check_out(out: Path, *, resume: bool) -> None:
     if resume and (out / CONFIG).exists():
         if not os.access(out, os.W_OK | os.X_OK):
             raise ValueError(f"{out}: cannot be written to")
-        return
-    if resume and out.is_dir():
-        remove_unfinished(out)
-    check_new(out)
+    else:
+        if resume and out.is_dir():
+            remove_unfinished(out)
+        check_new(out)
+    check_path(out / CHECKPOINTS)
 
 
 def create(out: Path) -> None:
