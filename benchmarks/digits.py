@@ -27,7 +27,6 @@ from benchmarks.timing import machine, write
 from ivon_jax.ensemble import average, ensemble_log_probs
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.train.report.tables import markdown
-from ivon_jax.train.step import mean_loss
 
 CLASSES, SHOTS, VALIDATION, BATCH, SAMPLES = 5, 8, 20, 8, 32
 RATES = {"adam": (3e-3, 1e-2, 3e-2, 1e-1), "ivon-lora": (0.1, 0.3, 1.0, 3.0)}
@@ -35,6 +34,12 @@ STEPS = (50, 100, 200, 400)
 ESS = {"adam": (0.0,), "ivon-lora": (100.0, 300.0, 1000.0)}
 
 Data = tuple[Float[Array, "n 64"], Any]
+
+
+def mean_loss(logits: Float[Array, "n c"], labels: Any) -> Float[Array, ""]:
+    """Returns the mean cross-entropy."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses)
 
 
 class MLP(nn.Module):

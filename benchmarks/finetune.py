@@ -17,38 +17,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from ivon_jax.train.prepare import Problem, prepare
 
+from benchmarks.steps import make_method
 from benchmarks.timing import machine, summary, write
-from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import known
-from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
+from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, train_batches
-from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.step import Streams, TrainState, train_step
+from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.step import first_state, train_step
 
 Step = Callable[[Batch], float]
 
 
 def ours(problem: Problem, method: Method) -> Step:
     """Our jitted step; returns the loss."""
-    streams = Streams.from_seed(0)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    adapters = init_adapters(problem.model, streams.adapters, tokens)
-    state = TrainState(jnp.zeros([], jnp.int32), adapters, method.init(adapters))
+    fixed = problem.fixed(Streams.from_seed(0))
+    state = first_state(problem.network, method, None, fixed.streams.adapters)
     # Committed like the output of a step, which is then compiled but once.
     state = jax.device_put(state, jax.local_devices()[0])
 
     def step(batch: Batch) -> float:
         nonlocal state
         state, logs = train_step(
-            problem.model, method, state, problem.params, problem.answers,
-            jax.device_put(batch), streams,
-        )  # fmt: skip
+            problem.network, method, state, fixed, jax.device_put(batch)
+        )
         return float(logs["loss"])
 
     return step
@@ -153,12 +150,15 @@ def main(
     before = machine()
     data = DataConfig(task, data_dir, eval_examples=8)
     name = "smollm2-135m-instruct"
-    problem = prepare(TrainConfig(name, "adam", 0, data, LoraConfig(), MethodConfig()))
+    problem = prepare(TrainConfig(name, data=data))
+    objective: Any = problem.objective
+    lora: Any = problem.network.module
     gguf = known.fetch(name)
-    adam = Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)
-    ivon = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10**6, 1)
+    adam = make_method("adam", learning_rate=1e-4)
+    ivon = make_method("ivon-lora", ess=1e5)
+    train = problem.splits["train"]
     plain, packed = (
-        list(islice(train_batches(problem.train, batch_size, 0, pack=pack), steps))
+        list(islice(train_batches(train, batch_size, 0, pack=pack), steps))
         for pack in (1, 2)
     )
     results = race(
@@ -166,7 +166,7 @@ def main(
             "ours": Contestant(lambda: ours(problem, adam), plain),
             "ours_packed": Contestant(lambda: ours(problem, adam), packed),
             "ours_ivon_packed": Contestant(lambda: ours(problem, ivon), packed),
-            "peft": Contestant(lambda: peft(gguf, problem.answers), plain),
+            "peft": Contestant(lambda: peft(gguf, objective.label_ids), plain),
         }
     )
     theirs = results["peft"].seconds
@@ -180,7 +180,7 @@ def main(
                 "ours": float(np.mean([batch.tokens.size for batch in plain])),
                 "ours_packed": float(np.mean([batch.tokens.size for batch in packed])),
             },
-            "adapters": dataclasses.asdict(problem.model.config),
+            "adapters": dataclasses.asdict(lora.config),
             "results": {
                 label: {
                     "seconds_to_first_step": result.first,

@@ -15,31 +15,32 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from ivon_jax.train.prepare import Problem, prepare
 
 from benchmarks.timing import machine, write
+from ivon_jax.kinds import Distribution
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import Deberta, DebertaConfig
 from ivon_jax.models.save import save
-from ivon_jax.posterior import Posterior
-from ivon_jax.train.config import (
-    DataConfig,
-    MethodConfig,
-    MethodName,
-    TrainConfig,
-    resolve,
-)
+from ivon_jax.train.config import DataConfig, TrainConfig, resolve
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.examples import load_examples
-from ivon_jax.train.evaluate import Prediction, predict, score
+from ivon_jax.train.keys import Streams
 from ivon_jax.train.loop import train
-from ivon_jax.train.step import Streams
+from ivon_jax.train.methods.adam import AdamHyper
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.objectives.head import HeadClass
+from ivon_jax.train.predict import predict, score
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.tasks.registry import get_task
 
 # As deberta-v3, but small. Random embeddings so wide are nearly orthogonal: an adapter
@@ -67,9 +68,9 @@ LORA = LoraConfig(rank=16, alpha=16.0, dropout=0.0, targets=("all-linear",))
 SEEN = 512  # training examples that are scored too
 # An untrained model is further from its goal than a pretrained one: larger steps, and
 # for IVON less noise than with the paper's lambda.
-METHODS: dict[MethodName, MethodConfig] = {
-    "adam": MethodConfig(batch_size=64, learning_rate=2e-3),
-    "ivon-lora": MethodConfig(
+METHODS: dict[str, Hyper] = {
+    "adam": AdamHyper(batch_size=64, learning_rate=2e-3),
+    "ivon-lora": IvonLoraHyper(
         batch_size=64, learning_rate=0.1, ess=1e8, hess_init=5e-4
     ),
 }
@@ -132,28 +133,33 @@ def first(encoded: Encoded, count: int) -> Encoded:
     return Encoded(encoded.tokens[:count], encoded.labels[:count], seconds)
 
 
-def correlation(problem: Problem, posterior: Posterior, samples: int) -> float:
+def correlation(
+    problem: Problem, encoded: Encoded, posterior: Distribution, predictor: Predictor
+) -> float:
     """Returns Matthews' correlation of classes, or Spearman's of numbers."""
-    name = "matthews" if problem.task.words else "spearman"
-    how, key = Prediction(samples), Streams.from_seed(0).ensemble
-    predictions = predict(problem, posterior, how, key, batch_size=256, show=False)
-    extra = (name,) if problem.task.words else ()
-    value = score("", how, predictions, problem.eval.labels, extra)[name]
+    name, objective = "spearman", problem.objective
+    if problem.task.words:
+        name, classes = "matthews", cast(HeadClass, objective)
+        objective = dataclasses.replace(classes, metrics=(name,))
+    problem = dataclasses.replace(problem, objective=objective)
+    streams = Streams.from_seed(0)
+    predictions = predict(
+        problem, encoded, posterior, predictor, streams, batch_size=256, show=False
+    )
+    value = score(problem, "", predictor, predictions, encoded)[name]
     return 0.0 if math.isnan(value) else value  # all numbers are the same
 
 
 def run(problem: Problem, config: TrainConfig, out: Path, samples: int) -> Result:
     """Trains one method, and scores it on what it has seen and what it has not."""
-    config = resolve(config, problem.task.family, len(problem.train))
+    seen, unseen = problem.splits["train"], problem.splits["test"]
+    config = resolve(config, problem.task.family, len(seen))
     posterior = train(problem, config, out)
-    seen = dataclasses.replace(problem, eval=first(problem.train, SEEN))
-    mean = correlation(problem, posterior, 0)
+    sampled = Samples(samples) if posterior.spread else Mean()
     return Result(
-        train=correlation(seen, posterior, 0),
-        mean=mean,
-        samples=correlation(problem, posterior, samples)
-        if posterior.precision
-        else mean,
+        train=correlation(problem, first(seen, SEEN), posterior, Mean()),
+        mean=correlation(problem, unseen, posterior, Mean()),
+        samples=correlation(problem, unseen, posterior, sampled),
     )
 
 
@@ -175,10 +181,10 @@ def measure(
         hyper = dataclasses.replace(hyper, steps=steps)
         chosen = dataclasses.replace(config, method=method, hyper=hyper)
         results[method] = run(problem, chosen, out / f"{name}-{method}", samples)
-    count = len(problem.eval)
+    count = len(problem.splits["test"])
     return {
         "metric": "Matthews" if task.words else "Spearman",
-        "train_examples": len(problem.train),
+        "train_examples": len(problem.splits["train"]),
         "eval_examples": count,
         "standard_error": (count - 2) ** -0.5,  # of a correlation near 0
         **{method: dataclasses.asdict(result) for method, result in results.items()},

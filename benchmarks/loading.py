@@ -67,13 +67,13 @@ def ours(folder: str, base: Any) -> int:
     """Loads onto the first device; returns the bytes that stay."""
     import jax
     import jax.numpy as jnp
-    from ivon_jax.train.prepare import base_kind
 
     from ivon_jax.lora import Lora, LoraConfig, init_adapters
     from ivon_jax.models import load
     from ivon_jax.train.config import TrainConfig
+    from ivon_jax.train.problem import base_dtype
 
-    dtype, quantization = base_kind(TrainConfig(base=base))
+    dtype, quantization = base_dtype(TrainConfig(base=base))
     loaded = load(folder, dtype=dtype, quantization=quantization, tokenizer=False)
     model = Lora(loaded.model, LoraConfig())
     tokens = jnp.zeros((1, 1), jnp.int32)

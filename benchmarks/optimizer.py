@@ -20,13 +20,16 @@ import optax
 import tyro
 
 import ivon_jax
+from benchmarks.steps import make_fixed, make_method
 from benchmarks.timing import interleave, machine, summary, write
-from ivon_jax.lora import Lora, LoraConfig, init_adapters
+from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import load
+from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import Batch
-from ivon_jax.train.methods import Adam, IvonLora, Method
+from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.step import Streams, TrainState, train_step
+from ivon_jax.train.problem import make_network
+from ivon_jax.train.step import Network, TrainState, train_step
 
 ESS = 2400.0
 
@@ -118,7 +121,7 @@ def torch_ivon(adapters: Any, grads: Any) -> Callable[[], None]:
 
 
 def whole_step(
-    model: Lora, params: Any, adapters: Any, method: Method, length: int
+    network: Network, params: Any, adapters: Any, method: Method, length: int
 ) -> Callable[[], None]:
     """A training step of 8 prompts of one length."""
     full = np.full((8, 1), length, np.int32)
@@ -126,11 +129,11 @@ def whole_step(
     batch = Batch(tokens, full, 0 * full, np.ones((8, 1), np.float32))
     copy = jax.tree.map(jnp.copy, adapters)
     state = TrainState(jnp.zeros([], jnp.int32), copy, method.init(copy))
-    streams, answers = Streams.from_seed(0), jnp.arange(4)
+    fixed = make_fixed(params)
 
     def call() -> None:
         nonlocal state
-        state, _ = train_step(model, method, state, params, answers, batch, streams)
+        state, _ = train_step(network, method, state, fixed, batch)
         jax.block_until_ready(state)
 
     return call
@@ -155,7 +158,8 @@ def main(
     keep_freed_memory()  # as the command line does
     before = machine()
     pretrained = load(model, tokenizer=False)
-    lora = Lora(pretrained.model, LoraConfig())
+    network = make_network(TrainConfig(), pretrained.model, LoraConfig())
+    lora: Any = network.module
     tokens = jnp.zeros((1, 1), jnp.int32)
     adapters = init_adapters(lora, jax.random.key(0), tokens)
     grads = jax.tree.map(lambda a: 1e-2 * jax.random.normal(jax.random.key(1), a.shape),
@@ -171,12 +175,12 @@ def main(
         {name: make(adapters, grads) for name, make in contestants.items()}, rounds
     )
     methods: dict[str, Method] = {
-        "adam": Adam(1e-4, 0.9, 0.999, 1e-8, 1000, 10),
-        "ivon-lora": IvonLora(1e-2, ESS, 0.05, 0.9, 0.9995, 5e-3, 1, 1000, 10),
+        "adam": make_method("adam", learning_rate=1e-4),
+        "ivon-lora": make_method("ivon-lora", ess=ESS),
     }
     steps = interleave(
         {
-            name: whole_step(lora, pretrained.params, adapters, method, length)
+            name: whole_step(network, pretrained.params, adapters, method, length)
             for name, method in methods.items()
         },
         step_rounds,

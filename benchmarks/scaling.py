@@ -88,25 +88,29 @@ def ours(point: Point) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from ivon_jax.lora import Lora, LoraConfig
+    from benchmarks.steps import make_fixed, make_method
+    from ivon_jax.lora import LoraConfig
     from ivon_jax.models import Llama
+    from ivon_jax.train.config import TrainConfig
     from ivon_jax.train.data.batches import Batch
-    from ivon_jax.train.methods import Adam, IvonLora, Method
     from ivon_jax.train.pod.host_memory import keep_freed_memory
     from ivon_jax.train.pod.sharding import make_mesh, put_batch, shardings
-    from ivon_jax.train.step import Streams, first_state, predict_batch, train_step
+    from ivon_jax.train.predictors.samples import Samples
+    from ivon_jax.train.problem import make_network
+    from ivon_jax.train.step import first_state, predict_batch, train_step
 
     keep_freed_memory()  # as the command line does
     mesh = make_mesh(f"data={point.devices}")
     base = Llama(llama(point.layers, point.width), scan_layers=point.scanned)
-    model = Lora(base, LoraConfig(rank=point.rank))
-    method: Method = Adam(1e-4, 0.9, 0.999, 1e-8, 10**6, 1)
+    network = make_network(TrainConfig(), base, LoraConfig(rank=point.rank))
+    method = make_method("adam", learning_rate=1e-4)
     if point.kind != "adam":
-        method = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, point.samples, 10**6, 1)
+        method = make_method("ivon-lora", ess=1e5, mc_samples=point.samples)
     tokens = jnp.zeros((1, 1), jnp.int32)
 
     def make(key: Any) -> Any:
-        return base.init(key, tokens)["params"], first_state(model, method, None, key)
+        params = base.init(key, tokens)["params"]
+        return params, first_state(network, method, None, key)
 
     key = jax.random.key(0)
     targets = shardings(jax.eval_shape(make, key), mesh)
@@ -115,21 +119,21 @@ def ours(point: Point) -> Step:
     labels = np.zeros_like(full)
     ids = np.ones((point.batch, point.length), np.int32)
     batch = put_batch(
-        Batch(ids, full, labels, labels.astype(np.float32)), mesh, point.batch
+        Batch(ids, full, labels, np.ones(full.shape, np.float32)), mesh, point.batch
     )
-    answers, streams = jnp.arange(4), Streams.from_seed(0)
-    posterior = method.posterior(state.adapters, state.method)
+    fixed = make_fixed(params)
+    posterior = method.posterior(state.params, state.method)
 
     def train() -> None:
         nonlocal state
         with jax.set_mesh(mesh):
-            state, _ = train_step(model, method, state, params, answers, batch, streams)
+            state, _ = train_step(network, method, state, fixed, batch)
         jax.block_until_ready(state)
 
     def predict() -> None:
-        none, how = jnp.zeros(0, jnp.int32), (point.samples, point.chunk)
+        none, how = jnp.zeros(0, jnp.int32), Samples(point.samples)
         log_probs = predict_batch(
-            model, params, posterior, answers, none, batch, key, *how
+            network, how, fixed, posterior, none, batch, 0, point.chunk
         )
         jax.block_until_ready(log_probs)
 

@@ -15,28 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from ivon_jax.train.prepare import Problem, prepare
 
 import ivon_jax
 from benchmarks.timing import machine, write
 from ivon_jax.ivon import posterior_precision
-from ivon_jax.lora import init_adapters
-from ivon_jax.train.config import (
-    DataConfig,
-    MethodConfig,
-    TrainConfig,
-    make_method,
-    resolve,
-)
+from ivon_jax.train.config import DataConfig, TrainConfig, make_method, resolve
 from ivon_jax.train.data.batches import Batch, train_batches
-from ivon_jax.train.evaluate import validate
+from ivon_jax.train.keys import Streams
 from ivon_jax.train.loop import train
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.predict import validate
+from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.report.tables import markdown
 from ivon_jax.train.runs import run
-from ivon_jax.train.step import answer_outputs, mean_loss
 
 GROUPS = (1, 2, 4, 8)
 # The columns of variances, and what they are of.
@@ -59,8 +52,8 @@ def variance(
         at samples far apart differ much in size, so many keys are needed.
     """
     method: Any = make_method(config)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    adapters = init_adapters(problem.model, jax.random.key(0), tokens)
+    network = problem.network
+    adapters = network.trainable.fresh(network.module, jax.random.key(0))
     # B is zero at the start, where A has no gradient.
     adapters = jax.tree.map(
         lambda a: a + 0.01 * jax.random.normal(jax.random.key(1), a.shape), adapters
@@ -69,16 +62,16 @@ def variance(
     precision = posterior_precision(state)
 
     @jax.jit
-    def estimate(key: Any, params: Any, answers: Any) -> Any:
+    def estimate(key: Any, frozen: Any, objective: Any) -> Any:
         def loss_fn(adapters: Any, batch: Batch) -> Any:
-            outputs = answer_outputs(problem.model, params, adapters, answers, batch)
-            return mean_loss(outputs, jnp.ravel(batch.labels))
+            outputs = objective.outputs(network.bind(adapters, frozen, {}), batch)
+            return objective.loss(outputs, batch) / batch.weights.sum()
 
         value_and_grad = ivon_jax.value_and_grad(loss_fn, groups=method.groups)
         _, _, moments = value_and_grad(key, adapters, state, batch)
         return {k: precision[k] * v for k, v in moments.noise_grad.items()}
 
-    base = jax.device_put((problem.params, problem.answers), jax.devices()[0])
+    base = jax.device_put((problem.frozen, problem.objective), jax.devices()[0])
     found = [jax.device_get(estimate(jax.random.key(i), *base)) for i in range(keys)]
     rows = np.array([np.concatenate([f[k].ravel() for k in precision]) for f in found])
     of_key = np.square(rows - rows.mean(0)).mean(1) * keys / (keys - 1)
@@ -112,18 +105,21 @@ def main(
     jax.config.update("jax_num_cpu_devices", max(GROUPS))
     before = machine()
     data = DataConfig(train_examples=256, eval_examples=100)
-    hyper = MethodConfig(
-        steps=steps, batch_size=batch_size, learning_rate=0.03, gamma=75.0
+    hyper = IvonLoraHyper(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=0.03,
+        gamma=75.0,
+        noise="per-shard",
     )
     results: dict[int, dict[str, Any]] = {}
+    streams = Streams.from_seed(0)
     for groups in GROUPS:
         start = time.monotonic()
-        config = TrainConfig(
-            data=data, hyper=hyper, mesh=f"data={groups}", noise="per-shard"
-        )
+        config = TrainConfig(data=data, hyper=hyper, mesh=f"data={groups}")
         problem = prepare(config)
-        config = resolve(config, problem.task.family, len(problem.train))
-        batch = next(train_batches(problem.train, batch_size, 0))
+        config = resolve(config, problem.task.family, len(problem.splits["train"]))
+        batch = next(train_batches(problem.splits["train"], batch_size, 0))
         same = jax.tree.map(lambda p, n=groups: np.concatenate([p[:rows]] * n), batch)
         with tempfile.TemporaryDirectory() as folder:
             posterior = train(problem, config, Path(folder) / "run")
@@ -133,7 +129,7 @@ def main(
             "same_prompts": variance(problem, config, grouped(same, groups), keys),
             "split_batch": variance(problem, config, grouped(batch, groups), keys),
             "last_losses": float(np.mean(losses[-steps // 4 :])),
-            **validate(problem, posterior.mean, jax.random.key(0)),
+            **validate(problem, problem.splits["test"], posterior, streams),
             "seconds": time.monotonic() - start,
         }
         print(groups, results[groups], file=sys.stderr, flush=True)

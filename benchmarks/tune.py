@@ -1,120 +1,136 @@
 """Grid search on training examples that are held out, one run a grid point.
 
-    python -m benchmarks.tune --method ivon-lora --learning-rates 0.015 0.03 \
-        --gammas 150 --train-examples 512 --validation-examples 256 --out runs/tune
+    python -m benchmarks.tune --method ivon-lora --learning-rate 0.015 0.03 \
+        --gamma 150 --train-examples 512 --validation-examples 256 --out runs/tune
 
-Every point is a run folder of its own, and one that is complete is not run again, so
-the grid can grow and an interrupted search goes on. The evaluation set is never
-touched.
+The options are those of "ivon-jax train", except that a hyper-parameter takes any
+number of values. Every point is a run folder of its own: the same command goes on after
+an interruption and only reads the points that are complete, so the grid can grow. The
+evaluation set is never touched.
 """
 
 import dataclasses
 import itertools
-import json
-import shutil
 import sys
+import typing
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from ivon_jax.train.prepare import Problem, find_task, prepare
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train.config import (
-    DataConfig,
-    MethodConfig,
-    MethodName,
-    TrainConfig,
-    resolve,
-)
-from ivon_jax.train.evaluate import Prediction, predict, score
-from ivon_jax.train.loop import train
+from ivon_jax.train.config import MethodName, RunConfig, TrainConfig, resolve
+from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import prepare
+from ivon_jax.train.queue import Job, run_all
 from ivon_jax.train.report import tables
-from ivon_jax.train.runs import run
-from ivon_jax.train.step import Streams
+from ivon_jax.train.splits import find_task, settled
+
+STEPS = 350
+# Further spellings of options.
+ALIASES = {
+    "learning_rate": ("--learning-rates",),
+    "gamma": ("--gammas",),
+    "beta2": ("--beta2s",),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """What to search.
-
-    Attributes:
-        learning_rates: peak learning rates.
-        steps: lengths of training.
-        gammas: of lambda = gamma * sqrt(N), IVON-LoRA only.
-        beta2s: decays of the Hessian estimate.
-        samples: posterior samples to average, IVON-LoRA only.
-    """
-
-    learning_rates: tuple[float, ...]
-    steps: tuple[int, ...] = (350,)
-    gammas: tuple[float | None, ...] = (None,)
-    beta2s: tuple[float | None, ...] = (None,)
-    samples: int = 5
-
-    def points(self) -> list[MethodConfig]:
-        """Returns the grid's points."""
-        product = itertools.product(
-            self.learning_rates, self.steps, self.gammas, self.beta2s
+def _options() -> list[tuple[str, Any, Any]]:
+    """Lists the hyper-parameters of all methods as fields with several values."""
+    kinds: dict[str, Any] = {}
+    for method in METHODS.values():
+        hints = typing.get_type_hints(method.hyper_type)
+        for field in dataclasses.fields(method.hyper_type):
+            hint = hints[field.name]  # None is the preset's value
+            kinds[field.name] = hint | kinds.get(field.name, hint)
+    options: list[tuple[str, Any, Any]] = []
+    for name, kind in kinds.items():
+        default = (STEPS,) if name == "steps" else ()
+        shown = STEPS if name == "steps" else "the preset's"
+        option = tyro.conf.arg(
+            metavar="VALUE [VALUE ...]",
+            aliases=ALIASES.get(name),
+            help=f"values of {name}",
+            help_behavior_hint=f"(default: {shown})",
         )
-        return [
-            MethodConfig(learning_rate=rate, steps=steps, gamma=gamma, beta2=beta2)
-            for rate, steps, gamma, beta2 in product
-        ]
+        values: Any = Annotated[tuple[kind, ...], option]  # type: ignore[valid-type]
+        options.append((name, values, dataclasses.field(default=default)))
+    return options
 
 
-def name_of(config: TrainConfig) -> str:
-    """Names a point's folder after what the grid varies."""
-    hyper = config.hyper
-    varied = [("lr", hyper.learning_rate), ("steps", hyper.steps)]
-    varied += [("gamma", hyper.gamma), ("beta2-", hyper.beta2)]
-    parts = [f"{name}{value:g}" for name, value in varied if value is not None]
-    return "-".join([config.method, *parts])
+if TYPE_CHECKING:
+    Grid = Any
+else:
+    Grid = dataclasses.make_dataclass("Grid", _options(), frozen=True)
 
 
-def run_point(
-    problem: Problem, config: TrainConfig, samples: int, out: Path
-) -> list[tables.Row]:
-    """Trains one point and scores it on the held-out examples."""
-    result = out / "validation.json"
-    config = resolve(config, problem.task.family, len(problem.train))
-    if result.exists():
-        if run.read_config(out)[0] != config:
-            raise ValueError(f"{out}: was run with other settings; choose a new folder")
-        return json.loads(result.read_text())
-    if (out / run.CONFIG).exists():  # interrupted, so begin again
-        shutil.rmtree(out)
-    posterior = train(problem, config, out)
-    key = Streams.from_seed(config.seed).ensemble
-    rows = []
-    for how in [Prediction(0), Prediction(samples)][: 1 + bool(posterior.precision)]:
-        log_probs = predict(problem, posterior, how, key)
-        rows.append(score(out.name, how, log_probs, problem.eval.labels))
-    run.write_json(result, rows)
-    return rows
+def jobs_of(
+    config: RunConfig,
+    method: str,
+    grid: Grid,
+    samples: int,
+    family: str,
+    num_examples: int,
+) -> list[Job]:
+    """Lists the grid's points.
+
+    Args:
+        config: what all have.
+        method: how to fit the parameters.
+        grid: values of hyper-parameters.
+        samples: posterior samples to average, if there is a posterior.
+        family: the task's preset.
+        num_examples: of the training set.
+
+    Raises:
+        ValueError: a hyper-parameter is not the method's, or a value is out of range.
+    """
+    kind = METHODS[method]
+    names = [field.name for field in dataclasses.fields(kind.hyper_type)]
+    grid = {name: values for name, values in vars(grid).items() if values}
+    for name in grid:
+        if name not in names:
+            raise ValueError(f"{name}: {method} has {', '.join(names)}")
+    fields = dataclasses.fields(RunConfig)
+    shared = {field.name: getattr(config, field.name) for field in fields}
+    predictors = (Mean(), Samples(samples)) if kind.spread else (Mean(),)
+    jobs = []
+    for values in itertools.product(*map(dict.fromkeys, grid.values())):
+        point = dict(zip(grid, values, strict=True))
+        run = TrainConfig(**shared, method=method, hyper=kind.hyper_type(**point))
+        name = "-".join([method, *(f"{k}-{v}" for k, v in point.items())])
+        jobs.append(Job(name, resolve(run, family, num_examples), predictors))
+    return jobs
 
 
 def main(
-    data: Flat[DataConfig],
-    grid: Flat[Grid],
     out: Path,
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig(seed=10),  # noqa: B008 -- immutable
+    grid: Flat[Grid] = Grid(),  # noqa: B008 -- immutable
     method: MethodName = "ivon-lora",
-    model: str = "smollm2-135m-instruct",
-    seed: int = 10,
+    samples: int = 5,
 ) -> None:
-    """Searches a grid and prints the table of all its points."""
-    if data.validation_examples is None:
+    """Searches a grid and prints the table of all its points.
+
+    Args:
+        out: folder of the runs.
+        config: what all points have.
+        grid: what to search.
+        method: how to fit the parameters.
+        samples: posterior samples to average.
+    """
+    if config.data.validation_examples is None:
         raise ValueError("validation_examples: needed, else the test set is tuned on")
-    configs = [
-        TrainConfig(model, method, seed, data, hyper=point) for point in grid.points()
-    ]
-    family = find_task(data).family
-    for config in configs:
-        resolve(config, family, num_examples=1)  # before the model is loaded
-    problem = prepare(configs[0])
-    rows = []
-    for config in configs:
-        rows += run_point(problem, config, grid.samples, out / name_of(config))
-    print(tables.table(rows))
+    family = find_task(config.data).family
+    # Twice: names and values are checked before the model is loaded.
+    jobs_of(config, method, grid, samples, family, num_examples=1)
+    problem = prepare(config)
+    config, count = settled(config, problem.task), len(problem.splits["train"])
+    jobs = jobs_of(config, method, grid, samples, family, count)
+    found = run_all(jobs, problem, out)
+    print(tables.table([row for rows in found.values() for row in rows]))
 
 
 if __name__ == "__main__":
@@ -122,3 +138,6 @@ if __name__ == "__main__":
         tyro.cli(main)
     except ValueError as error:
         sys.exit(f"tune: {error}")
+    except KeyboardInterrupt as error:
+        print(f"tune: {error}; the same command goes on", file=sys.stderr)
+        sys.exit(130)
