@@ -22,7 +22,7 @@ its layers must declare the collection and its key: `nn.scan` with ``"lora": 0``
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -33,16 +33,80 @@ from jaxtyping import Array, Float, Key, PyTree
 from ivon_jax.lora_config import LoraConfig as LoraConfig
 
 
+@runtime_checkable
+class Branch(Protocol):
+    """What an adapted layer adds to its output.
+
+    Its parameters live in the collection ``lora`` of the layer's module.
+    """
+
+    def __call__(
+        self,
+        module: nn.Module,
+        x: Float[Array, "*b i"],
+        features: int,
+        config: LoraConfig,
+    ) -> Float[Array, "*b o"]:
+        """Computes the addition.
+
+        Args:
+            module: the adapted layer.
+            x: its input, float32, with one axis of features.
+            features: number of its outputs.
+            config: what to adapt.
+        """
+        ...
+
+
+def low_rank(
+    module: nn.Module, x: Float[Array, "*b i"], features: int, config: LoraConfig
+) -> Float[Array, "*b o"]:
+    """Computes (alpha/r) dropout(x) A B, the branch of LoRA; see `Branch`."""
+    a, b = factors(module, x.shape[-1], features, config)
+    if config.dropout and module.has_rng("dropout"):
+        x = _dropout(module.make_rng("dropout"), x, config.dropout)
+    return config.scale_at(module.path) * ((x @ a) @ b)
+
+
+def factors(
+    module: nn.Module, fan_in: int, fan_out: int, config: LoraConfig
+) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
+    """Returns a layer's A and B, and makes them where there are none.
+
+    Args:
+        module: the adapted layer.
+        fan_in: number of its inputs.
+        fan_out: number of its outputs.
+        config: what to adapt.
+
+    Raises:
+        ValueError: those that are there have other shapes.
+    """
+    rank = config.rank_at(module.path)
+    a = module.variable(
+        "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, rank)
+    ).value
+    b = module.variable("lora", "b", jnp.zeros, (rank, fan_out)).value
+    if (a.shape, b.shape) != ((fan_in, rank), (rank, fan_out)):
+        raise ValueError(
+            f"lora: {'/'.join(module.path)} maps {fan_in} to {fan_out} with rank"
+            f" {rank}, its adapters are {a.shape} and {b.shape}"
+        )
+    return a, b
+
+
 class Lora(nn.Module):
     """A model with adapters; call it like the model.
 
     Attributes:
         base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`.
         config: what to adapt.
+        branch: what an adapted layer adds.
     """
 
     base: nn.Module
     config: LoraConfig
+    branch: Branch = low_rank
 
     def setup(self) -> None:
         """Gives the base model this module's scope, so its tree stays its own."""
@@ -62,13 +126,15 @@ class Lora(nn.Module):
             ValueError: a pattern matches none of the linear layers called.
         """
         seen: list[tuple[str, ...]] = []
-        with nn.intercept_methods(_interceptor(self.config, seen)):
+        with nn.intercept_methods(_interceptor(self.config, self.branch, seen)):
             out = self.base(*args, **kwargs)
         self.config.check_layers(seen)
         return out
 
 
-def _interceptor(config: LoraConfig, seen: list[tuple[str, ...]]) -> Callable[..., Any]:
+def _interceptor(
+    config: LoraConfig, branch: Branch, seen: list[tuple[str, ...]]
+) -> Callable[..., Any]:
     def intercept(
         next_fun: Callable[..., Any],
         args: tuple[Any, ...],
@@ -88,39 +154,26 @@ def _interceptor(config: LoraConfig, seen: list[tuple[str, ...]]) -> Callable[..
         y = next_fun(*args, **kwargs)
         if not config.adapts(path):
             return y
-        return y + _adapter(context.module, config, x, y.shape).astype(y.dtype)
+        flat = _flat_input(context.module, x)
+        features = math.prod(y.shape[flat.ndim - 1 :])
+        added = branch(context.module, flat, features, config)
+        return y + added.reshape(y.shape).astype(y.dtype)
 
     return intercept
 
 
-def _adapter(
-    module: nn.Module, config: LoraConfig, x: Array, shape: tuple[int, ...]
-) -> Float[Array, "..."]:
-    """Returns the adapter's float32 output, of the layer's output shape."""
+def _flat_input(module: nn.Module, x: Array) -> Float[Array, "*b i"]:
+    """Returns a layer's input in float32, with one axis of features."""
     batch = x.ndim - _input_axes(module, x.ndim)
-    x = x.reshape(*x.shape[:batch], math.prod(x.shape[batch:])).astype(jnp.float32)
-    fan_in, fan_out = x.shape[-1], math.prod(shape[batch:])
-    rank = config.rank_at(module.path)
-    a = module.variable(
-        "lora", "a", lambda: _init_a(module.make_rng("lora"), fan_in, rank)
-    ).value
-    b = module.variable("lora", "b", jnp.zeros, (rank, fan_out)).value
-    if (a.shape, b.shape) != ((fan_in, rank), (rank, fan_out)):
-        raise ValueError(
-            f"lora: {'/'.join(module.path)} maps {fan_in} to {fan_out} with rank"
-            f" {rank}, its adapters are {a.shape} and {b.shape}"
-        )
-    if config.dropout and module.has_rng("dropout"):
-        x = _dropout(module.make_rng("dropout"), x, config.dropout)
-    return (config.scale_at(module.path) * ((x @ a) @ b)).reshape(shape)
+    return x.reshape(*x.shape[:batch], math.prod(x.shape[batch:])).astype(jnp.float32)
 
 
 def _whole(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
     """Computes a layer with a kernel and a bias of the ``lora`` collection."""
     if type(module) is not nn.Dense:
         raise ValueError(
-            f"modules_to_save: {'/'.join(module.path)} is no nn.Dense, which alone can"
-            " be trained whole"
+            f"modules_to_save: {'/'.join(module.path)} is no nn.Dense, the only kind"
+            " that can be trained whole"
         )
 
     def leaf(name: str, init: Callable[..., Array], *shape: int) -> Array:

@@ -52,7 +52,7 @@ def stack(
     scanned = nn.scan(
         kind,
         variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True, "lora": True, "dropout": True},
+        split_rngs=dict.fromkeys(("params", "lora", "dropout", "noise"), True),
         in_axes=in_axes,
         length=count,
     )

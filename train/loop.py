@@ -33,7 +33,7 @@ from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress
 from ivon_jax.train.runs.tracking import tracking
 from ivon_jax.train.splits import scored_split
-from ivon_jax.train.step import Fixed, TrainState, first_state, train_step
+from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_step
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
@@ -174,9 +174,10 @@ def _learn(
     make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
     fixed = problem.fixed(make_streams(config.seed))
     make_posterior = jax.jit(method.posterior, out_shardings=whole)
-    batches, take_step = _stepper(problem, config, method, fixed)
+    network = problem.network_with(method.branch)
+    batches, take_step = _stepper(problem, config, network, method, fixed)
     counts = Counts()
-    state = _first_state(problem, method, fixed.streams.adapters)
+    state = _first_state(problem, network, method, fixed.streams.adapters)
 
     def check(notes: dict[str, Any]) -> None:
         run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), described)
@@ -228,7 +229,11 @@ def _steps(config: TrainConfig) -> int:
 
 
 def _stepper(
-    problem: Problem, config: TrainConfig, method: Method, fixed: Fixed
+    problem: Problem,
+    config: TrainConfig,
+    network: Network,
+    method: Method,
+    fixed: Fixed,
 ) -> tuple[BatchStream, Callable[[TrainState], tuple[TrainState, Any]]]:
     """Makes the stream of batches, and the function that steps on the next one."""
     mesh, batch_size = problem.mesh, config.hyper.batch_size
@@ -246,7 +251,7 @@ def _stepper(
         batch = put_batch(next(batches), mesh, num_rows)
         with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
             return train_step(
-                problem.network,
+                network,
                 method,
                 state,
                 fixed,
@@ -257,11 +262,13 @@ def _stepper(
     return batches, take_step
 
 
-def _first_state(problem: Problem, method: Method, key: Key[Array, ""]) -> TrainState:
+def _first_state(
+    problem: Problem, network: Network, method: Method, key: Key[Array, ""]
+) -> TrainState:
     """Makes the state straight on the mesh: no device holds the whole of it."""
 
     def init(key: Key[Array, ""], start: Any) -> TrainState:
-        return first_state(problem.network, method, start, key)
+        return first_state(network, method, start, key)
 
     targets = shardings(jax.eval_shape(init, key, problem.start), problem.mesh)
     # The start is not donated: other runs begin with it too.

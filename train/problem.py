@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ivon_jax.lora import LoraConfig
+from ivon_jax.lora import Branch, LoraConfig, low_rank
 from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
@@ -72,6 +72,12 @@ class Problem:
         """The model's configuration."""
         base: Any = self.network.base
         return base.config
+
+    def network_with(self, branch: Branch) -> Network:
+        """Returns the model with what a method adds to adapted layers."""
+        network = self.network
+        module = network.trainable.module(network.base, self.lora, branch)
+        return dataclasses.replace(network, module=module)
 
     def fixed(self, streams: Streams) -> Fixed:
         """Returns the arrays that no step changes."""
@@ -157,18 +163,21 @@ def load_model(config: RunConfig) -> Problem:
     )
 
 
-def make_network(config: RunConfig, base: nn.Module, lora: LoraConfig) -> Network:
+def make_network(
+    config: RunConfig, base: nn.Module, lora: LoraConfig, branch: Branch = low_rank
+) -> Network:
     """Makes the model that a run trains.
 
     Args:
         config: of the run.
         base: the model without adapters.
         lora: what to adapt, see `adapted`.
+        branch: what an adapted layer adds.
     """
     trainable = TRAINABLES[config.train]
     base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
     dropout = lora.dropout if trainable.frozen else 0.0
-    return Network(base, trainable.module(base, lora), trainable, dropout)
+    return Network(base, trainable.module(base, lora, branch), trainable, dropout)
 
 
 def _spaced(task: Task, pretrained: Pretrained) -> Task:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
+from ivon_jax.lora import Branch, Lora, LoraConfig, init_adapters, merge
 
 
 @runtime_checkable
@@ -21,7 +21,7 @@ class Trainable(Protocol):
     name: ClassVar[str]
     frozen: ClassVar[bool]
 
-    def module(self, base: nn.Module, lora: LoraConfig) -> nn.Module:
+    def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Returns the model to apply, given the base without adapters."""
         ...
 
@@ -44,9 +44,9 @@ class LoraOnly:
     name: ClassVar = "lora"
     frozen: ClassVar = True
 
-    def module(self, base: nn.Module, lora: LoraConfig) -> nn.Module:
+    def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Adds the adapters."""
-        return Lora(base, lora)
+        return Lora(base, lora, branch)
 
     def fresh(self, module: nn.Module, key: Key[Array, ""]) -> PyTree:
         """Draws new adapters."""
@@ -68,7 +68,7 @@ class Full:
     name: ClassVar = "full"
     frozen: ClassVar = False
 
-    def module(self, base: nn.Module, lora: LoraConfig) -> nn.Module:
+    def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Returns the base."""
         return base
 

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from ivon_jax.checks import DECAY, FINITE_NOT_NEGATIVE
+from ivon_jax.lora import Branch, low_rank
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.methods.base import (
     Hyper,
@@ -60,6 +61,7 @@ class Adam:
     spread: ClassVar = False
     color: ClassVar = "tab:orange"
     hyper_type: ClassVar = AdamHyper
+    branch: ClassVar[Branch] = staticmethod(low_rank)
 
     @classmethod
     def make(cls, hyper: AdamHyper, shards: int) -> "Adam":

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.checks import FINITE_NOT_NEGATIVE, FINITE_POSITIVE, Rule, check
 from ivon_jax.kinds import Distribution
+from ivon_jax.lora import Branch
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.options import Presets, preset
 
@@ -170,12 +171,15 @@ class Method(Protocol):
         spread: whether its posterior is more than a point.
         color: of its curves.
         hyper_type: its hyper-parameters, a frozen dataclass.
+        branch: what an adapted layer adds while it is trained; its posterior is one
+            of the parameters of `low_rank`.
     """
 
     name: ClassVar[str]
     spread: ClassVar[bool]
     color: ClassVar[str]
     hyper_type: ClassVar[type[Hyper]]
+    branch: ClassVar[Branch]
 
     @classmethod
     def make(cls, hyper: Any, shards: int) -> "Method":

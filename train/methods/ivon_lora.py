@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 import ivon_jax
 from ivon_jax.checks import DECAY
+from ivon_jax.lora import Branch, low_rank
 from ivon_jax.train.methods.base import (
     Hyper,
     Loss,
@@ -108,6 +109,7 @@ class IvonLora:
     spread: ClassVar = True
     color: ClassVar = "tab:blue"
     hyper_type: ClassVar = IvonLoraHyper
+    branch: ClassVar[Branch] = staticmethod(low_rank)
 
     @classmethod
     def make(cls, hyper: IvonLoraHyper, shards: int) -> "IvonLora":

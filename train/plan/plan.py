@@ -145,8 +145,8 @@ def compile_step(
     param_dtype = dtype if frozen else jnp.float32
     base: Any = family_of(shape).module(shape, dtype=dtype, param_dtype=param_dtype)
     has_head = bool(family_of(shape).head)
-    network = make_network(config, base, adapted(config.lora, shape))
     method = make_method(config)
+    network = make_network(config, base, adapted(config.lora, shape), method.branch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = {}
