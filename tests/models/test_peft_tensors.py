@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import prepare
+from ivon_jax.train.problem import prepare
 from safetensors.numpy import save_file
 
 from ivon_jax.models.peft_io import CONFIG, WEIGHTS, read_settings
