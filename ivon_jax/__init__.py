@@ -8,6 +8,9 @@ from ivon_jax.ivon import ivon as ivon
 from ivon_jax.ivon import ivon_lora as ivon_lora
 from ivon_jax.ivon import lora_ess as lora_ess
 from ivon_jax.ivon import scale_by_ivon as scale_by_ivon
+from ivon_jax.kinds import Distribution as Distribution
+from ivon_jax.kinds import load_posterior as load_posterior
+from ivon_jax.particles import Particles as Particles
 from ivon_jax.posterior import Posterior as Posterior
 from ivon_jax.prior import FixedPrior as FixedPrior
 from ivon_jax.prior import MatrixPrior as MatrixPrior

@@ -36,7 +36,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.noise import by_path, gaussian, path_name
+from ivon_jax._tree import by_path, path_name
+from ivon_jax.noise import gaussian
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
 # A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta

@@ -1,14 +1,25 @@
 """The kinds of posterior, and the one protocol that predictors know."""
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Int, Key, PyTree
+
+from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Facts
+from ivon_jax.particles import Particles
+from ivon_jax.posterior import Posterior
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """A distribution over a tree of parameters."""
+    """A distribution over a tree of parameters.
+
+    Attributes:
+        kind: what its file calls it.
+    """
+
+    kind: ClassVar[str]
 
     @property
     def mean(self) -> PyTree:
@@ -40,3 +51,33 @@ class Distribution(Protocol):
     def save(self, path: str | Path, **facts: int | float) -> None:
         """Writes a file that `load_posterior` reads."""
         ...
+
+    @classmethod
+    def from_groups(cls, groups: Any) -> "Distribution":
+        """Builds the distribution of what a file holds."""
+        ...
+
+
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (Posterior, Particles)}
+
+
+def load_posterior(path: str | Path) -> tuple[Distribution, Facts]:
+    """Reads a posterior of any kind, with the numbers that were saved beside it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The posterior, and the numbers by name; none if it was saved without.
+
+    Raises:
+        ValueError: the file is missing, no posterior, of another version, of an
+            unknown kind, truncated or altered.
+    """
+    try:
+        kind, groups, facts = _posterior_file.read(path)
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+        return KINDS[kind].from_groups(groups), facts
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

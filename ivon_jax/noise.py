@@ -7,42 +7,11 @@ optimizer can therefore redraw it from the key instead of storing it.
 """
 
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Spells a pytree path as ``a/b/c``, the same for dicts and attributes.
-
-    >>> jax.tree_util.tree_map_with_path(lambda p, _: path_name(p), {"a": {"b": 0}})
-    {'a': {'b': 'a/b'}}
-    """
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree keyed by path name, in flattening order.
-
-    Args:
-        tree: any tree.
-
-    Returns:
-        The leaves.
-
-    Raises:
-        ValueError: two leaves have the same name, as in {"a": {"b": x}, "a/b": y}.
-    """
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = path_name(path)
-        if name in leaves:
-            raise ValueError(f"params: two leaves are named {name!r}")
-        leaves[name] = leaf
-    return leaves
+from jaxtyping import Array, Float, Int, Key
 
 
 def standard_normal(
@@ -55,7 +24,7 @@ def standard_normal(
 
     Args:
         key: the step's (or the ensemble's) key.
-        name: the leaf's path name, see `path_name`.
+        name: the leaf's path name, see `ivon_jax._tree.path_name`.
         like: an array of the wanted shape and dtype.
         index: which Monte-Carlo sample.
 

@@ -1,13 +1,11 @@
 """The diagonal Gaussian posterior: temper, prune, sample, save and load."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax.files import write_bytes
+from ivon_jax import _posterior_file
+from ivon_jax._tree import by_path, nest, path_name
 from ivon_jax.ivon import find_states, posterior_precision
-from ivon_jax.noise import by_path, gaussian, path_name
+from ivon_jax.noise import gaussian
 
-FORMAT = "ivon-jax posterior"
-VERSION = "1"
+GROUPS = ("mean", "precision", "prior_precision")
 
 Leaves = dict[str, Float[Array, "..."]]
-Facts = dict[str, int | float]
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +39,8 @@ class Posterior:
     mean: PyTree
     precision: Leaves
     prior_precision: Leaves
+
+    kind: ClassVar[str] = "gaussian"
 
     @classmethod
     def from_state(cls, params: PyTree, opt_state: PyTree) -> "Posterior":
@@ -216,25 +215,41 @@ class Posterior:
         Args:
             path: the file. It appears whole or not at all.
             **facts: numbers to go with it, such as the step it is of; see
-                `load_with_facts`.
+                `ivon_jax.load_posterior`.
 
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
         """
-        from safetensors.numpy import save
-
         mean = by_path(self.mean)
-        nested: Any = jax.tree.structure(_nest(mean))
+        nested: Any = jax.tree.structure(nest(mean))
         if nested != jax.tree.structure(self.mean):
             raise ValueError("mean: only trees of nested dicts can be saved")
-        groups: Any = (mean, self.precision, self.prior_precision, facts)
-        tensors = {
-            f"{group}:{name}": np.asarray(leaf)
-            for group, leaves in zip(GROUPS, groups, strict=True)
-            for name, leaf in leaves.items()
-        }
-        header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors)}
-        write_bytes(path, _in_order(save(tensors, header)))
+        groups = dict(
+            zip(GROUPS, (mean, self.precision, self.prior_precision), strict=True)
+        )
+        _posterior_file.write(path, self.kind, groups, facts)
+
+    @classmethod
+    def from_groups(cls, groups: _posterior_file.Groups) -> "Posterior":
+        """Builds the posterior of what a file holds.
+
+        Raises:
+            ValueError: it is no Gaussian.
+        """
+        _posterior_file.check_groups(groups, GROUPS)
+        mean, precision, prior = (groups.get(group, {}) for group in GROUPS)
+        _posterior_file.check_finite("mean", mean)
+        for name, leaf in precision.items():
+            if name not in mean or leaf.shape != mean[name].shape:
+                raise ValueError(f"precision of {name!r} fits no mean")
+            if not np.all(leaf > 0):
+                raise ValueError(f"precision of {name!r} is not positive")
+        for name, leaf in prior.items():
+            if name not in mean or not _broadcasts(leaf.shape, mean[name].shape):
+                raise ValueError(f"prior_precision of {name!r} fits no mean")
+            if not np.all(leaf >= 0):
+                raise ValueError(f"prior_precision of {name!r} is negative or NaN")
+        return cls(*jax.tree.map(jnp.asarray, (nest(mean), precision, prior)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Posterior":
@@ -250,7 +265,15 @@ class Posterior:
             ValueError: the file is missing, not one of `save`'s, of another version,
                 truncated or altered, or holds no Gaussian.
         """
-        return load_with_facts(path)[0]
+        try:
+            kind, groups, _ = _posterior_file.read(path)
+            if kind != cls.kind:
+                raise ValueError(
+                    f"a posterior of kind {kind!r}, which ivon_jax.load_posterior reads"
+                )
+            return cls.from_groups(groups)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def _map_mean(
         self, fn: Callable[[ArrayLike, Array], Array], leaves: dict[str, Array]
@@ -271,28 +294,6 @@ class Posterior:
             terms = fn(name, jnp.where(finite, p, 1))
             total += jnp.sum(jnp.where(finite, terms, 0)).astype(total.dtype)
         return total
-
-
-def load_with_facts(path: str | Path) -> tuple[Posterior, Facts]:
-    """Reads what `Posterior.save` wrote, with the numbers that it put beside it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The posterior, and the numbers by name; none if it was saved without.
-
-    Raises:
-        ValueError: see `Posterior.load`.
-    """
-    try:
-        *fields, facts = _parse(_read_tensors(Path(path)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return Posterior(*fields), facts
-
-
-GROUPS = ("mean", "precision", "prior_precision", "fact")
 
 
 def _zero(mean: ArrayLike, drop: Array) -> Array:
@@ -340,92 +341,6 @@ def _lowest_per_matrix(score: Leaves, ratio: float) -> dict[str, Array]:
         return drop.reshape(s.shape)
 
     return {name: leaf(s) for name, s in score.items()}
-
-
-def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Turns {"a/b": x} into {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{name!r} lies inside another tensor")
-        if last in node:
-            raise ValueError(f"other tensors lie inside {name!r}")
-        node[last] = leaf
-    return tree
-
-
-def _in_order(data: bytes) -> bytes:
-    """Sorts the header, so that equal posteriors make equal files.
-
-    safetensors writes the fields of its metadata in a random order.
-    """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[end:]
-
-
-def _digest(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"not a readable safetensors file ({str(error)!a})") from None
-    if header.get("format") != FORMAT:
-        raise ValueError(f"not an {FORMAT} file")
-    if header.get("version") != VERSION:
-        raise ValueError(
-            f"version {header.get('version')!r}, this release reads {VERSION!r}"
-        )
-    if header.get("sha256") != _digest(tensors):
-        raise ValueError("checksum differs, the file was altered")
-    return tensors
-
-
-def _parse(
-    tensors: dict[str, np.ndarray],
-) -> tuple[PyTree, Leaves, Leaves, Facts]:
-    """Returns a posterior's fields, of fitting shapes and with legal values; facts."""
-    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
-    for full_name, tensor in tensors.items():
-        group, _, name = full_name.partition(":")
-        if group not in groups:
-            raise ValueError(f"unknown tensor {full_name!r}")
-        groups[group][name] = tensor
-    mean, precision, prior, facts = (groups[group] for group in GROUPS)
-    for name, leaf in mean.items():
-        if not np.all(np.isfinite(leaf)):
-            raise ValueError(f"mean of {name!r} is not finite")
-    for name, leaf in precision.items():
-        if name not in mean or leaf.shape != mean[name].shape:
-            raise ValueError(f"precision of {name!r} fits no mean")
-        if not np.all(leaf > 0):
-            raise ValueError(f"precision of {name!r} is not positive")
-    for name, leaf in prior.items():
-        if name not in mean or not _broadcasts(leaf.shape, mean[name].shape):
-            raise ValueError(f"prior_precision of {name!r} fits no mean")
-        if not np.all(leaf >= 0):
-            raise ValueError(f"prior_precision of {name!r} is negative or NaN")
-    for name, leaf in facts.items():
-        if leaf.shape or not np.isfinite(leaf):
-            raise ValueError(f"fact {name!r} is not a finite number")
-    mean, precision, prior = jax.tree.map(jnp.asarray, (_nest(mean), precision, prior))
-    return mean, precision, prior, {name: leaf.item() for name, leaf in facts.items()}
 
 
 def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

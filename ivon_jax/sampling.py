@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from ivon_jax._tree import by_path, path_name
 from ivon_jax.ivon import (
     Moments,
     at_least_float32,
@@ -17,7 +18,6 @@ from ivon_jax.ivon import (
     posterior_precision,
     redraw_moments,
 )
-from ivon_jax.noise import by_path, path_name
 
 
 def sample(

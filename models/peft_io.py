@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
+from ivon_jax._tree import by_path
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.axes import LAYERS
@@ -28,7 +29,6 @@ from ivon_jax.models.peft_config import (
 from ivon_jax.models.pretrained import is_gguf, split_revision
 from ivon_jax.models.safetensors_io import read_json
 from ivon_jax.models.weights import compare_shapes
-from ivon_jax.noise import by_path
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"

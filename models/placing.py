@@ -12,8 +12,8 @@ from flax.typing import Dtype
 from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array, Float, PyTree
 
+from ivon_jax._tree import path_name
 from ivon_jax.models.quantized import Quantization, quantize
-from ivon_jax.noise import path_name
 
 # Where an array lives, by its path in the tree and its shape.
 Place = Callable[[str, tuple[int, ...]], Sharding]

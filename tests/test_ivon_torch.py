@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from ivon_jax import ivon, sample, value_and_grad
+from ivon_jax._tree import by_path
 from ivon_jax.ivon import find_states
-from ivon_jax.noise import by_path, standard_normal
+from ivon_jax.noise import standard_normal
 
 torch = pytest.importorskip("torch")
 peer = pytest.importorskip("ivon")

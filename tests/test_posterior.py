@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivon_jax import Posterior, ivon, ivon_lora
-from ivon_jax.noise import by_path
+from ivon_jax._tree import by_path
 
 KEY = jax.random.key(2)
 SHAPES = {"deep/b": (2, 3, 5), "deep/a": (2, 4, 3), "head": (5, 4), "bias": (7,)}

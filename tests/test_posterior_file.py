@@ -11,7 +11,7 @@ from safetensors.numpy import save as save_tensors
 from test_posterior import assert_equal, draw
 
 from ivon_jax import Posterior
-from ivon_jax.posterior import load_with_facts
+from ivon_jax.kinds import load_posterior
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_round_trip_is_exact(saved, tmp_path):
 
 def test_facts_travel_beside_a_posterior(saved, tmp_path):
     path, posterior, content = saved
-    assert load_with_facts(path)[1] == {}
+    assert load_posterior(path)[1] == {}
     facts = {"step": 2**40 + 1, "ess": 0.1}
     posterior.save(tmp_path / "p", **facts)
-    found = load_with_facts(str(tmp_path / "p"))[1]
+    found = load_posterior(str(tmp_path / "p"))[1]
     assert (found, {k: type(v) for k, v in found.items()}) == (
         facts,
         {"step": int, "ess": float},

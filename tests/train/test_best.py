@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 from test_checkpoint import STEPS, result, train_in_two
 from test_checkpoint import train as train_run
 
+from ivon_jax.kinds import load_posterior
 from ivon_jax.lora import LoraConfig
-from ivon_jax.posterior import Posterior, load_with_facts
+from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, loop
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.export import RUN
@@ -91,7 +92,7 @@ def test_exports_tell_the_steps_that_were_reached(
         assert settings["config"]["hyper"]["steps"] == STEPS
         ess = settings["config"]["hyper"]["ess"]
         assert ess == pytest.approx(settings["config"]["hyper"]["gamma"] * 64**0.5)
-        assert load_with_facts(place / POSTERIOR)[1] == {"step": step, "ess": ess}
+        assert load_posterior(place / POSTERIOR)[1] == {"step": step, "ess": ess}
         assert (settings["step"], settings["ess"]) == (step, ess)
         posterior = Posterior.load(place / POSTERIOR)
         assert posterior.prior_precision.keys() == posterior.precision.keys() != set()

@@ -11,11 +11,12 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
+from ivon_jax.kinds import load_posterior
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import load
 from ivon_jax.models import peft_io as peft_files
 from ivon_jax.models.peft_io import load_adapter, read_settings, save_adapter
-from ivon_jax.posterior import Posterior, load_with_facts
+from ivon_jax.posterior import Posterior
 from ivon_jax.train import export
 from ivon_jax.train.config import TrainConfig, from_json
 from ivon_jax.train.runs import run
@@ -303,7 +304,7 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     settings = json.loads((tmp_path / "out" / export.RUN).read_text())
     assert from_json(settings["config"], TrainConfig) == config
     facts = {"step": 2, "ess": 1000}
-    assert load_with_facts(tmp_path / "out" / run.POSTERIOR)[1] == facts
+    assert load_posterior(tmp_path / "out" / run.POSTERIOR)[1] == facts
     assert settings.items() > facts.items()
     key = Streams.from_seed(config.seed).ensemble
     for i in range(2):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from ivon_jax._tree import path_name
 from ivon_jax.lora import Lora
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.families import Config, family_of, with_outputs
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
-from ivon_jax.noise import path_name
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
+from ivon_jax._tree import path_name
 from ivon_jax.models.axes import logical_axes
-from ivon_jax.noise import path_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")

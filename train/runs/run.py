@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import ivon_jax
+from ivon_jax._posterior_file import Facts
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
-from ivon_jax.posterior import Facts, Posterior, load_with_facts
+from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
 from ivon_jax.train.config_json import Kind, from_json, to_json
 from ivon_jax.train.runs.checkpoint import check_path
@@ -242,7 +243,7 @@ def _completed(config: Any) -> Any:
     return config
 
 
-def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:
+def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Facts]:
     """Reads what a run learned.
 
     Args:
@@ -257,7 +258,7 @@ def read_posterior(out: Path, *, best: bool = False) -> tuple[Posterior, Facts]:
     """
     if best and not (out / BEST).exists():
         raise ValueError(f"best: {out} has no {BEST}; train with --eval-steps")
-    return load_with_facts(out / (BEST if best else POSTERIOR))
+    return load_posterior(out / (BEST if best else POSTERIOR))
 
 
 def write_predictions(

@@ -1,0 +1,128 @@
+"""The file of a posterior: safetensors with a format, version and checksum header."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivon_jax.files import write_bytes
+
+FORMAT = "ivon-jax posterior"
+VERSION = "1"
+# A file without a kind, as the first version wrote them all.
+FIRST_KIND = "gaussian"
+FACT = "fact"
+
+Groups = dict[str, dict[str, Any]]
+Facts = dict[str, int | float]
+
+
+def write(path: str | Path, kind: str, groups: Groups, facts: Facts) -> None:
+    """Writes a posterior; the file appears whole or not at all.
+
+    Args:
+        path: the file.
+        kind: of posterior.
+        groups: its arrays by group and leaf path.
+        facts: numbers to go with it.
+    """
+    from safetensors.numpy import save
+
+    tensors = {
+        f"{group}:{name}": np.asarray(leaf)
+        for group, leaves in (groups | {FACT: facts}).items()
+        for name, leaf in leaves.items()
+    }
+    header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors)}
+    if kind != FIRST_KIND:
+        header["kind"] = kind
+    write_bytes(path, _in_order(save(tensors, header)))
+
+
+def read(path: str | Path) -> tuple[str, Groups, Facts]:
+    """Reads what `write` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The kind, the arrays by group and leaf path, and the numbers.
+
+    Raises:
+        ValueError: the file is missing, not one of `write`'s, of another version,
+            truncated or altered.
+    """
+    kind, tensors = _read_tensors(Path(path))
+    groups: Groups = {}
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition(":")
+        groups.setdefault(group, {})[name] = tensor
+    facts = groups.pop(FACT, {})
+    for name, leaf in facts.items():
+        if leaf.shape or not np.isfinite(leaf):
+            raise ValueError(f"fact {name!r} is not a finite number")
+    return kind, groups, {name: leaf.item() for name, leaf in facts.items()}
+
+
+def check_groups(groups: Mapping[str, Any], legal: tuple[str, ...]) -> None:
+    """Checks that a file holds nothing but a kind's own groups.
+
+    Raises:
+        ValueError: it does.
+    """
+    for group, leaves in groups.items():
+        if group not in legal:
+            raise ValueError(f"unknown tensor {f'{group}:{min(leaves)}'!r}")
+
+
+def check_finite(group: str, leaves: Mapping[str, np.ndarray]) -> None:
+    """Checks that arrays have neither NaN nor infinity.
+
+    Raises:
+        ValueError: one has.
+    """
+    for name, leaf in leaves.items():
+        if not np.all(np.isfinite(leaf)):
+            raise ValueError(f"{group} of {name!r} is not finite")
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sorts the header, so that equal posteriors make equal files.
+
+    safetensors writes the fields of its metadata in a random order.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
+
+
+def _read_tensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"not a readable safetensors file ({str(error)!a})") from None
+    if header.get("format") != FORMAT:
+        raise ValueError(f"not an {FORMAT} file")
+    if header.get("version") != VERSION:
+        raise ValueError(
+            f"version {header.get('version')!r}, this release reads {VERSION!r}"
+        )
+    if header.get("sha256") != _digest(tensors):
+        raise ValueError("checksum differs, the file was altered")
+    return header.get("kind", FIRST_KIND), tensors

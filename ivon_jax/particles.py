@@ -1,0 +1,134 @@
+"""A posterior of particles: several sets of parameters, each as likely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Key, PyTree
+
+from ivon_jax import _posterior_file
+from ivon_jax._tree import by_path, nest
+
+GROUP = "members"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Particles:
+    """Equally likely parameters, such as the members of a deep ensemble.
+
+    Attributes:
+        members: a tree whose leaves have a leading axis, of the same size for all.
+    """
+
+    members: PyTree
+
+    kind: ClassVar[str] = "particles"
+
+    @classmethod
+    def of(cls, members: Sequence[PyTree]) -> "Particles":
+        """Stacks parameters.
+
+        Args:
+            members: trees of one structure and shapes.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            ValueError: there is none, or they are not alike.
+
+        Example:
+            >>> posterior = Particles.of([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])
+            >>> print(posterior.mean["w"], posterior.size)
+            [0.5 0.5] 2
+        """
+        if not members:
+            raise ValueError("members: name at least one")
+        first = jax.tree.map(jnp.shape, members[0])
+        if any(jax.tree.map(jnp.shape, other) != first for other in members):
+            raise ValueError("members: they differ in structure or shapes")
+        return cls(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+
+    @property
+    def mean(self) -> PyTree:
+        """The members' average, which need not be a good member itself."""
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), self.members)
+
+    @property
+    def spread(self) -> bool:
+        """Whether there are several members."""
+        return self.size > 1
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return len(jax.tree.leaves(self.members)[0])
+
+    def temper(self, tau: ArrayLike) -> "Particles":
+        """Refuses any temperature but 1: particles have no variance to divide.
+
+        Raises:
+            ValueError: tau is not 1.
+        """
+        if not (isinstance(tau, int | float) and tau == 1):
+            raise ValueError(f"tau: {tau} is not 1, and particles have no variance")
+        return self
+
+    def prune(self, ratio: float) -> "Particles":
+        """Refuses any pruning: particles have no signal-to-noise ratio.
+
+        Raises:
+            ValueError: the ratio is not 0.
+        """
+        if ratio:
+            raise ValueError(f"prune: {ratio} is not 0, and particles have no variance")
+        return self
+
+    def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
+        """Returns member number `index`, counted around.
+
+        Args:
+            key: is not used: all members are drawn in turn.
+            index: which.
+
+        Returns:
+            Its parameters.
+        """
+        del key
+        return jax.tree.map(lambda leaf: leaf[index % self.size], self.members)
+
+    def save(self, path: str | Path, **facts: int | float) -> None:
+        """Writes a file that `ivon_jax.load_posterior` reads.
+
+        Args:
+            path: the file. It appears whole or not at all.
+            **facts: numbers to go with it, such as the step it is of.
+
+        Raises:
+            ValueError: the members are not trees of nested dicts.
+        """
+        members = by_path(self.members)
+        nested: Any = jax.tree.structure(nest(members))
+        if nested != jax.tree.structure(self.members):
+            raise ValueError("members: only trees of nested dicts can be saved")
+        _posterior_file.write(path, self.kind, {GROUP: members}, facts)
+
+    @classmethod
+    def from_groups(cls, groups: _posterior_file.Groups) -> "Particles":
+        """Builds the posterior of what a file holds.
+
+        Raises:
+            ValueError: it is no set of particles.
+        """
+        _posterior_file.check_groups(groups, (GROUP,))
+        members = groups.get(GROUP, {})
+        _posterior_file.check_finite("member", members)
+        sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in members.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError("members: their leaves have no common number of members")
+        return cls(jax.tree.map(jnp.asarray, nest(members)))
