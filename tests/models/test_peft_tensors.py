@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.problem import prepare
 from safetensors.numpy import save_file
 
 from ivon_jax.models.peft_io import CONFIG, WEIGHTS, read_settings
 from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.problem import prepare
 
 P = "base_model.model."
 QUERY = P + "model.layers.0.self_attn.q_proj"

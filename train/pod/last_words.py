@@ -5,6 +5,7 @@ Nothing in that process can catch it, so a child reads this until its parent is 
 It is run as a script, and imports nothing that takes time or memory.
 """
 
+import contextlib
 import re
 import signal
 import sys
@@ -48,9 +49,15 @@ def main() -> None:
         if last or FATAL.match(line):
             last.append(line)
         else:
-            print(line, end="", file=sys.stderr, flush=True)
+            _say(line)
     if last:
-        print("ivon-jax:", explain("".join(last)), file=sys.stderr)
+        _say(f"ivon-jax: {explain(''.join(last))}\n")
+
+
+def _say(text: str) -> None:
+    """Writes to stderr, whose reader may have gone; the parent's goes on."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

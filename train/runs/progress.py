@@ -1,12 +1,42 @@
 """Progress on a terminal, plain lines elsewhere."""
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 # Called after each step with the units done and what to show.
 Report = Callable[[int, str], None]
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr; whoever cannot read it any more stops nothing."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
+
+
+class _Unread(io.FileIO):
+    """A file that may be closed on the other side, or full, and takes all the same."""
+
+    def write(self, data: Any) -> int:
+        """Writes what can be written; the rest is lost."""
+        with suppress(OSError):
+            super().write(data)
+        return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Lets nothing that this process prints on stderr, nor a library, fail."""
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        raw = _Unread(sys.stderr.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            sys.stderr.encoding,
+            "backslashreplace",
+            line_buffering=True,
+        )
 
 
 @contextmanager
@@ -14,6 +44,8 @@ def progress(
     title: str, total: int, every: int, done: int = 0, show: bool = True
 ) -> Iterator[Report]:
     """Shows a bar with speed and time left, or a line every so many units.
+
+    Nothing that goes wrong with showing it ends the work.
 
     Args:
         title: what is going on.
@@ -25,17 +57,37 @@ def progress(
     Yields:
         The function to call after each unit.
     """
-    if not show:
-        yield lambda advance, text: None
-    elif sys.stderr.isatty():
-        yield from _bar(title, total, done)
-    else:
-        yield _lines(title, total, every, done)
+    shown: Report = lambda advance, text: None  # noqa: E731
+    bar = None
+    with suppress(Exception):
+        if show and sys.stderr.isatty():
+            bar = _bar(title, total, done)
+            shown = bar.__enter__()
+        elif show:
+            shown = _lines(title, total, every, done)
+
+    def report(advance: int, text: str) -> None:
+        with suppress(Exception):
+            shown(advance, text)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            with suppress(Exception):
+                bar.__exit__(None, None, None)
 
 
+@contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    class Quiet(Console):
+        """A console that does not end the process when its reader has gone."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
 
     columns = (
         TextColumn("{task.description}"),
@@ -43,7 +95,7 @@ def _bar(title: str, total: int, done: int) -> Iterator[Report]:
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Quiet(stderr=True)) as bar:
         task = bar.add_task(title, total=total, completed=done, text="")
         yield lambda advance, text: bar.update(task, advance=advance, text=text)
 

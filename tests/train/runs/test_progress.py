@@ -69,3 +69,40 @@ def test_nothing_where_nothing_is_wanted(capsys):
     with progress.progress("train", total=1, every=1, show=False) as report:
         report(1, "loss 1.5")
     assert capsys.readouterr() == ("", "")
+
+
+class Gone(io.StringIO):
+    """A terminal or a pipe that nobody reads any more."""
+
+    def __init__(self, *, terminal: bool, error: Exception) -> None:
+        super().__init__()
+        self.terminal, self.error = terminal, error
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(), OSError(28, "no space"), ValueError("closed file")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_cannot_be_shown_stops_nothing(terminal, error, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Gone(terminal=terminal, error=error))
+    monkeypatch.setenv("TERM", "xterm")
+    done = []
+    progress.say("a line")
+    with progress.progress("train", total=3, every=1) as report:
+        for step in (1, 2, 3):
+            report(1, "loss 1.5")
+            done.append(step)
+    assert done == [1, 2, 3]
+    with pytest.raises(ZeroDivisionError), progress.progress("t", 1, 1):
+        1 / 0  # noqa: B018
