@@ -24,8 +24,9 @@ from ivon_jax.train.config import (
 from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
+from ivon_jax.train.runs.progress import outlive_readers
 
 Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
@@ -44,8 +45,8 @@ def train(
 ) -> None:
     """Fine-tunes adapters and writes their posterior.
 
-    Ctrl-C or SIGTERM stops after the current step and keeps what was learned; Ctrl-C
-    again stops at once.
+    Ctrl-C or SIGTERM stops after the current step and keeps what was learned (exit
+    code 130 or 143); Ctrl-C again stops at once.
     """
     import jax
 
@@ -72,9 +73,11 @@ def train(
         # JAX says which one when this process leaves the others.
         raise ValueError(f"another process stopped: {error}") from None
     if jax.process_index() == 0:
-        if interrupt:
-            print(f"{interrupt}; {GO_ON}", file=sys.stderr)
         print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
+        if interrupt:
+            raise Interrupted(f"{interrupt}; {GO_ON}", interrupt.signum)
+    if interrupt:
+        sys.exit(exit_code(interrupt))
 
 
 ANY_DATA = DataConfig()
@@ -295,7 +298,8 @@ def compare(
     try:
         results = compare(config, out, resume)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; {GO_ON}") from None
+        message = f"{str(stop) or 'interrupted'}; {GO_ON}"
+        raise Interrupted(message, exit_code(stop) - 128) from None
     print(tables.table(results["rows"]))
 
 
@@ -378,14 +382,18 @@ def main() -> None:
     }
     _keep_compilations()
     keep_freed_memory()
+    outlive_readers()
     try:
         _parse(commands)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read stdout wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print("ivon-jax:", *str(error).splitlines(), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print("ivon-jax:", str(error) or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

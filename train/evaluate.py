@@ -24,7 +24,7 @@ from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled, fit_temperature, pool
 from ivon_jax.train.problem import Problem, prepare
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import run, status
 from ivon_jax.train.splits import scored_split, settled
 
 
@@ -263,6 +263,7 @@ def evaluate(
             run.write_predictions(out, predictor.name + of, answer, found, labels)
         # Named after the last row, whose settings are the others' too.
         run.write_json(out / evaluation_name(predictors, of), values)
+        status.evaluated(out)
 
     on_first_process(write)
     return rows

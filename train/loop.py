@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import BatchStream, train_batches, widths
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Method
-from ivon_jax.train.pod.interrupts import Interrupted, interruptible
+from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
 from ivon_jax.train.pod.processes import (
     check_agreement,
     check_shared,
@@ -28,9 +27,9 @@ from ivon_jax.train.pod.processes import (
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
-from ivon_jax.train.runs.progress import progress
+from ivon_jax.train.runs.progress import progress, say
 from ivon_jax.train.runs.tracking import tracking
 from ivon_jax.train.splits import scored_split
 from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_step
@@ -116,8 +115,8 @@ def train(
         problem: the model and the examples.
         config: resolved.
         out: the run's new folder; gets ``config.json``, a line a step in
-            ``metrics.jsonl``, checkpoints, ``posterior.safetensors`` and, if the run
-            is scored as it goes, ``best.safetensors``.
+            ``metrics.jsonl``, ``status.json``, checkpoints, ``posterior.safetensors``
+            and, if the run is scored as it goes, ``best.safetensors``.
         resume: go on from the folder's newest good checkpoint, if it has one. The
             result is that of a run never stopped, to the bit on the same mesh.
 
@@ -135,18 +134,26 @@ def train(
     check_agreement(described)
     # From before the folder is made until all is in it.
     with interruptible() as interrupted:
-        on_first_process(
-            lambda: run.start(out, config, problem.metadata, resume=resume)
-        )
+
+        def start() -> None:
+            run.start(out, config, problem.metadata, resume=resume)
+            if status.read(out) is None:
+                status.write(out, 0, _steps(config), "new")
+
+        on_first_process(start)
         check_shared(out / run.CONFIG)
         padded = widths(problem.splits["train"], config.pack)
         on_first_process(lambda: _announce(padded))
         counts, posterior = _learn(problem, config, out, described, interrupted)
+        done = counts.step == _steps(config)
+        state: status.State = "trained" if done else "interrupted"
+        on_first_process(lambda: status.write(out, counts.step, _steps(config), state))
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
-        print(message, file=sys.stderr)
-    if counts.step < _steps(config):
-        raise Interrupted(f"interrupted after step {counts.step} of {_steps(config)}")
+        say(message)
+    if not done:
+        message = f"interrupted after step {counts.step} of {_steps(config)}"
+        raise Interrupted(message, interrupted.signum)
     return posterior
 
 
@@ -155,7 +162,7 @@ def _learn(
     config: TrainConfig,
     out: Path,
     described: dict[str, Any],
-    interrupted: Callable[[int], bool],
+    interrupted: Stop,
 ) -> tuple[Counts, Distribution]:
     """Takes the steps that are left, and writes what was learned.
 
@@ -198,6 +205,7 @@ def _learn(
             state = TrainState.from_tree(saved.state)
             counts = Counts(**saved.notes["counts"])
             batches.set_state(saved.notes["batches"])
+        _note_training(out, counts.step, steps)
         with _logging(out, config, described, counts.step) as log:
             recorder = Recorder(counts, log)
             for step in range(counts.step + 1, steps + 1):
@@ -212,6 +220,7 @@ def _learn(
                     checkpoints.save(
                         _saved(described, recorder.counts, state, batches, score)
                     )
+                    _note_training(out, step, steps)
             recorder.drain()
         counts = recorder.counts
         _check_learned(counts, steps)
@@ -221,6 +230,12 @@ def _learn(
     if best is not None:
         write(run.BEST, best.step, TrainState.from_tree(best.state))
     return counts, posterior
+
+
+def _note_training(out: Path, step: int, steps: int) -> None:
+    """Notes how far a run has come that has steps left."""
+    if step < steps and jax.process_index() == 0:
+        status.write(out, step, steps, "training")
 
 
 def _steps(config: TrainConfig) -> int:
@@ -289,10 +304,9 @@ def _check_learned(counts: Counts, steps: int) -> None:
 
 def _announce(padded: list[int]) -> None:
     """Says how often the step will be compiled at most, which takes its time."""
-    print(
+    say(
         f"batches are padded to {', '.join(map(str, padded))} tokens:"
-        f" the step is compiled at most {len(padded)} times",
-        file=sys.stderr,
+        f" the step is compiled at most {len(padded)} times"
     )
 
 

@@ -60,7 +60,7 @@ def ensure(job: Job, problem: Problem, root: Path) -> list[Row]:
     try:
         posterior = train(problem, config, out, resume=True)
     except Interrupted as error:
-        raise Interrupted(f"{job.name} {error}") from None
+        raise Interrupted(f"{job.name} {error}", error.signum) from None
     split = scored_split(config.data)
     evaluated = Evaluated(config.method, config, problem, posterior, split)
     return evaluate(evaluated, job.predictors, out)

@@ -22,7 +22,7 @@ from ivon_jax.train import cli, compare, loop
 from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, TrainConfig
 from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.pod.processes import ProcessConfig
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import run, status
 from ivon_jax.train.tasks.registry import TASKS
 
 TASK = ["--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS]
@@ -592,11 +592,14 @@ def test_interrupt_keeps_what_was_learned(problem, tmp_path):
         stdout, stderr = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert child.returncode == 0, stderr
+    assert child.returncode == 130, stderr
     done = children.taken(out)
+    assert status.read(out) == (done, 1_000_000, "interrupted")
     assert f"interrupted after step {done} of 1000000; " in stderr.splitlines()[-1]
     assert "ivon-jax evaluate" in stdout
     assert command("evaluate", out, "--samples", 2) == 0
+    # Which does not make a finished run of it.
+    assert status.read(out) == (done, 1_000_000, "interrupted")
     rows = json.loads((out / "evaluation-2.json").read_text())["rows"]
     assert [row["predict"] for row in rows] == ["mean", "samples"]
 

@@ -1,7 +1,7 @@
 """Signals that ask a run to stop."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,21 +12,58 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted, and has written what it learned."""
+    """Training was interrupted, and has written what it learned.
+
+    Attributes:
+        signum: the signal that came.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Returns what a shell reports of a process that the signal has ended."""
+    return 128 + getattr(stop, "signum", signal.SIGINT)
+
+
+class Stop:
+    """Whether a signal came; with several processes, to any of them.
+
+    Attributes:
+        signum: the signal; with several processes SIGTERM, so that all end alike.
+    """
+
+    def __init__(self) -> None:
+        self._together = jax.process_count() > 1
+        self.signum = int(signal.SIGTERM) if self._together else 0
+
+    def __call__(self, step: int) -> bool:
+        """Tells whether to stop before a step."""
+        if self._together:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signum != 0
+
+    def note(self, signum: int) -> None:
+        """Takes a signal."""
+        if self._together:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.signum = signum
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
+def interruptible() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
 
     Yields:
-        A function that tells before each step whether a signal came. With several
-        processes it may come to any of them, and all stop before the same step;
-        there SIGTERM is JAX's own, which takes a second one as it took the first.
+        What to ask before each step. With several processes all stop before the same
+        step; there SIGTERM is JAX's own, which takes a second one as the first.
     """
     together = jax.process_count() > 1
     stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM
-    came = False
+    stop = Stop()
     previous = {kind: signal.getsignal(kind) for kind in stops}
 
     def restore() -> None:
@@ -34,16 +71,12 @@ def interruptible() -> Iterator[Callable[[int], bool]]:
             signal.signal(kind, handler)
 
     def note(signum: int, frame: Any) -> None:
-        nonlocal came
-        came = True
         restore()
-        if together:
-            signal.raise_signal(signal.SIGTERM)
+        stop.note(signum)
 
     for kind in stops:
         signal.signal(kind, note)
-    reached = multihost_utils.reached_preemption_sync_point
     try:
-        yield reached if together else lambda step: came
+        yield stop
     finally:
         restore()

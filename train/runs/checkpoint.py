@@ -10,7 +10,6 @@ import itertools
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.files import write_bytes
 from ivon_jax.models.checks import one_line
+from ivon_jax.train.runs.progress import say
 
 SEAL = "sha256.json"
 # Orbax puts a checkpoint's arrays into this folder of it.
@@ -324,5 +324,5 @@ def _by_step(folder: Path) -> list[Path]:
 def _remove_damaged(folder: Path) -> None:
     for path in _by_step(folder):
         if (why := _damage(path)) is not None:
-            print(f"checkpoint {path} {why}: removed", file=sys.stderr)
+            say(f"checkpoint {path} {why}: removed")
             shutil.rmtree(path)

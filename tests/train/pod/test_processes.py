@@ -24,6 +24,7 @@ from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.problem import prepare
+from ivon_jax.train.runs import status
 from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
 
 STEPS = 8
@@ -155,7 +156,8 @@ def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
     wait_for_steps(out, 3, *crew)
     crew[1].send_signal(signal.SIGTERM)
     said = finish(*crew)
-    assert [child.returncode for child in crew] == [0, 0], said
+    assert [child.returncode for child in crew] == [143, 143], said
+    assert status.read(out) == (taken(out), 1_000_000, "interrupted")
     assert f"interrupted after step {taken(out)} of 1000000" in said[0]
     # As if it had been meant to end here: the rest of its steps is one.
     config = json.loads((out / "config.json").read_text())["config"]
@@ -191,7 +193,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     wait_for_steps(out, before + 2, *crew)
     crew[0].send_signal(signal.SIGINT)
     said = finish(*crew)
-    assert [child.returncode for child in crew] == [0, 0], said
+    assert [child.returncode for child in crew] == [143, 143], said
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -207,8 +209,13 @@ def test_a_process_that_nobody_meets_gives_up(index, base, tmp_path):
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
     class At:
+        signum = signal.SIGTERM
+
         def __enter__(self):
-            return lambda count: count >= step
+            return self
+
+        def __call__(self, count):
+            return count >= step
 
         def __exit__(self, *error):
             return None

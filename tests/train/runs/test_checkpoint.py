@@ -23,10 +23,10 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
-from ivon_jax.train.methods.base import Hyper
-from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.problem import prepare
-from ivon_jax.train.runs import checkpoint, run
+from ivon_jax.train.runs import checkpoint, run, status
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
 
@@ -41,7 +41,7 @@ def base(tmp_path_factory) -> TrainConfig:
         model,
         data=data,
         lora=LoraConfig(rank=4, dropout=0.1),
-        hyper=Hyper(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        hyper=IvonLoraHyper(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
         checkpoint_steps=4,
         keep_checkpoints=3,
     )
@@ -62,6 +62,44 @@ def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -
         return real(network, method, state, *args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", stopping)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_the_status_follows_the_run(by, base, tmp_path, monkeypatch):
+    seen, real = [], status.write
+    monkeypatch.setattr(
+        status, "write", lambda out, *now: (seen.append(now), real(out, *now))
+    )
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6, by=by)
+        with pytest.raises(Interrupted) as stop:
+            train(base, out)
+    assert exit_code(stop.value) == 128 + by
+    assert status.read(out) == (6, STEPS, "interrupted")
+    train(base, out, resume=True)
+    status.evaluated(out)
+    assert [now[2] for now in seen if now[2] != "training"] == [
+        "new",
+        "interrupted",
+        "trained",
+        "evaluated",
+    ]
+    steps = [step for step, _, state in seen if state == "training"]
+    assert steps == sorted(steps)
+    assert {0, 6} < set(steps)
+    assert json.loads((out / status.STATUS).read_text()) == {
+        "step": STEPS,
+        "of": STEPS,
+        "state": "evaluated",
+    }
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step":1,"of":2,"state":"done"}'])
+def test_a_damaged_status_is_named(text, tmp_path):
+    (tmp_path / status.STATUS).write_text(text)
+    with pytest.raises(ValueError, match=f"^{tmp_path / status.STATUS}: "):
+        status.read(tmp_path)
 
 
 def train_in_two(config, out, monkeypatch, step=6, then=None) -> Path:
@@ -116,7 +154,18 @@ def test_a_run_goes_on_on_another_mesh(base, alone, tmp_path, monkeypatch):
 
 def test_resuming_what_is_finished_changes_nothing(base, alone, tmp_path):
     out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    status.evaluated(out)
     assert result(train(base, out, resume=True)) == result(alone)
+    assert status.read(out) == (STEPS, STEPS, "evaluated")
+
+
+def test_a_run_of_an_older_version_has_no_status(base, alone, tmp_path):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    (out / status.STATUS).unlink()
+    status.evaluated(out)
+    assert status.read(out) is None
+    assert result(train(base, out, resume=True)) == result(alone)
+    assert status.read(out) == (STEPS, STEPS, "trained")
 
 
 def test_resuming_nothing_starts(base, alone, tmp_path):
@@ -362,17 +411,34 @@ def process(
     return children.start("train", *words, limit=limit)
 
 
-def test_sigterm_saves_and_exits_0(base, tmp_path):
+def test_sigterm_saves_and_exits_143(base, tmp_path):
     out = tmp_path / "run"
     child = process(base, out)
     wait_for_steps(out, 2, child)
     child.send_signal(signal.SIGTERM)
     (stderr,) = finish(child)
-    assert child.returncode == 0, stderr
+    assert child.returncode == 143, stderr
     done = taken(out)
     assert 2 <= done < LONG
     assert f"interrupted after step {done} of {LONG}; the same command" in stderr
     assert (out / CHECKPOINTS / str(done) / SEAL).exists()
+    assert status.read(out) == (done, LONG, "interrupted")
+
+
+@pytest.mark.parametrize("gone", ["stdout", "stderr", "both"])
+def test_readers_may_go_away(gone, base, tmp_path):
+    out = tmp_path / "run"
+    child = process(base, out, steps=30)
+    if gone != "stderr":
+        child.stdout.close()
+    if gone != "stdout":
+        child.stderr.close()
+    assert child.wait(timeout=240) == 0
+    for stream in (child.stdout, child.stderr):
+        stream.close()
+    assert taken(out) == 30
+    assert Posterior.load(out / POSTERIOR).precision
+    assert status.read(out) == (30, 30, "trained")
 
 
 @pytest.mark.slow
@@ -434,7 +500,7 @@ def test_a_disk_that_is_full_in_truth(base, small_disk):
     wait_for_steps(out, before + 1, child)
     child.send_signal(signal.SIGTERM)
     (stderr,) = finish(child)
-    assert child.returncode == 0, stderr
+    assert child.returncode == 143, stderr
     assert taken(out) > before
 
 
