@@ -8,11 +8,10 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from ivon_jax.checks import DECAY, FINITE_NOT_NEGATIVE
-from ivon_jax.lora import Branch, low_rank
-from ivon_jax.posterior import Posterior
 from ivon_jax.train.methods.base import (
     Hyper,
     Loss,
+    Method,
     Minibatch,
     Result,
     linear_schedule,
@@ -47,41 +46,16 @@ class AdamHyper(Hyper):
     RULES: ClassVar = {"beta1": DECAY, "beta2": DECAY, "eps": FINITE_NOT_NEGATIVE}
 
 
-@dataclasses.dataclass(frozen=True)
-class Adam:
-    """Adam; its posterior is a point.
-
-    Attributes:
-        hyper: its resolved hyper-parameters.
-    """
-
-    hyper: AdamHyper
+class Adam(Method):
+    """Adam; its posterior is a point."""
 
     name: ClassVar = "adam"
-    spread: ClassVar = False
     color: ClassVar = "tab:orange"
     hyper_type: ClassVar = AdamHyper
-    branch: ClassVar[Branch] = staticmethod(low_rank)
-
-    @classmethod
-    def make(cls, hyper: AdamHyper, shards: int) -> "Adam":
-        """Builds the method."""
-        del shards
-        return cls(hyper)
-
-    @property
-    def gradients(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def metadata(self) -> dict[str, float]:
-        """None."""
-        return {}
 
     @property
     def _tx(self) -> optax.GradientTransformation:
-        hyper: Any = self.hyper
+        hyper = self.hyper
         schedule = linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup)
         return optax.adam(schedule, hyper.beta1, hyper.beta2, hyper.eps)
 
@@ -104,7 +78,3 @@ class Adam:
             updates, state = self._tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         return Result(value, optax.tree.norm(grads), params, state, {})
-
-    def posterior(self, params: PyTree, state: PyTree) -> Posterior:
-        """Returns all mass on the parameters."""
-        return Posterior.point(params)

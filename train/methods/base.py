@@ -10,9 +10,7 @@ from typing import (
     Any,
     ClassVar,
     NamedTuple,
-    Protocol,
     TypeVar,
-    runtime_checkable,
 )
 
 import jax
@@ -22,7 +20,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.checks import FINITE_NOT_NEGATIVE, FINITE_POSITIVE, Rule, check
 from ivon_jax.kinds import Distribution
-from ivon_jax.lora import Branch
+from ivon_jax.lora import Branch, low_rank
+from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.options import Presets, preset
 
@@ -160,50 +159,51 @@ class Hyper:
         return defaults | given
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A way to fit parameters: a frozen dataclass, made of its `Hyper`.
-
-    In a file: the hyper-parameters, then `init`, `step`, `posterior`.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to fit parameters: its hyper-parameters, then `init`, `step`, `posterior`.
 
     Attributes:
+        hyper: resolved hyper-parameters.
         name: what ``--method`` calls it.
-        spread: whether its posterior is more than a point.
         color: of its curves.
-        hyper_type: its hyper-parameters, a frozen dataclass.
-        branch: what an adapted layer adds while it is trained; its posterior is one
+        hyper_type: class of its hyper-parameters.
+        spread: whether its posterior is more than a point.
+        branch: what an adapted layer adds while it is trained; the posterior is one
             of the parameters of `low_rank`.
     """
 
+    hyper: Any
+
     name: ClassVar[str]
-    spread: ClassVar[bool]
     color: ClassVar[str]
     hyper_type: ClassVar[type[Hyper]]
-    branch: ClassVar[Branch]
+    spread: ClassVar[bool] = False
+    branch: ClassVar[Branch] = staticmethod(low_rank)
 
     @classmethod
-    def make(cls, hyper: Any, shards: int) -> "Method":
+    def make(cls, hyper: Hyper, shards: int) -> "Method":
         """Builds the method.
 
         Args:
             hyper: resolved.
             shards: size of the mesh's data axis.
         """
-        ...
+        return cls(hyper)
 
     @property
     def gradients(self) -> int:
         """Gradients of the whole batch that a step computes."""
-        ...
+        return 1
 
     @property
     def metadata(self) -> dict[str, float]:
         """Numbers to store beside the posterior."""
-        ...
+        return {}
 
     def init(self, params: PyTree) -> PyTree:
         """Returns the first state."""
-        ...
+        raise NotImplementedError
 
     def step(
         self,
@@ -225,11 +225,11 @@ class Method(Protocol):
         Returns:
             The next parameters and state.
         """
-        ...
+        raise NotImplementedError
 
     def posterior(self, params: PyTree, state: PyTree) -> Distribution:
         """Returns what the method believes about the parameters."""
-        ...
+        return Posterior.point(params)
 
 
 def linear_schedule(peak: float, steps: int, warmup: int) -> optax.Schedule:

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Key, PyTree
 
 import ivon_jax
 from ivon_jax.checks import DECAY
-from ivon_jax.lora import Branch, low_rank
 from ivon_jax.train.methods.base import (
     Hyper,
     Loss,
+    Method,
     Minibatch,
     Result,
     linear_schedule,
@@ -94,26 +94,24 @@ class IvonLoraHyper(Hyper):
 
 
 @dataclasses.dataclass(frozen=True)
-class IvonLora:
+class IvonLora(Method):
     """IVON-LoRA, see `ivon_jax.ivon_lora`.
 
     Attributes:
-        hyper: its resolved hyper-parameters.
         groups: parts of the batch that have posterior samples of their own.
     """
 
-    hyper: IvonLoraHyper
     groups: int = 1
 
     name: ClassVar = "ivon-lora"
-    spread: ClassVar = True
     color: ClassVar = "tab:blue"
     hyper_type: ClassVar = IvonLoraHyper
-    branch: ClassVar[Branch] = staticmethod(low_rank)
+    spread: ClassVar = True
 
     @classmethod
-    def make(cls, hyper: IvonLoraHyper, shards: int) -> "IvonLora":
+    def make(cls, hyper: Hyper, shards: int) -> "IvonLora":
         """Builds the method."""
+        assert isinstance(hyper, IvonLoraHyper)
         return cls(hyper, shards if hyper.noise == "per-shard" else 1)
 
     @property
@@ -128,7 +126,7 @@ class IvonLora:
 
     @property
     def _tx(self) -> optax.GradientTransformationExtraArgs:
-        hyper: Any = self.hyper
+        hyper = self.hyper
         return ivon_jax.ivon_lora(
             linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup),
             hyper.ess,

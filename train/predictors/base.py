@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
@@ -25,9 +25,9 @@ class Keys(NamedTuple):
     batch: Key[Array, ""]
 
 
-@runtime_checkable
-class Predictor(Protocol):
-    """A way to predict; a frozen dataclass.
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A way to predict; subclasses are frozen dataclasses of its settings.
 
     Attributes:
         kind: what a results table calls it.
@@ -38,17 +38,17 @@ class Predictor(Protocol):
     @property
     def name(self) -> str:
         """Spells the settings, for the name of a file."""
-        ...
+        raise NotImplementedError
 
     @property
     def suffix(self) -> str:
         """Spells the settings, behind the method's name in a table."""
-        ...
+        raise NotImplementedError
 
     @property
     def passes(self) -> int:
         """Forward passes for every example."""
-        ...
+        return 1
 
     def split(
         self, posterior: Distribution, dropout: float
@@ -66,7 +66,7 @@ class Predictor(Protocol):
         Raises:
             ValueError: the posterior cannot be used so.
         """
-        ...
+        return posterior, self
 
     def draws(
         self,
@@ -83,52 +83,26 @@ class Predictor(Protocol):
             keys: of the draws.
             chunk_size: draws at a time; None for all.
         """
-        ...
+        raise NotImplementedError
 
     def finish(
         self, predictions: Float[np.ndarray, "s n c"]
     ) -> Float[np.ndarray, "_ n c"]:
         """Changes the predictions of all examples, on the host."""
-        ...
+        return predictions
 
     def starts(self, other: "Predictor") -> bool:
         """Whether its draws are the first ones of another predictor."""
-        ...
+        return False
 
     def fields(self) -> dict[str, Any]:
         """Returns the settings as they stand in a row of results."""
-        ...
+        return {"samples": 0, "tau": 1.0, "prune": 0.0} | vars(self)
 
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> "Predictor":
         """Rebuilds the predictor of a row of results."""
-        ...
-
-
-class Plain:
-    """What most predictors share: settings of numbers, and nothing to finish."""
-
-    def split(
-        self, posterior: Distribution, dropout: float
-    ) -> tuple[Distribution, Any]:
-        """Leaves the posterior as it is."""
-        return posterior, self
-
-    def finish(
-        self, predictions: Float[np.ndarray, "s n c"]
-    ) -> Float[np.ndarray, "s n c"]:
-        """Changes nothing."""
-        return predictions
-
-    def starts(self, other: Predictor) -> bool:
-        """Whether its draws are the first ones of another predictor."""
-        return False
-
-    @classmethod
-    def from_fields(cls, row: Mapping[str, Any]) -> Any:
-        """Rebuilds the predictor of a row of results."""
-        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-        return cls(**{name: row[name] for name in names})
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
 
 
 def pruned(posterior: Distribution, prune: float) -> Distribution:

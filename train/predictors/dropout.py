@@ -1,7 +1,7 @@
 """MC dropout: predictions averaged over dropout masks (Gal and Ghahramani, 2016)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.predictors.base import Keys, Outputs, Plain
+from ivon_jax.train.predictors.base import Keys, Outputs, Predictor
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout(Plain):
+class Dropout(Predictor):
     """Averages over passes at the mean with the training's dropout on.
 
     Every pass has a mask for each example and position of a batch.
@@ -71,7 +71,3 @@ class Dropout(Plain):
 
         indices, size = jnp.arange(self.samples), chunk_size or self.samples
         return jax.lax.map(one, indices, batch_size=min(size, self.samples))
-
-    def fields(self) -> dict[str, Any]:
-        """Returns the settings as they stand in a row of results."""
-        return {"samples": self.samples, "tau": 1.0, "prune": 0.0}

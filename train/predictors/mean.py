@@ -1,17 +1,17 @@
 """Predictions at the posterior mean."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
 from ivon_jax.checks import DECAY, check
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.predictors.base import Keys, Outputs, Plain, pruned
+from ivon_jax.train.predictors.base import Keys, Outputs, Predictor, pruned
 
 
 @dataclasses.dataclass(frozen=True)
-class Mean(Plain):
+class Mean(Predictor):
     """Predicts with the posterior mean.
 
     Attributes:
@@ -40,11 +40,6 @@ class Mean(Plain):
         """Spells the settings, behind the method's name in a table."""
         return "@mean" + (f", prune {self.prune:g}" if self.prune else "")
 
-    @property
-    def passes(self) -> int:
-        """One."""
-        return 1
-
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, "Mean"]:
@@ -60,7 +55,3 @@ class Mean(Plain):
     ) -> Float[Array, "1 b c"]:
         """Computes the outputs at the mean."""
         return outputs(posterior.mean, None)[None]
-
-    def fields(self) -> dict[str, Any]:
-        """Returns the settings as they stand in a row of results."""
-        return {"samples": 0, "tau": 1.0, "prune": self.prune}

@@ -1,18 +1,18 @@
 """Predictions averaged over posterior samples."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
 from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE, check
 from ivon_jax.ensemble import ensemble_outputs
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.predictors.base import Keys, Outputs, Plain, Predictor, pruned
+from ivon_jax.train.predictors.base import Keys, Outputs, Predictor, pruned
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples(Plain):
+class Samples(Predictor):
     """Averages over posterior samples.
 
     Attributes:
@@ -89,7 +89,3 @@ class Samples(Plain):
             and self.samples <= other.samples
             and dataclasses.replace(other, samples=self.samples) == self
         )
-
-    def fields(self) -> dict[str, Any]:
-        """Returns the settings as they stand in a row of results."""
-        return {"samples": self.samples, "tau": self.tau, "prune": self.prune}

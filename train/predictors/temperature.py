@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from ivon_jax.checks import FINITE_POSITIVE, check
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.predictors.base import Keys, Outputs, Plain, Predictor
+from ivon_jax.train.predictors.base import Predictor
 
 # Natural logarithms of 1/T between which it is sought, and how often it is halved.
 LOG_BOUND, HALVINGS = 16.0, 40
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled(Plain):
+class Scaled(Predictor):
     """Divides the averaged log-probabilities by a temperature.
 
     Attributes:
@@ -54,16 +54,6 @@ class Scaled(Plain):
     ) -> tuple[Distribution, Predictor]:
         """Does what the other predictor does."""
         return self.of.split(posterior, dropout)
-
-    def draws(
-        self,
-        outputs: Outputs,
-        posterior: Distribution,
-        keys: Keys,
-        chunk_size: int | None,
-    ) -> Float[Array, "s b c"]:
-        """Computes the outputs of the other predictor."""
-        return self.of.draws(outputs, posterior, keys, chunk_size)
 
     def finish(
         self, predictions: Float[np.ndarray, "s n c"]
