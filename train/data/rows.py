@@ -92,11 +92,12 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
+    longest = len(text.getvalue())
     reader = csv.reader(text, strict=True)
     header: list[str] | None = None
     start = 1
     try:
-        for cells in reader:
+        while (cells := _next_cells(reader, longest)) is not None:
             # A quoted cell may hold line breaks: the row's first line is its place.
             place, start = f"{path}:{start}", reader.line_num + 1
             if not cells:
@@ -113,6 +114,18 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path}:{start}: not valid CSV: {one_line(error)}") from None
+
+
+def _next_cells(reader: Iterator[list[str]], longest: int) -> list[str] | None:
+    """The next row of a CSV file, or None; a cell may be as long as the file.
+
+    The limit, by default 131,072 characters, belongs to the process: it is put back.
+    """
+    limit = csv.field_size_limit(longest)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

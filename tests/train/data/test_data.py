@@ -19,6 +19,7 @@ from ivon_jax.train.data.examples import (
     subsample,
     validation_split,
 )
+from ivon_jax.train.data.rows import read_rows
 from ivon_jax.train.tasks.cities import city_key, city_rows
 from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
 
@@ -412,7 +413,8 @@ def test_fingerprint_sees_prompts_labels_order_and_bounds():
 def test_cities_are_the_same_in_every_process(hash_seed):
     """Python orders sets of strings differently in every process."""
     code = (
-        "from ivon_jax.train import data, tasks\n"
+        "from ivon_jax.train.data import examples as data\n"
+        "from ivon_jax.train.tasks import registry as tasks\n"
         "task = tasks.get_task('city-continent')\n"
         "parts = [data.load_examples(task, s) for s in ('train', 'eval')]\n"
         "print(*map(data.fingerprint, parts))"
@@ -427,3 +429,22 @@ def test_cities_are_the_same_in_every_process(hash_seed):
     task = get_task("city-continent")
     here = [fingerprint(load_examples(task, split)) for split in ("train", "eval")]
     assert printed.split() == here
+
+
+@pytest.mark.parametrize("length", [131_072, 131_073, 400_000])
+def test_a_csv_cell_may_be_as_long_as_a_jsonl_field(tmp_path, length):
+    """The limit of Python's csv is the process's: it is as before afterwards."""
+    limit = csv.field_size_limit()
+    text = "word " * (length // 5) + "x" * (length % 5)
+    rows = [{"text": text, "label": "sport"}, {"text": "short", "label": "art"}]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    read = [row for _, row in read_rows(tmp_path / "a.csv")]
+    assert read == rows
+    assert csv.field_size_limit() == limit
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text(f'text,label\n"{text}"x,sport\n')
+    assert f"{wrong}:2: not valid CSV" in message(lambda: list(read_rows(wrong)))
+    assert csv.field_size_limit() == limit
