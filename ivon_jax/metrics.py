@@ -6,8 +6,9 @@ over the last axis; -inf is a probability of 0), and most read `labels[n]` in
 compute in float32 at least, whatever the dtype given. An example's *confidence* is
 its largest class probability; when classes tie, the first one is the prediction.
 
-Values cannot raise errors under `jit`. Instead a NaN probability, or a label outside
-0..c-1, makes every metric that reads it NaN: none is silently wrong.
+Values cannot raise errors under `jit`. Instead a NaN probability, probabilities that
+do not sum to 1 (as of logits: apply `jax.nn.log_softmax` first), or a label outside
+0..c-1, make every metric that reads them NaN: none is silently wrong.
 """
 
 from typing import NamedTuple
@@ -20,6 +21,10 @@ from jaxtyping import Array, Float, Int
 # Log-probabilities carry a rounding error: log(0.8) in float32 may exceed the true
 # one. A confidence this close (relative) to a bin's edge is taken to lie on it.
 _EDGE_TOLERANCE = 1e-6
+
+# How far the log of an example's summed probabilities may be from 0: they may have
+# been rounded to 16 bits, and where they still are, -20 is off by up to 0.06.
+_SUM_TOLERANCE, _SUM_TOLERANCE_16_BITS = 1e-2, 0.1
 
 
 class Reliability(NamedTuple):
@@ -115,8 +120,7 @@ def reliability(
     """Confidence and accuracy in bins of equal width: a reliability diagram.
 
     Bin i of 0..bins-1 holds the confidences in (i/bins, (i+1)/bins]: each is closed
-    on the right. A confidence of 0 goes to the first bin, and one within a relative
-    1e-6 of an edge counts as on it.
+    on the right. A confidence within a relative 1e-6 of an edge counts as on it.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -149,9 +153,9 @@ def ece(
     """Expected calibration error: mean |accuracy - confidence| over bins.
 
     Bins have equal width and weigh by their number of examples (the L1 form). They
-    are those of `reliability`: right-closed (lo, hi], and confidence 0 goes to the
-    first. torchmetrics' are left-closed instead, with a bin of its own for a
-    confidence of exactly 1; off the edges the two agree.
+    are those of `reliability`: right-closed (lo, hi]. torchmetrics' are left-closed
+    instead, with a bin of its own for a confidence of exactly 1; off the edges the two
+    agree.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -384,12 +388,17 @@ def _check_bins(bins: int) -> None:
         raise ValueError(f"bins must be at least 1, got {bins}")
 
 
-def _upcast(log_probs: Float[Array, "..."]) -> Float[Array, "..."]:
+def _upcast(log_probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Upcasts, and turns what are no log-probabilities into NaN."""
     log_probs = jnp.asarray(log_probs)
     if 0 in log_probs.shape:
         raise ValueError(f"log_probs must not be empty, got shape {log_probs.shape}")
     # NumPy's promotion, because JAX's refuses 16 with 32 bits in strict mode.
-    return log_probs.astype(np.promote_types(log_probs.dtype, np.float32))
+    given = log_probs.dtype.itemsize
+    log_probs = log_probs.astype(np.promote_types(log_probs.dtype, np.float32))
+    off = jnp.abs(jax.nn.logsumexp(log_probs, axis=-1, keepdims=True))
+    right = off <= (_SUM_TOLERANCE if given > 2 else _SUM_TOLERANCE_16_BITS)
+    return jnp.where(right, log_probs, jnp.nan)
 
 
 def _checked(

@@ -249,7 +249,7 @@ def test_adaptive_ece_with_ties_equals_the_definition(n, bins):
 def test_aurc_equals_the_definition(seed, shape, scale):
     log_probs, labels = predictions(seed, shape, scale)
     # Spread the confidences that are equal in float32: the definition has no ties.
-    log_probs -= 1e-4 * jnp.arange(shape[0], dtype=jnp.float32)[:, None]
+    log_probs -= 2e-5 * jnp.arange(shape[0], dtype=jnp.float32)[:, None]
     confidence, correct = numpy_top(log_probs, labels)
     assume(len(np.unique(confidence)) == shape[0])
     expected = numpy_aurc(confidence, correct)
@@ -355,14 +355,6 @@ def test_ece_on_and_beside_edges_equals_the_float64_reference(bins):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_confidence_zero_goes_to_the_first_bin():
-    log_probs = jnp.full((1, 3), -jnp.inf)
-    np.testing.assert_array_equal(
-        fast.reliability(log_probs, jnp.array([1]), bins=3).count, [1, 0, 0]
-    )
-    assert fast.ece(log_probs, jnp.array([1])) == 0
-
-
 # Degenerate inputs
 
 
@@ -438,6 +430,42 @@ def test_a_nan_probability_makes_every_metric_nan(classes):
     samples = jnp.stack([log_probs, log_probs.at[2, classes].set(jnp.nan)])
     information = jnp.isnan(fast.mutual_information(samples))
     np.testing.assert_array_equal(information, np.arange(8) == 2)
+
+
+NO_LOG_PROBS = {
+    "logits": [2.0, -1.0, 0.5],
+    "probabilities": [0.5, 0.25, 0.25],
+    "negative logits": [-5.0, -3.0, -4.0],
+    "base 10": [-0.30103, -0.60206, -0.60206],
+    "negated": [0.69315, 1.38629, 1.38629],
+    "all impossible": [-np.inf, -np.inf, -np.inf],
+    "infinite": [np.inf, -np.inf, -np.inf],
+    "off by 2 %": np.log([0.5, 0.25, 0.27]),
+}
+
+
+@pytest.mark.parametrize("row", NO_LOG_PROBS.values(), ids=NO_LOG_PROBS.keys())
+def test_no_log_probabilities_make_every_metric_nan(row):
+    log_probs, labels = predictions(0, (8, 3))
+    wrong = log_probs.at[2].set(jnp.asarray(row, jnp.float32))
+    values = jax.jit(fast.summary)(wrong, labels)
+    values |= {f.__name__: f(wrong, labels) for f in (metrics.matthews, metrics.f1)}
+    assert all(jnp.isnan(value) for value in values.values()), values
+    assert jnp.isnan(fast.reliability(wrong, labels).confidence).any()
+    entropies = jnp.isnan(fast.entropy(wrong))
+    information = jnp.isnan(fast.mutual_information(jnp.stack([log_probs, wrong])))
+    for found in (entropies, information):
+        np.testing.assert_array_equal(found, np.arange(8) == 2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("classes", [1, 2, 1000])
+def test_rounded_log_probabilities_are_taken(dtype, classes):
+    """A softmax computed and kept in 16 bits does not sum to 1 exactly."""
+    logits = 5 * jax.random.normal(jax.random.key(classes), (200, classes))
+    log_probs = jax.nn.log_softmax(logits.astype(dtype))
+    values = fast.summary(log_probs, jnp.zeros(200, jnp.int32))
+    assert all(jnp.isfinite(value) for value in values.values()), values
 
 
 @pytest.mark.parametrize("bins", [0, -3])
