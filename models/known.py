@@ -42,9 +42,19 @@ KNOWN = {
 
 
 def cache_folder() -> Path:
-    """The environment's `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`."""
-    default = Path("~/.cache/ivon-jax").expanduser()
-    return Path(os.environ.get("IVON_JAX_CACHE") or default)
+    """The environment's `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
+
+    Raises:
+        ValueError: it is not set, and the user has no home.
+    """
+    if folder := os.environ.get("IVON_JAX_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "ivon-jax"
+    except RuntimeError:
+        raise ValueError(
+            "IVON_JAX_CACHE: is not set, and the user has no home folder"
+        ) from None
 
 
 def fetch(name: str, cache_dir: str | Path | None = None) -> Path:

@@ -23,6 +23,7 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
+from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
@@ -34,6 +35,10 @@ Resume = Annotated[
     bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
 ]
 
+A_BUG = (
+    "This is a bug in ivon-jax: please report it, with the command and all of these"
+    " lines, in the project's issue tracker"
+)
 GO_ON = "the same command with --resume goes on"
 
 
@@ -58,6 +63,7 @@ def train(
     join(processes)
     # Twice: names and values are checked before the model is loaded.
     resolve(config, find_task(config.data).family, num_examples=1)
+    runtime.check_devices()
     on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(config)
     config = resolve(config, problem.task.family, len(problem.splits["train"]))
@@ -138,6 +144,7 @@ def evaluate(
     from ivon_jax.train.runs import run
 
     check("chunk_size", chunk_size, AT_LEAST_ONE)
+    runtime.check_devices()
     wanted = Wanted(samples, tau, prune, dropout_samples, temperature)
     if (directory is None) == (adapter is None):
         raise ValueError("directory: name a run, or else an adapter with --adapter")
@@ -189,6 +196,7 @@ def export(
     """
     from ivon_jax.train.export import export_hf, export_peft
 
+    runtime.check_devices()
     if format == "peft":
         if dequantize:
             raise ValueError("dequantize: only with --format hf")
@@ -295,6 +303,7 @@ def compare(
     from ivon_jax.train.compare import compare
     from ivon_jax.train.report import tables
 
+    runtime.check_devices()
     try:
         results = compare(config, out, resume)
     except KeyboardInterrupt as stop:
@@ -352,20 +361,6 @@ def _parse_alone(commands: dict[str, Callable[..., Any]]) -> functools.partial[A
     raise ValueError(re.sub(r"^Error parsing [^-]\S*: ", "", message))
 
 
-def _keep_compilations() -> None:
-    """Lets a second run of the same programs skip compiling them.
-
-    JAX's own variables, as JAX_COMPILATION_CACHE_DIR, go before.
-    """
-    import jax
-
-    from ivon_jax.models.known import cache_folder
-
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        folder = cache_folder() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
     # transformers would say on stderr that torch, which is not needed, is missing.
@@ -380,10 +375,11 @@ def main() -> None:
         "data": data,
         "models": models,
     }
-    _keep_compilations()
+    runtime.keep_compilations()
     keep_freed_memory()
     outlive_readers()
     try:
+        runtime.settle()
         _parse(commands)()
         sys.stdout.flush()
     except BrokenPipeError:  # who read stdout wants no more of it
@@ -394,6 +390,15 @@ def main() -> None:
     except KeyboardInterrupt as error:
         print("ivon-jax:", str(error) or "interrupted", file=sys.stderr)
         sys.exit(exit_code(error))
+    except FloatingPointError as error:
+        error.add_note("JAX_DEBUG_NANS is set: without it, such a step is skipped")
+        raise
+    except Exception as error:
+        if (reason := runtime.explain(error)) is not None:
+            print("ivon-jax:", reason, file=sys.stderr)
+            sys.exit(2)
+        error.add_note(A_BUG)
+        raise
 
 
 if __name__ == "__main__":

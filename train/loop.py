@@ -24,6 +24,7 @@ from ivon_jax.train.pod.processes import (
     check_shared,
     on_first_process,
 )
+from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem
@@ -264,7 +265,16 @@ def _stepper(
 
     def take_step(state: TrainState) -> tuple[TrainState, Any]:
         batch = put_batch(next(batches), mesh, num_rows)
-        with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        rows, tokens = batch.tokens.shape
+        with (
+            naming_memory(
+                f"a step of {rows} rows of {tokens} tokens, {config.accumulate} parts",
+                "raise --accumulate, set --remat full or --base int8 or nf4, split more"
+                " with --mesh, lower --batch-size or leave out the longest examples",
+            ),
+            jax.set_mesh(mesh),
+            jax.transfer_guard("disallow"),
+        ):
             return train_step(
                 network,
                 method,

@@ -12,6 +12,7 @@ from ivon_jax.kinds import Distribution
 from ivon_jax.train.data.batches import eval_batches
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
+from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
@@ -74,17 +75,22 @@ def predict(
     ):
         for number, (batch, indices) in enumerate(eval_batches(rest, batch_size)):
             mine = jax.tree.map(lambda part: part[rows], batch)
-            predictions = predict_batch(
-                problem.network,
-                program,
-                fixed,
-                posterior,
-                prefix,
-                put_batch(mine, mesh, batch_size),
-                number,
-                chunk_size,
-            )
-            parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
+            with naming_memory(
+                f"predictions of {batch_size} rows of {batch.tokens.shape[1]} tokens,"
+                f" {chunk_size or 'all'} draws at a time",
+                "lower --chunk-size, or split more with --mesh",
+            ):
+                predictions = predict_batch(
+                    problem.network,
+                    program,
+                    fixed,
+                    posterior,
+                    prefix,
+                    put_batch(mine, mesh, batch_size),
+                    number,
+                    chunk_size,
+                )
+                parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
             report(len(indices), f"{predictor.passes} passes")
     return predictor.finish(parts)
 

@@ -1,0 +1,128 @@
+"""JAX's runtime: which of its settings a run depends on, and its errors in one line."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import jax
+
+from ivon_jax.models.known import cache_folder
+
+# A run is the same whatever the environment says of these. It is in float32, and its
+# noise does not depend on how arrays are split; the training loop guards transfers.
+SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_transfer_guard": "allow",
+}
+
+
+def settle() -> None:
+    """Makes JAX compute what a run's settings say, and nothing else.
+
+    Raises:
+        ValueError: JAX_DISABLE_JIT or JAX_DEBUG_INFS is set.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise ValueError(
+            "JAX_DISABLE_JIT: is set, and a run that is not compiled rounds otherwise"
+            " and cannot be split over devices; unset it"
+        )
+    if jax.config.jax_debug_infs:  # type: ignore[attr-defined]
+        raise ValueError(
+            "JAX_DEBUG_INFS: is set, and infinities are values here, as the precision"
+            " of a pruned entry; unset it (JAX_DEBUG_NANS may stay)"
+        )
+    for name, value in SETTINGS.items():
+        jax.config.update(name, value)
+
+
+def keep_compilations() -> None:
+    """Lets a second run of the same programs skip compiling them.
+
+    JAX's own variables, as JAX_COMPILATION_CACHE_DIR, go before. Where nothing can be
+    written, nothing is kept.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    try:
+        folder = cache_folder() / "compiled"
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except (ValueError, OSError):  # no home, or one that may not be looked into
+        return
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def check_devices() -> None:
+    """Starts the devices, for which several processes must have met.
+
+    Raises:
+        ValueError: there are none of the kind that is asked for, or they do not start.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # a plugin may raise anything, and does
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        name = f"JAX_PLATFORMS: no device of {asked!r}" if asked else "no device"
+        reason = _first_line(error) or "JAX does not say why"
+        raise ValueError(f"{name} can be used ({reason})") from None
+
+
+@contextlib.contextmanager
+def naming_memory(what: str, advice: str) -> Iterator[None]:
+    """Names what did not fit if a device's memory is exhausted.
+
+    Args:
+        what: was computed.
+        advice: what to change.
+
+    Raises:
+        ValueError: memory is exhausted.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_memory(error):
+            raise
+        raise ValueError(f"out of memory: {what} {_sizes(error)}; {advice}") from None
+
+
+def explain(error: Exception) -> str | None:
+    """Says in one line what the machine, and not this program, is to blame for.
+
+    Args:
+        error: from JAX's runtime, or out of memory.
+
+    Returns:
+        The line; None if the error is a mistake of this program.
+    """
+    if isinstance(error, MemoryError):
+        return f"out of memory on the host ({_first_line(error) or 'no more is known'})"
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return None
+    if _is_memory(error):
+        return (
+            f"out of memory: a device {_sizes(error)}; --base int8 or nf4, or more"
+            " devices in --mesh, leave more room"
+        )
+    if str(error).startswith("INVALID_ARGUMENT"):
+        return None
+    return f"JAX's runtime on {jax.default_backend()} failed: {_first_line(error)}"
+
+
+def _is_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _sizes(error: Exception) -> str:
+    """What was asked for, if it is said: the words differ by platform."""
+    size = re.search(r"allocat\w+ (\d[\d.]*\s?\w*)", str(error))
+    return f"needs {size[1]} more than there is" if size else "does not fit"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
