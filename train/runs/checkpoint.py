@@ -274,7 +274,7 @@ def _prove(folder: Path, shapes: PyTree) -> None:
     leaves, tree = jax.tree.leaves(shapes), jax.tree.structure(shapes)
     ends = itertools.accumulate(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     parts = [end // READ_BYTES for end in ends]
-    handler = ocp.PyTreeCheckpointHandler()
+    handler, place = ocp.PyTreeCheckpointHandler(), folder.absolute() / ARRAYS
     for part in sorted(set(parts)):
         wanted = [
             leaf if of == part else ocp.PLACEHOLDER
@@ -283,7 +283,7 @@ def _prove(folder: Path, shapes: PyTree) -> None:
         item = jax.tree.unflatten(tree, wanted)
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=plain)
-        found = jax.tree.leaves(handler.restore(folder / ARRAYS, args=args))
+        found = jax.tree.leaves(handler.restore(place, args=args))
         for leaf, of, array in zip(leaves, parts, found, strict=True):
             if of == part and (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                 raise ValueError(f"an array of {leaf.shape} became {array.shape}")

@@ -322,6 +322,14 @@ def test_a_path_is_refused_or_its_checkpoints_restore(name, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found.state, STATE)
 
 
+def test_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("run/checkpoints"), 1, 2)
+    found = restored(Path("run/checkpoints"))
+    assert found is not None
+    assert found.step == 2
+
+
 def test_the_working_directorys_name_counts_too(tmp_path, monkeypatch):
     (tmp_path / "[x]").mkdir()
     monkeypatch.chdir(tmp_path / "[x]")
