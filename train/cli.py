@@ -35,10 +35,6 @@ Resume = Annotated[
     bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
 ]
 
-A_BUG = (
-    "This is a bug in ivon-jax: please report it, with the command and all of these"
-    " lines, in the project's issue tracker"
-)
 GO_ON = "the same command with --resume goes on"
 
 
@@ -390,15 +386,12 @@ def main() -> None:
     except KeyboardInterrupt as error:
         print("ivon-jax:", str(error) or "interrupted", file=sys.stderr)
         sys.exit(exit_code(error))
-    except FloatingPointError as error:
-        error.add_note("JAX_DEBUG_NANS is set: without it, such a step is skipped")
-        raise
     except Exception as error:
-        if (reason := runtime.explain(error)) is not None:
-            print("ivon-jax:", reason, file=sys.stderr)
-            sys.exit(2)
-        error.add_note(A_BUG)
-        raise
+        if (reason := runtime.explain(error)) is None:
+            runtime.annotate(error)
+            raise
+        print("ivon-jax:", reason, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,17 @@ def explain(error: Exception) -> str | None:
     return f"JAX's runtime on {jax.default_backend()} failed: {_first_line(error)}"
 
 
+def annotate(error: Exception) -> None:
+    """Says below a traceback what to do about it."""
+    if isinstance(error, FloatingPointError):
+        error.add_note("JAX_DEBUG_NANS is set: without it, such a step is skipped")
+    else:
+        error.add_note(
+            "This is a bug in ivon-jax: please report it, with the command and all of"
+            " these lines, in the project's issue tracker"
+        )
+
+
 def _is_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
