@@ -20,7 +20,7 @@ import tyro
 
 import ivon_jax
 from benchmarks.timing import machine, write
-from ivon_jax.ivon import posterior_precision
+from ivon_jax._state import posterior_precision
 from ivon_jax.train.config import DataConfig, TrainConfig, make_method, resolve
 from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.keys import Streams

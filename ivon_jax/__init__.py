@@ -1,13 +1,16 @@
 """Variational LoRA fine-tuning of language models in JAX."""
 
+import importlib
+from typing import Any
+
 from ivon_jax import ensemble as ensemble
 from ivon_jax import metrics as metrics
-from ivon_jax.ivon import Moments as Moments
-from ivon_jax.ivon import ScaleByIvonState as ScaleByIvonState
-from ivon_jax.ivon import ivon as ivon
-from ivon_jax.ivon import ivon_lora as ivon_lora
-from ivon_jax.ivon import lora_ess as lora_ess
-from ivon_jax.ivon import scale_by_ivon as scale_by_ivon
+from ivon_jax._ivon import ivon as ivon
+from ivon_jax._ivon import ivon_lora as ivon_lora
+from ivon_jax._ivon import lora_ess as lora_ess
+from ivon_jax._ivon import scale_by_ivon as scale_by_ivon
+from ivon_jax._state import Moments as Moments
+from ivon_jax._state import ScaleByIvonState as ScaleByIvonState
 from ivon_jax.kinds import Distribution as Distribution
 from ivon_jax.kinds import load_posterior as load_posterior
 from ivon_jax.particles import Particles as Particles
@@ -19,3 +22,10 @@ from ivon_jax.sampling import sample as sample
 from ivon_jax.sampling import value_and_grad as value_and_grad
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `ivon_jax.lora` when it is first used: it needs flax."""
+    if name == "lora":
+        return importlib.import_module("ivon_jax.lora")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

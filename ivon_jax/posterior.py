@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._state import find_states, posterior_precision
 from ivon_jax._tree import by_path, nest, path_name
-from ivon_jax.ivon import find_states, posterior_precision
 from ivon_jax.noise import gaussian
 
 GROUPS = ("mean", "precision", "prior_precision")

@@ -9,8 +9,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax._tree import by_path, path_name
-from ivon_jax.ivon import (
+from ivon_jax._state import (
     Moments,
     at_least_float32,
     noise_moments,
@@ -18,6 +17,7 @@ from ivon_jax.ivon import (
     posterior_precision,
     redraw_moments,
 )
+from ivon_jax._tree import by_path, path_name
 
 
 def sample(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ivon_jax.ivon import posterior_noise
+from ivon_jax._state import posterior_noise
 from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.data.encoding import encode, encode_texts
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper

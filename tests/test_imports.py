@@ -13,7 +13,13 @@ import ivon_jax
 PACKAGE = Path(ivon_jax.__file__).parent
 ROOT = PACKAGE.parent
 CORE = (
-    "ivon",
+    "_ivon",
+    "_state",
+    "_tree",
+    "_posterior_file",
+    "checks",
+    "kinds",
+    "particles",
     "prior",
     "noise",
     "metrics",

@@ -20,8 +20,8 @@ from ivon_jax import (
     scale_by_ivon,
     value_and_grad,
 )
+from ivon_jax._state import find_states, posterior_noise, posterior_precision
 from ivon_jax._tree import by_path
-from ivon_jax.ivon import find_states, posterior_noise, posterior_precision
 from ivon_jax.noise import standard_normal
 
 # --- IVON-LoRA is the published Alg. 1, with the correction divided by h --------------

@@ -20,7 +20,7 @@ from ivon_jax import (
     scale_by_ivon,
     value_and_grad,
 )
-from ivon_jax.ivon import find_states, posterior_noise, posterior_precision
+from ivon_jax._state import find_states, posterior_noise, posterior_precision
 
 KEY = jax.random.key(0)
 LONG = 5000

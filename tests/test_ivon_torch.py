@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from ivon_jax import ivon, sample, value_and_grad
+from ivon_jax._state import find_states
 from ivon_jax._tree import by_path
-from ivon_jax.ivon import find_states
 from ivon_jax.noise import standard_normal
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ivon_jax import Posterior, ivon, ivon_lora, multi_steps, sample, value_and_grad
-from ivon_jax.ivon import posterior_precision
+from ivon_jax._state import posterior_precision
 
 KEY = jax.random.key(0)
 LR = 0.1

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ivon_jax import Moments, ivon, ivon_lora, multi_steps, sample, value_and_grad
+from ivon_jax._state import find_states, noise_moments, posterior_noise
 from ivon_jax._tree import by_path
-from ivon_jax.ivon import find_states, noise_moments, posterior_noise
 
 KEY = jax.random.key(5)
 EVERY = 4

@@ -18,7 +18,7 @@ from ivon_jax import (
     scale_by_ivon,
     value_and_grad,
 )
-from ivon_jax.ivon import find_states, posterior_noise
+from ivon_jax._state import find_states, posterior_noise
 from ivon_jax.noise import gaussian, standard_normal
 
 STEPS = 12

@@ -26,18 +26,17 @@ References:
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ivon_jax._tree import by_path, path_name
-from ivon_jax.noise import gaussian
+from ivon_jax._state import Moments, ScaleByIvonState, as_mean, redraw_moments
+from ivon_jax._tree import by_path
+from ivon_jax.checks import DECAY, NOT_NEGATIVE, POSITIVE, check
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
 # A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta
@@ -46,33 +45,6 @@ MAX_GROWTH = 1e6
 MIN_HESS, MAX_HESS = 1e-24, 1e24
 
 HessApprox = Literal["price", "gradsq"]
-
-
-class ScaleByIvonState(NamedTuple):
-    """State of `scale_by_ivon`: arrays only, of a structure that never changes."""
-
-    count: Int[Array, ""]  # type: ignore[assignment]  # int32; hides tuple.count
-    ess: Float[Array, ""]  # lambda, what the next noise is drawn with
-    mu: PyTree[Float[Array, "..."]]  # momentum g, at least float32
-    hess: PyTree[Float[Array, "..."]]  # h, at least float32
-    delta: PyTree[Float[Array, "..."]]  # broadcasts against hess
-
-
-class Moments(NamedTuple):
-    """Means over Monte-Carlo samples that carry the curvature, by leaf path.
-
-    What is not used is removed by XLA, so carrying both costs nothing under `jit`.
-    """
-
-    noise_grad: dict[str, Float[Array, "..."]]  # mean of (theta - m) * grad
-    squared_grad: dict[str, Float[Array, "..."]]  # mean of grad^2
-
-
-class _Leaf(NamedTuple):
-    update: Float[Array, "..."]
-    mu: Float[Array, "..."]
-    hess: Float[Array, "..."]
-    delta: Float[Array, "..."]
 
 
 def scale_by_ivon(
@@ -133,15 +105,16 @@ def scale_by_ivon(
             float; or, from `update`, neither `key` nor `moments` is given, or no
             `params`.
     """
-    _check("ess", ess, _POSITIVE)
-    _check("hess_init", hess_init, _POSITIVE)
-    _check("beta1", beta1, _DECAY)
-    _check("beta2", beta2, _DECAY)
+    check("ess", ess, POSITIVE)
+    check("hess_init", hess_init, POSITIVE)
+    check("beta1", beta1, DECAY)
+    check("beta2", beta2, DECAY)
     if hess_approx not in ("price", "gradsq"):
         raise ValueError(f"hess_approx: {hess_approx!r} is not 'price' or 'gradsq'")
+    recursion = _Recursion(prior, beta1, beta2, hess_approx, debias)
 
     def init_fn(params: PyTree) -> ScaleByIvonState:
-        mean = jax.tree_util.tree_map_with_path(_as_mean, params)
+        mean = jax.tree_util.tree_map_with_path(as_mean, params)
         return ScaleByIvonState(
             count=jnp.zeros([], jnp.int32),
             ess=jnp.asarray(ess, float),
@@ -166,37 +139,12 @@ def scale_by_ivon(
             raise ValueError("params: IVON's update needs the current mean")
         if moments is None:
             moments = redraw_moments(key, state, updates)
-        noise_grad, squared_grad = moments
         count = optax.safe_increment(state.count)
-
-        def update_leaf(
-            name: str,
-            update: ArrayLike,
-            param: ArrayLike,
-            mu: Array,
-            hess: Array,
-            delta: Array,
-        ) -> _Leaf:
-            dtype = hess.dtype
-            grad, mean = jnp.asarray(update, dtype), jnp.asarray(param, dtype)
-            lam = state.ess.astype(dtype)
-            mu = jnp.asarray(beta1 * mu + (1 - beta1) * grad)
-            if hess_approx == "price":
-                estimate = lam * (hess + delta) * noise_grad[name]
-            else:
-                estimate = lam * squared_grad[name]
-            variance = 1 / (lam * (hess + delta))
-            delta = jnp.minimum(prior.update(delta, mean, variance, lam), MAX_HESS)
-            hess = _update_hess(hess, estimate, prior.hess_bound(delta), 1 - beta2)
-            momentum = mu / (1 - beta1 ** count.astype(dtype)) if debias else mu
-            direction = (momentum + prior.decay(delta) * mean) / (hess + delta)
-            return _Leaf(direction, mu, hess, delta)
-
         names = list(by_path(updates))
         treedef: Any = jax.tree.structure(updates)
         trees = (updates, params, state.mu, state.hess, state.delta)
         leaves = [
-            update_leaf(name, *columns)
+            recursion.step(name, state.ess, count, moments, *columns)
             for name, *columns in zip(
                 names, *map(treedef.flatten_up_to, trees), strict=True
             )
@@ -253,8 +201,8 @@ def ivon(
     Example:
         >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
     """
-    _check("clip_radius", clip_radius, _POSITIVE)
-    _check("weight_decay", weight_decay, _NOT_NEGATIVE)
+    check("clip_radius", clip_radius, POSITIVE)
+    check("weight_decay", weight_decay, NOT_NEGATIVE)
     return optax.chain(
         scale_by_ivon(
             ess,
@@ -302,7 +250,7 @@ def ivon_lora(
     Example:
         >>> tx = ivon_lora(learning_rate=1e-2, ess=lora_ess(640))
     """
-    _check("clip_radius", clip_radius, _POSITIVE)
+    check("clip_radius", clip_radius, POSITIVE)
     return optax.chain(
         scale_by_ivon(ess, prior, hess_init, beta1, beta2),
         optax.clip(clip_radius),
@@ -319,115 +267,50 @@ def lora_ess(num_examples: int, gamma: float = 5000.0) -> float:
     return gamma * math.sqrt(num_examples)
 
 
-def find_states(opt_state: PyTree) -> list[ScaleByIvonState]:
-    """Finds IVON's states by type, anywhere in a nested optax state.
-
-    Args:
-        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-
-    Returns:
-        The states, in flattening order; several where parameters are partitioned.
-
-    Raises:
-        ValueError: there is none; or `optax.MultiSteps` wraps it, which would
-            average gradients of different noise.
-    """
-
-    def stop(node: Any) -> bool:
-        return isinstance(node, ScaleByIvonState | optax.MultiStepsState)
-
-    states = [node for node in jax.tree.leaves(opt_state, is_leaf=stop) if stop(node)]
-    if any(isinstance(state, optax.MultiStepsState) for state in states):
-        raise ValueError(
-            "opt_state: optax.MultiSteps drops the curvature of IVON's samples;"
-            " use ivon_jax.multi_steps"
-        )
-    if not states:
-        raise ValueError("opt_state: holds no IVON state")
-    return states
+class _Leaf(NamedTuple):
+    update: Float[Array, "..."]
+    mu: Float[Array, "..."]
+    hess: Float[Array, "..."]
+    delta: Float[Array, "..."]
 
 
-def posterior_precision(opt_state: PyTree) -> dict[str, Float[Array, "..."]]:
-    """Returns 1/v = ess * (hess + delta) by leaf path.
+class _Recursion(NamedTuple):
+    """What a step does to each leaf; see `scale_by_ivon`."""
 
-    Leaves that no IVON state covers (masked or given to another optimizer) are
-    absent: their posterior is the point `params`.
+    prior: Prior
+    beta1: ArrayLike
+    beta2: ArrayLike
+    hess_approx: HessApprox
+    debias: bool
 
-    Args:
-        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-
-    Returns:
-        The precision of each covered leaf.
-
-    Raises:
-        ValueError: no IVON state, or two that cover the same leaf.
-    """
-    precision: dict[str, Float[Array, ...]] = {}
-    for state in find_states(opt_state):
-        delta = by_path(state.delta)
-        for name, hess in by_path(state.hess).items():
-            if name in precision:
-                raise ValueError(f"opt_state: two IVON states cover {name!r}")
-            precision[name] = state.ess.astype(hess.dtype) * (hess + delta[name])
-    return precision
-
-
-def posterior_noise(
-    key: Key[Array, ""], opt_state: PyTree, index: int | Int[Array, ""] = 0
-) -> dict[str, Float[Array, "..."]]:
-    """Draws theta - m of one posterior sample, by leaf path.
-
-    Args:
-        key: the step's key.
-        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-        index: which of the step's Monte-Carlo samples.
-
-    Returns:
-        The noise of each leaf that IVON covers, at least float32.
-    """
-    return gaussian(key, posterior_precision(opt_state), index)
-
-
-def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Moments:
-    """Multiplies a sample's noise with the gradient taken there.
-
-    Args:
-        noise: from `posterior_noise`.
-        grads: gradient at the sample; leaves without noise are left out.
-
-    Returns:
-        The moments of this one sample.
-    """
-    grad = {
-        name: jnp.asarray(g, noise[name].dtype)
-        for name, g in by_path(grads).items()
-        if name in noise
-    }
-    return Moments(
-        {name: noise[name] * g for name, g in grad.items()},
-        {name: jnp.square(g) for name, g in grad.items()},
-    )
-
-
-def redraw_moments(
-    key: Key[Array, ""] | None, opt_state: PyTree, grads: PyTree
-) -> Moments:
-    """Draws the noise of the step's first sample again, for its moments.
-
-    Args:
-        key: the key given to `sample`.
-        opt_state: the state given to `sample`.
-        grads: gradient at the sample.
-
-    Returns:
-        The moments of this one sample.
-
-    Raises:
-        ValueError: there is no key.
-    """
-    if key is None:
-        raise ValueError("key: IVON's update needs the key given to sample")
-    return noise_moments(posterior_noise(key, opt_state), grads)
+    def step(
+        self,
+        name: str,
+        ess: Float[Array, ""],
+        count: Int[Array, ""],
+        moments: Moments,
+        update: ArrayLike,
+        param: ArrayLike,
+        mu: Float[Array, "..."],
+        hess: Float[Array, "..."],
+        delta: Float[Array, "..."],
+    ) -> _Leaf:
+        """Takes the step of the leaf of a name."""
+        dtype, beta1 = hess.dtype, self.beta1
+        grad, mean = jnp.asarray(update, dtype), jnp.asarray(param, dtype)
+        lam = ess.astype(dtype)
+        mu = jnp.asarray(beta1 * mu + (1 - beta1) * grad)
+        if self.hess_approx == "price":
+            estimate = lam * (hess + delta) * moments.noise_grad[name]
+        else:
+            estimate = lam * moments.squared_grad[name]
+        variance = 1 / (lam * (hess + delta))
+        delta = jnp.minimum(self.prior.update(delta, mean, variance, lam), MAX_HESS)
+        bound = self.prior.hess_bound(delta)
+        hess = _update_hess(hess, estimate, bound, 1 - self.beta2)
+        momentum = mu / (1 - beta1 ** count.astype(dtype)) if self.debias else mu
+        direction = (momentum + self.prior.decay(delta) * mean) / (hess + delta)
+        return _Leaf(direction, mu, hess, delta)
 
 
 def _update_hess(
@@ -442,35 +325,3 @@ def _update_hess(
     # Cancellation must not round the distance to a negative bound down to zero.
     floor = bound * (1 - 4 * jnp.finfo(hess.dtype).eps) + MIN_HESS
     return jnp.clip(hess + distance * (x + jnp.square(x) / 2), floor, MAX_HESS)
-
-
-def at_least_float32(leaf: ArrayLike) -> Array:
-    """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
-    leaf = jnp.asarray(leaf)
-    inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    dtype = np.promote_types(leaf.dtype, np.float32) if inexact else np.float32
-    return leaf.astype(dtype)
-
-
-def _as_mean(path: tuple[Any, ...], leaf: ArrayLike) -> Float[Array, "..."]:
-    """Checks that a leaf can have a Gaussian posterior, and upcasts it."""
-    dtype = jnp.asarray(leaf).dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"params: the leaf {path_name(path)!r} is {dtype}, and IVON's leaves are"
-            " floats; exclude it with optax.masked or optax.partition"
-        )
-    return at_least_float32(leaf)
-
-
-_Rule = tuple[str, Callable[[float], bool]]
-_POSITIVE: _Rule = ("> 0", lambda value: value > 0)
-_NOT_NEGATIVE: _Rule = (">= 0", lambda value: value >= 0)
-_DECAY: _Rule = ("in [0, 1)", lambda value: 0 <= value < 1)
-
-
-def _check(name: str, value: ArrayLike, rule: _Rule) -> None:
-    """Checks a Python number; a traced or injected one cannot be looked at."""
-    wanted, legal = rule
-    if isinstance(value, int | float) and not legal(value):
-        raise ValueError(f"{name}: {value} is not {wanted}")
