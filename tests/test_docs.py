@@ -42,21 +42,22 @@ def options() -> dict[str, set[str]]:
 
     from ivon_jax.lora import LoraConfig
     from ivon_jax.train import cli
-    from ivon_jax.train.config import (
-        CompareConfig,
-        DataConfig,
-        MethodConfig,
-        TrainConfig,
-    )
+    from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+    from ivon_jax.train.methods.registry import METHODS
     from ivon_jax.train.pod.processes import ProcessConfig
 
     def fields(*kinds, prefix=""):
         names = (field.name for kind in kinds for field in dataclasses.fields(kind))
         return {prefix + name.replace("_", "-") for name in names}
 
-    hyper = fields(MethodConfig)
-    train = fields(TrainConfig, DataConfig, LoraConfig, ProcessConfig) | hyper
+    hypers = [method.hyper_type for method in METHODS.values()]
+    train = fields(TrainConfig, DataConfig, LoraConfig, ProcessConfig, *hypers)
     train |= {"out", "resume"}
+    each = {
+        option
+        for name, method in METHODS.items()
+        for option in fields(method.hyper_type, prefix=f"{name}.")
+    }
 
     def arguments(command):
         return {
@@ -67,8 +68,7 @@ def options() -> dict[str, set[str]]:
         "train": train,
         "plan": train | {"chip", "seq-length"},
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
-        | fields(MethodConfig, prefix="adam.")
-        | fields(MethodConfig, prefix="ivon-lora.")
+        | each
         | {"out", "resume"},
         "evaluate": fields(DataConfig) | arguments(cli.evaluate),
         "export": arguments(cli.export),
@@ -90,12 +90,12 @@ def test_shown_options_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shown_runs_are_legal(page, monkeypatch):
-    from ivon_jax.train.prepare import find_task
-
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models import peft_io
     from ivon_jax.train import cli
+    from ivon_jax.train.command_line import parse
     from ivon_jax.train.config import resolve
+    from ivon_jax.train.splits import find_task
 
     monkeypatch.setattr(peft_io, "read_settings", lambda folder: LoraConfig())
     commands = {"train": cli.train, "plan": cli.plan}
@@ -105,7 +105,7 @@ def test_shown_runs_are_legal(page, monkeypatch):
         if line.count('"') % 2:  # the end of what is quoted for a remote shell
             line = line.rstrip(' "')
         monkeypatch.setattr(sys, "argv", ["ivon-jax", *shlex.split(line)])
-        call = cli._parse(commands)
+        call = parse(commands)
         bound = inspect.signature(call.func).bind(*call.args, **call.keywords)
         config = bound.arguments["config"]
         resolve(config, find_task(config.data).family, num_examples=1)

@@ -1,10 +1,7 @@
 """The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
 
 import contextlib
-import functools
-import io
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.checks import AT_LEAST_ONE, check
+from ivon_jax.train.command_line import parse
 from ivon_jax.train.config import (
     BaseName,
     CompareConfig,
@@ -308,55 +306,6 @@ def compare(
     print(tables.table(results["rows"]))
 
 
-def _parse(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:
-    """Reads the command line without running the command.
-
-    Returns:
-        The command with its arguments.
-
-    Raises:
-        ValueError: what the parser says in a box, on one line; or --adapter is none.
-    """
-    call = _parse_alone(commands)
-    config = call.keywords.get("config")
-    if not (isinstance(config, TrainConfig) and config.adapter):
-        return call
-    # Once more, now that it is known what the options left out are with this adapter.
-    from ivon_jax.models.peft_io import read_settings
-
-    default = TrainConfig(adapter=config.adapter, lora=read_settings(config.adapter))
-    known = functools.partial(call.func, config=default)
-    return _parse_alone(
-        {k: known if f is call.func else f for k, f in commands.items()}
-    )
-
-
-def _parse_alone(commands: dict[str, Callable[..., Any]]) -> functools.partial[Any]:
-    """Reads the command line, and no other file; see `_parse`."""
-
-    def later(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.wraps(command)(
-            lambda *args, **kwargs: functools.partial(command, *args, **kwargs)
-        )
-
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: later(command) for name, command in commands.items()},
-                prog="ivon-jax",
-            )
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-    # Under the title, between rules: first what is wrong, then advice.
-    body = "\n".join(line.strip("│ ") for line in box.getvalue().splitlines()[1:])
-    parts = (" ".join(part.split()) for part in re.split(r"(?m)^[─╰╯-]+$", body))
-    message = next(filter(None, parts), "illegal arguments")
-    # What a dataclass checks is named by its field already.
-    raise ValueError(re.sub(r"^Error parsing [^-]\S*: ", "", message))
-
-
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
     # transformers would say on stderr that torch, which is not needed, is missing.
@@ -376,7 +325,7 @@ def main() -> None:
     outlive_readers()
     try:
         runtime.settle()
-        _parse(commands)()
+        parse(commands)()
         sys.stdout.flush()
     except BrokenPipeError:  # who read stdout wants no more of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

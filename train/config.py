@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes as Flat
+from tyro.conf import arg
 
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, check
 from ivon_jax.lora import LoraConfig
@@ -129,9 +130,9 @@ class TrainConfig(RunConfig):
     """A training run.
 
     Attributes:
-        method: how to fit the parameters.
-        hyper: how to train; the defaults are the paper's for the task's preset. A plain
-            `Hyper` becomes the method's own.
+        method: how to fit the parameters; it has hyper-parameters of its own, which
+            --help beside it shows.
+        hyper: how to train; the defaults are the paper's for the task's preset.
         adapter: folder of an adapter of HF PEFT to start from. On the command line
             its settings are the defaults of the options for adapters; all of them but
             dropout must be its own.
@@ -147,7 +148,7 @@ class TrainConfig(RunConfig):
     eval_steps: Annotated[int | None, unset("INT", "never")] = None
 
     def __post_init__(self) -> None:
-        """Checks what no method and no task can change."""
+        """Checks what no task can change; a plain `Hyper` becomes the method's own."""
         super().__post_init__()
         if self.eval_steps is not None:
             check("eval_steps", self.eval_steps, FINITE_POSITIVE)
@@ -175,7 +176,8 @@ class CompareConfig(RunConfig):
     """
 
     methods: tuple[MethodName, ...] = ("adam", "ivon-lora")
-    hyper: Flat[Hypers] = dataclasses.field(default_factory=Hypers)
+    # Not `Flat`, which would take the methods' prefixes away, too.
+    hyper: Annotated[Hypers, arg(name="")] = dataclasses.field(default_factory=Hypers)
     samples: int = 10
     sweep_samples: int = 4
     taus: Annotated[tuple[float, ...], unset("FLOAT [FLOAT ...]", "none")] = ()

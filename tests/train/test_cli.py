@@ -1,5 +1,6 @@
 """The command line: what each command writes, and how it refuses bad input."""
 
+import dataclasses
 import inspect
 import io
 import itertools
@@ -18,10 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import cli, compare, loop
-from ivon_jax.train.config import CompareConfig, DataConfig, MethodConfig, TrainConfig
-from ivon_jax.train.evaluate import Prediction
+from ivon_jax.train import cli, evaluate, loop
+from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import ProcessConfig
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.tasks.registry import TASKS
 
@@ -129,14 +132,14 @@ def test_evaluate(trained, capsys):
 
 def test_predictions_of_other_settings_are_kept():
     hows = [
-        Prediction(samples, tau, prune)
+        Samples(samples, tau, prune)
         for samples in (2, 3)
         for tau in (1.0, 0.5, 2.0)
         for prune in (0.0, 0.1)
     ]
-    assert len({how.name for how in hows}) == len(hows)
-    # The mean has no temperature.
-    assert Prediction(0, tau=2.0).name == Prediction(0).name == "mean"
+    names = {how.name for how in [*hows, Mean(), Mean(0.1), Mean(0.5)]}
+    assert len(names) == len(hows) + 3
+    assert Mean().name == "mean"
 
 
 def test_evaluate_adam_has_its_mean_only(trained):
@@ -187,7 +190,7 @@ def test_a_point_of_the_sweep_is_an_evaluation(compared, tmp_path):
     for row in rows[4:6]:
         words = ("--samples", row["samples"], "--tau", row["tau"])
         assert command("evaluate", out, *words) == 0
-        name = Prediction(row["samples"], row["tau"]).name
+        name = Samples(row["samples"], row["tau"]).name
         text = (out / f"evaluation-{name}.json").read_text()
         alone = json.loads(text)["rows"][-1]
         for metric in ("accuracy", "nll", "brier"):
@@ -230,7 +233,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     for module, name, call, what in (
         (loop, "train_step", 3, "adam interrupted after step 3 of 6"),
         (loop, "train_step", 5, "ivon-lora interrupted after step 2 of 6"),
-        (compare, "predict", 2, "interrupted"),
+        (evaluate, "predict", 2, "interrupted"),
     ):
         with monkeypatch.context() as patch:
             interrupt(patch, module, name, call)
@@ -322,9 +325,9 @@ CONFIGS = (
     CompareConfig,
     DataConfig,
     LoraConfig,
-    MethodConfig,
     ProcessConfig,
     TrainConfig,
+    *(method.hyper_type for method in METHODS.values()),
 )
 
 
@@ -336,9 +339,47 @@ def test_help(function, capsys):
     assert function.__doc__.splitlines()[0] in shown
 
 
+@pytest.mark.parametrize("name", ["train", "plan"])
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "ivon-lora"),
+        *(([f"--method={name}"], name) for name in METHODS),
+        *((["--method", name, "--seed", "3"], name) for name in METHODS),
+    ],
+)
+def test_help_shows_the_options_of_the_chosen_method(
+    name, words, method, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command(name, *words, "--help") == 0
+    shown = set(re.findall(r"--([a-z0-9-]+)", capsys.readouterr().out))
+    names = {
+        name: {
+            field.name.replace("_", "-") for field in dataclasses.fields(one.hyper_type)
+        }
+        for name, one in METHODS.items()
+    }
+    assert shown & set.union(*names.values()) == names[method]
+
+
+def test_help_of_compare_shows_the_options_of_every_method(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command("compare", "--help") == 0
+    shown = set(re.findall(r"^.*?--([a-z0-9.-]+) ", capsys.readouterr().out, re.M))
+    wanted = {
+        f"{name}.{field.name.replace('_', '-')}"
+        for name, method in METHODS.items()
+        for field in dataclasses.fields(method.hyper_type)
+    }
+    assert {name for name in shown if "." in name} == wanted
+
+
 @pytest.mark.parametrize("source", [*COMMANDS, *CONFIGS], ids=lambda f: f.__name__)
 def test_every_option_is_explained(source):
-    explained = set(re.findall(r"^ +(\w+): \S", source.__doc__, re.MULTILINE))
+    kinds = source.mro() if inspect.isclass(source) else [source]
+    text = "\n".join(kind.__doc__ for kind in kinds)
+    explained = set(re.findall(r"^ +(\w+): \S", text, re.MULTILINE))
     # Those have options of their own, or carry their help with their type.
     explained |= {"config", "processes", "out", "resume"}
     assert set(inspect.signature(source).parameters) <= explained
@@ -379,6 +420,9 @@ def one_line(capsys):
         (["--seed", "-1"], "seed: -1 is not"),
         (["--eps", "1e-8"], "eps: method ivon-lora has"),
         (["--method", "adam", "--gamma", "5"], "gamma: method adam has"),
+        (["--gamma=5", "--method=adam"], "gamma: method adam has batch_size, beta1"),
+        (["--method", "adam", "--hess_init", "1"], "hess_init: method adam has"),
+        (["--adam.steps", "5"], "options: --adam.steps"),
         (["--gamma", "5", "--ess", "5"], "gamma: excludes ess"),
         (["--steps", "3", "--warmup", "4"], "warmup: 4 is not <= steps"),
         (["--train-examples", "65"], "train_examples: "),
@@ -415,6 +459,8 @@ def test_answer_word_of_several_tokens(problem, tmp_path, capsys):
         (["--taus", "1", "0"], "tau: 0.0 is not"),
         (["--prunes", "1"], "prune: 1.0 is not in [0, 1)"),
         (["--adam.gamma", "3"], "gamma: method adam has"),
+        (["--ivon_lora.eps=3"], "eps: method ivon-lora has"),
+        (["--gamma", "3"], "options: --gamma"),
         (["--adam.steps", "3"], "steps: 3 of adam and 5000 of ivon-lora differ"),
         (["--ivon-lora.batch-size", "4"], "batch_size: 8 of adam and 4 of"),
         (["--targets", "w_proj"], "'w_proj' matches no linear layer"),

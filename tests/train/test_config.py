@@ -13,19 +13,23 @@ from hypothesis import strategies as st
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.config import (
+    CompareConfig,
     DataConfig,
-    MethodConfig,
+    Hypers,
     TrainConfig,
-    from_json,
     make_method,
     resolve,
-    to_json,
 )
-from ivon_jax.train.methods import Adam, IvonLora
+from ivon_jax.train.config_json import from_json, to_json
+from ivon_jax.train.methods.adam import Adam, AdamHyper
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
+from ivon_jax.train.methods.registry import METHODS
 
 
 def resolved(method: str, family: str = "commonsense", n: int = 640, **hyper):
-    config = TrainConfig(method=method, hyper=MethodConfig(**hyper))
+    chosen = METHODS[method].hyper_type(**hyper)
+    config = TrainConfig(method=method, hyper=chosen)
     return resolve(config, family, n).hyper
 
 
@@ -34,7 +38,7 @@ def resolved(method: str, family: str = "commonsense", n: int = 640, **hyper):
 COMMONSENSE = {"steps": 5000, "warmup": 150, "batch_size": 8}
 GLUE = {"steps": 5000, "warmup": 300, "batch_size": 16}  # 6 % of the steps
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-IVON = {"beta1": 0.9, "mc_samples": 1, "learning_rate": 1e-2}
+IVON = {"beta1": 0.9, "mc_samples": 1, "learning_rate": 1e-2, "noise": "shared"}
 PAPER = {
     ("adam", "commonsense"): COMMONSENSE | ADAM | {"learning_rate": 2e-4},
     ("adam", "glue"): GLUE | ADAM | {"learning_rate": 5e-4},
@@ -103,9 +107,18 @@ def test_gamma_excludes_ess():
     [("adam", name, 1.0) for name in ("gamma", "ess", "hess_init", "clip_radius")]
     + [("adam", "mc_samples", 2), ("ivon-lora", "eps", 1e-8)],
 )
-def test_options_of_the_other_method_are_refused(method, name, value):
-    with pytest.raises(ValueError, match=f"^{name}: method {method} has .*beta2"):
-        resolved(method, **{name: value})
+def test_hyper_parameters_of_the_other_method_are_refused(method, name, value):
+    with pytest.raises(ValueError, match=f"^config.hyper: unknown key '{name}'"):
+        from_json({"method": method, "hyper": {name: value}}, TrainConfig)
+    other = {"adam": IvonLoraHyper, "ivon-lora": AdamHyper}[method](**{name: value})
+    with pytest.raises(ValueError, match=f"^hyper: method {method} takes .*Hyper, not"):
+        TrainConfig(method=method, hyper=other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_every_method_has_can_be_given_for_any(method):
+    config = TrainConfig(method=method, hyper=Hyper(steps=7, batch_size=2))
+    assert config.hyper == METHODS[method].hyper_type(steps=7, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +169,27 @@ def test_the_ends_of_ranges_are_legal(method, name, value):
 
 
 def test_the_rest_of_the_configuration_is_kept():
-    config = TrainConfig("m", "adam", 7, DataConfig("rte"), LoraConfig(rank=3))
+    config = TrainConfig(
+        "m", 7, DataConfig("rte"), LoraConfig(rank=3), method="adam", eval_steps=2
+    )
     found = resolve(config, "glue", 10)
     assert dataclasses.replace(found, hyper=config.hyper) == config
 
 
 def test_methods_get_what_was_resolved():
     adam = make_method(resolve(TrainConfig(method="adam"), "glue", 9))
-    assert adam == Adam(5e-4, 0.9, 0.999, 1e-8, 5000, 300)
-    ivon = make_method(resolve(TrainConfig(method="ivon-lora"), "commonsense", 4))
-    assert ivon == IvonLora(1e-2, 1e4, 5e-2, 0.9, 0.9995, 5e-3, 1, 5000, 150)
+    assert adam == Adam(AdamHyper(5000, 300, 16, 5e-4, 0.9, 0.999, 1e-8))
+    run = {"steps": 5000, "warmup": 150, "batch_size": 8}
+    beta = {"beta1": 0.9, "beta2": 0.9995}
+    hyper = IvonLoraHyper(
+        **run, **beta, learning_rate=1e-2, gamma=5e3, ess=1e4, hess_init=5e-2,
+        clip_radius=5e-3, mc_samples=1, noise="shared",
+    )  # fmt: skip
+    for noise, groups in ((None, 1), ("shared", 1), ("per-shard", 4)):
+        config = TrainConfig(mesh="data=4", hyper=IvonLoraHyper(noise=noise))
+        wanted = dataclasses.replace(hyper, noise=noise or "shared")
+        found = make_method(resolve(config, "commonsense", 4))
+        assert found == IvonLora(wanted, groups)
 
 
 # JSON.
@@ -209,18 +233,70 @@ lora_configs = st.tuples(
     st.lists(st.tuples(patterns, st.integers(1, 99)), max_size=2).map(tuple),
     st.lists(st.tuples(patterns, st.floats(0.1, 99)), max_size=2).map(tuple),
 )
-hypers = st.tuples(*[counts] * 3, *[st.none() | floats] * 8, counts)
-methods = st.sampled_from(["adam", "ivon-lora"])
+every = dict.fromkeys(("steps", "warmup", "batch_size"), counts)
+numbers = ("learning_rate", "beta1", "beta2")
+HYPERS = {
+    "adam": every | dict.fromkeys((*numbers, "eps"), st.none() | floats),
+    "ivon-lora": every
+    | dict.fromkeys(
+        (*numbers, "gamma", "ess", "hess_init", "clip_radius"), st.none() | floats
+    )
+    | {"mc_samples": counts, "noise": st.sampled_from([None, "shared", "per-shard"])},
+}
+hypers = st.fixed_dictionaries({k: st.fixed_dictionaries(v) for k, v in HYPERS.items()})
+methods = st.sampled_from(list(HYPERS))
+starts = st.tuples(texts, st.integers(0, 2**32))
 
 
-@given(texts, methods, st.integers(0, 2**32), data_configs, lora_configs, hypers)
-def test_json_and_back(model, method, seed, data, lora, hyper):
-    parts = DataConfig(*data), LoraConfig(*lora), MethodConfig(*hyper)
-    config = TrainConfig(model, method, seed, *parts)
-    values = json.loads(json.dumps(to_json(config)))
-    before = copy.deepcopy(values)
-    assert from_json(values, TrainConfig) == config
-    assert values == before
+@given(starts, methods, data_configs, lora_configs, hypers, counts)
+def test_json_and_back(start, method, data, lora, hyper, samples):
+    parts = (*start, DataConfig(*data), LoraConfig(*lora))
+    chosen = {k: METHODS[k].hyper_type(**v) for k, v in hyper.items()}
+    for name, values in chosen.items():
+        assert vars(values).keys() == HYPERS[name].keys()
+    for config in (
+        TrainConfig(*parts, method=method, hyper=chosen[method]),
+        CompareConfig(
+            *parts,
+            methods=(method,),
+            hyper=Hypers(**{k.replace("-", "_"): v for k, v in chosen.items()}),
+            samples=samples or 1,
+            taus=(0.5, 2.0),
+        ),
+    ):
+        values = json.loads(json.dumps(to_json(config)))
+        before = copy.deepcopy(values)
+        assert from_json(values, type(config)) == config
+        assert values == before
+
+
+@pytest.mark.parametrize("method", HYPERS)
+def test_what_version_0_1_0_wrote(method):
+    """Every run had the hyper-parameters of all methods, and noise beside them."""
+    names = {name for fields in HYPERS.values() for name in fields} - {"noise"}
+    hyper = {**dict.fromkeys(names), "steps": 9, "learning_rate": 0.5}
+    values = {"method": method, "noise": "shared", "hyper": hyper}
+    wanted = METHODS[method].hyper_type(steps=9, learning_rate=0.5)
+    assert from_json(values, TrainConfig) == TrainConfig(method=method, hyper=wanted)
+    other = {"adam": "gamma", "ivon-lora": "eps"}[method]
+    values = {"method": method, "noise": "shared", "hyper": hyper | {other: 0.5}}
+    with pytest.raises(ValueError, match=f"^config.hyper: unknown key '{other}'"):
+        from_json(values, TrainConfig)
+    split = {"method": method, "noise": "per-shard", "hyper": hyper}
+    if method == "adam":
+        with pytest.raises(ValueError, match=r"^config.hyper: unknown key 'noise'"):
+            from_json(split, TrainConfig)
+    else:
+        found = from_json(split, TrainConfig).hyper
+        assert found == dataclasses.replace(wanted, noise="per-shard")
+    values = {"adam": hyper, "ivon_lora": hyper | {"gamma": 3.0}, "samples": 4}
+    assert from_json(values, CompareConfig) == CompareConfig(
+        hyper=Hypers(
+            AdamHyper(steps=9, learning_rate=0.5),
+            IvonLoraHyper(steps=9, learning_rate=0.5, gamma=3.0),
+        ),
+        samples=4,
+    )
 
 
 def test_what_is_absent_is_the_default():

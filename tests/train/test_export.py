@@ -18,9 +18,11 @@ from ivon_jax.models import peft_io as peft_files
 from ivon_jax.models.peft_io import load_adapter, read_settings, save_adapter
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import export
-from ivon_jax.train.config import TrainConfig, from_json
+from ivon_jax.train.command_line import parse
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.config_json import from_json
+from ivon_jax.train.keys import Streams
 from ivon_jax.train.runs import run
-from ivon_jax.train.step import Streams
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -353,13 +355,15 @@ def test_an_adapters_own_settings_are_the_defaults_beside_it(name, given, monkey
         extra = {"train": ["--out", "new"], "plan": ["--chip", "v5e"]}[name]
         argv = ["ivon-jax", name, *extra, *map(str, args)]
         monkeypatch.setattr("sys.argv", argv)
-        return cli._parse({"train": cli.train, "plan": cli.plan}).keywords["config"]
+        return parse({"train": cli.train, "plan": cli.plan}).keywords["config"]
 
     config = parsed("--adapter", given, "--seed", 3)
     assert (config.adapter, config.seed, config.lora) == (given, 3, OWN)
     changed = parsed("--dropout", 0.5, "--adapter", given, "--rank", 8).lora
     assert changed == dataclasses.replace(OWN, dropout=0.5, rank=8)
     assert parsed().lora == LoraConfig()
+    config = parsed("--method", "adam", "--adapter", given, "--eps", 1)
+    assert (config.method, config.hyper.eps, config.lora) == ("adam", 1.0, OWN)
 
 
 def test_training_and_evaluation_start_from_an_adapter(command, given, base, tmp_path):

@@ -1,0 +1,149 @@
+"""Reads the command line: a command, or one line on what is wrong."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ivon_jax.train.config import (
+    DEFAULT_METHOD,
+    CompareConfig,
+    MethodName,
+    TrainConfig,
+)
+from ivon_jax.train.methods.registry import METHODS
+
+Commands = dict[str, Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choices:
+    """What the other options of a run, and their defaults, depend on."""
+
+    method: MethodName = DEFAULT_METHOD
+    adapter: Path | None = None
+
+
+def parse(commands: Commands) -> functools.partial[Any]:
+    """Reads the command line without running the command.
+
+    A command that takes a `TrainConfig` has the options of the chosen method, and
+    those for adapters are by default as in the chosen adapter.
+
+    Args:
+        commands: functions by the name of their command.
+
+    Returns:
+        The command with its arguments.
+
+    Raises:
+        ValueError: an argument is illegal or missing, or the adapter cannot be read.
+    """
+    name, *args = sys.argv[1:] or [""]
+    kind = None
+    if name in commands:
+        hints = typing.get_type_hints(commands[name])
+        kind = hints.get("config")
+    choices = _Choices()
+    if kind is TrainConfig:
+        choices = _choices(args)
+        default = _default(choices)
+        command = functools.partial(commands[name], config=default)
+        command.__doc__ = commands[name].__doc__  # which --help shows
+        commands = commands | {name: command}
+    if kind in (TrainConfig, CompareConfig):
+        _check_owners(args, choices.method if kind is TrainConfig else "")
+    return _parse(commands)
+
+
+def _choices(args: Sequence[str]) -> _Choices:
+    """Finds the chosen method and adapter among all arguments."""
+    try:
+        return tyro.cli(
+            _Choices,
+            args=args,
+            add_help=False,
+            console_outputs=False,
+            return_unknown_args=True,
+        )[0]
+    except SystemExit:  # for a reason that parsing all arguments tells
+        return _Choices()
+
+
+def _default(choices: _Choices) -> TrainConfig:
+    """Returns the run that there is without further options."""
+    config = TrainConfig(method=choices.method)
+    if choices.adapter is None:
+        return config
+    from ivon_jax.models.peft_io import read_settings
+
+    lora = read_settings(choices.adapter)
+    return dataclasses.replace(config, adapter=choices.adapter, lora=lora)
+
+
+def _check_owners(args: Sequence[str], method: str) -> None:
+    """Checks that no option is one that only another method has.
+
+    Args:
+        args: the arguments.
+        method: whose options they are; "" if each names its own, as --adam.eps.
+
+    Raises:
+        ValueError: an option is another method's.
+    """
+    owned = {
+        name: {field.name for field in dataclasses.fields(kind.hyper_type)}
+        for name, kind in METHODS.items()
+    }
+    for arg in args:
+        option = re.match(r"--(?:([\w-]+)\.)?([\w-]+)", arg)
+        if option is None or bool(option[1]) == bool(method):
+            continue
+        owner = method or option[1].replace("_", "-")
+        name = option[2].replace("-", "_")
+        others = [names for other, names in owned.items() if other != owner]
+        if owner in owned and name in set().union(*others) - owned[owner]:
+            raise ValueError(
+                f"{name}: method {owner} has {', '.join(sorted(owned[owner]))}"
+            )
+
+
+def _parse(commands: Commands) -> functools.partial[Any]:
+    """Reads the command line; see `parse`."""
+
+    def later(command: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.wraps(command)(
+            lambda *args, **kwargs: functools.partial(command, *args, **kwargs)
+        )
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: later(command) for name, command in commands.items()},
+                prog="ivon-jax",
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+    raise ValueError(_message(box.getvalue()))
+
+
+def _message(box: str) -> str:
+    """Takes the message out of tyro's box; it has no public way to read it otherwise.
+
+    Under the title, between rules, there is first what is wrong, then advice.
+    """
+    body = "\n".join(line.strip("│ ") for line in box.splitlines()[1:])
+    parts = (" ".join(part.split()) for part in re.split(r"(?m)^[─╰╯-]+$", body))
+    message = next(filter(None, parts), "illegal arguments")
+    # What a dataclass checks is named by its field already.
+    return re.sub(r"^Error parsing [^-]\S*: ", "", message)
