@@ -25,7 +25,9 @@ from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.rope_config import Llama3Rope
 from ivon_jax.models.rotary import stretched
 from ivon_jax.models.weights import compare_shapes
-from ivon_jax.train.config import MethodConfig, TrainConfig, from_json, to_json
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.config_json import from_json, to_json
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.runs import run
 
 LORA = LoraConfig(rank=2, dropout=0.0)
@@ -116,7 +118,7 @@ LEAVES = {
 
 
 def build_run(folder: Path) -> None:
-    hyper = MethodConfig(steps=3, warmup=1, batch_size=2, learning_rate=0.1, ess=5.0)
+    hyper = IvonLoraHyper(steps=3, warmup=1, batch_size=2, learning_rate=0.1, ess=5.0)
     run.write_config(folder, TrainConfig(lora=LORA, hyper=hyper), examples=16)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import prepare
 from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
@@ -17,8 +16,8 @@ from ivon_jax.models import load
 from ivon_jax.models.peft_io import CONFIG, RUN, WEIGHTS, check_base
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.evaluate import Prediction
 from ivon_jax.train.export import export_peft
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run
 
 LORA = LoraConfig(rank=2, targets=("layers/self_attn/q_proj",))
@@ -40,7 +39,7 @@ def trained(tmp_path_factory):
     mean = {"layers": {"self_attn": {"q_proj": kernel}}}
     precision = {f"layers/self_attn/q_proj/{k}": v for k, v in kernel.items()}
     Posterior(mean, precision, {}).save(place / "run" / run.POSTERIOR)
-    export_peft(place / "run", place / "export", Prediction(1))
+    export_peft(place / "run", place / "export", samples=1)
     return config, place / "export"
 
 

@@ -18,9 +18,12 @@ from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
 from ivon_jax.models import load, placing
 from ivon_jax.models.quantized import BLOCK, quantize
 from ivon_jax.train.data.batches import Batch
-from ivon_jax.train.methods import IvonLora
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
+from ivon_jax.train.objectives.label_words import LabelWords
 from ivon_jax.train.pod.sharding import make_mesh, placement
-from ivon_jax.train.step import Streams, first_state, train_step
+from ivon_jax.train.step import Fixed, Network, first_state, train_step
+from ivon_jax.train.trainable import LoraOnly
 
 qwix = pytest.importorskip("qwix")
 
@@ -136,16 +139,20 @@ def test_adapters_see_the_dequantised_base(folder, kind, remat):
 @pytest.mark.parametrize("kind", [None, *KINDS])
 def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
     base = load(str(folder), dtype=jnp.bfloat16, quantization=kind, tokenizer=False)
-    model = Lora(base.model, LoraConfig(rank=4))
-    method = IvonLora(1e-2, 1e5, 0.05, 0.9, 0.9995, 5e-3, 1, 10, 1)
+    lora = LoraConfig(rank=4)
+    model = Lora(base.model, lora)
+    network = Network(base.model, model, LoraOnly(), lora.dropout)
+    hyper = IvonLoraHyper(steps=10, ess=1e5).resolve("commonsense", 2)
+    method = IvonLora(hyper)
     full = np.full((2, 1), 5, np.int32)
     batch = Batch(np.asarray(TOKENS), full, 0 * full, np.ones((2, 1), np.float32))
-    state = first_state(model, method, None, jax.random.key(0))
-    rest = (state, base.params, jnp.arange(4), batch, Streams.from_seed(0))
+    state = first_state(network, method, None, jax.random.key(0))
+    objective = LabelWords(jnp.arange(4), (), 128)
+    fixed = Fixed(base.params, objective, Streams.from_seed(0))
     # Not compiled: lowered, JAX's own rule for attention's products promotes types.
-    state, logs = train_step.trace(model, method, *rest).out_info
+    state, logs = train_step.trace(network, method, state, fixed, batch).out_info
     assert {leaf.dtype for leaf in jax.tree.leaves(logs)} == {np.dtype(np.float32)}
-    kept = {leaf.dtype for leaf in jax.tree.leaves(state.adapters)}
+    kept = {leaf.dtype for leaf in jax.tree.leaves(state.params)}
     assert kept == {np.dtype(np.float32)}
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import prepare
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.glue import SHAPE, make_tokenizer, write_model
@@ -18,11 +17,14 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models import DebertaConfig, load
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
-from ivon_jax.train.config import DataConfig, MethodConfig, TrainConfig
-from ivon_jax.train.data.batches import collate
+from ivon_jax.train.config import DataConfig, TrainConfig
+from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.data.encoding import encode_texts
+from ivon_jax.train.methods.adam import AdamHyper
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.objectives.head import HeadClass, HeadNumber
+from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run
-from ivon_jax.train.step import answer_outputs, mean_loss
 from ivon_jax.train.tasks.registry import Example
 
 # Of peft 0.21 with transformers 5.14.
@@ -66,7 +68,7 @@ def config_of(folder, task="mrpc", model="base", **changes):
     return TrainConfig(
         model=str(folder / model),
         data=DataConfig(task=task, data_dir=folder),
-        hyper=MethodConfig(steps=2, batch_size=4),
+        hyper=Hyper(steps=2, batch_size=4),
         lora=LoraConfig(rank=2),
         **changes,
     )
@@ -89,7 +91,7 @@ def test_a_run_is_trained_and_scored(trained, capsys):
     task, out = trained
     before, after = (
         Posterior.load(out / run.POSTERIOR).mean,
-        prepare(run.read_config(out)[0]).adapters,
+        prepare(run.read_config(out)[0]).shapes,
     )
     assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, after)
     assert {"pooler", "classifier", "layers"} == before.keys()
@@ -133,7 +135,7 @@ def test_a_snapshot_of_the_hub_learns_its_examples(task, fields, tmp_path):
         model=str(base),
         method="adam",
         data=DataConfig(task=task, data_dir=tmp_path),
-        hyper=MethodConfig(steps=60, batch_size=16, learning_rate=2e-2),
+        hyper=AdamHyper(steps=60, batch_size=16, learning_rate=2e-2),
     )
     cli.train(config, tmp_path / "run")
     cli.evaluate(tmp_path / "run")
@@ -179,9 +181,11 @@ def test_other_libraries_compute_the_same(form, trained, folder, tmp_path):
     else:
         model = auto.from_pretrained(tmp_path / "out")
     adapters = Posterior.load(run_folder / run.POSTERIOR).mean
-    batch = jax.tree.map(jnp.asarray, collate(problem.eval, np.arange(5)[:, None]))
-    ours = answer_outputs(problem.model, problem.params, adapters, None, batch)
-    theirs = torch_outputs(model.float(), problem.eval)
+    encoded = problem.splits["test"]
+    batch = jax.tree.map(jnp.asarray, collate(encoded, np.arange(5)[:, None]))
+    bound = problem.network.bind(adapters, problem.frozen, {})
+    ours = problem.objective.outputs(bound, batch)
+    theirs = torch_outputs(model.float(), encoded)
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
@@ -243,15 +247,29 @@ def test_losses_are_those_of_torch():
     outputs = rng.normal(size=(6, 3)).astype(np.float32)
     classes = rng.integers(3, size=6).astype(np.int32)
     numbers = rng.normal(size=6).astype(np.float32)
-    functional = torch.nn.functional
-    theirs = functional.cross_entropy(
-        torch.tensor(outputs), torch.tensor(classes).long()
-    )
-    ours = mean_loss(jnp.asarray(outputs), jnp.asarray(classes))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
-    theirs = functional.mse_loss(torch.tensor(outputs[:, 0]), torch.tensor(numbers))
-    ours = mean_loss(jnp.asarray(outputs[:, :1]), jnp.asarray(numbers))
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    weights = rng.uniform(size=6).astype(np.float32)
+    functional, tensor = torch.nn.functional, torch.tensor
+
+    def ours(objective, outputs, labels, weights):
+        column = [jnp.asarray(values)[:, None] for values in (labels, weights)]
+        lengths = jnp.ones((6, 1), jnp.int32)
+        batch = Batch(lengths, lengths, *column, lengths)
+        return float(objective.loss(jnp.asarray(outputs), batch))
+
+    for weight, reduce in (
+        (np.full(6, 1 / 6, np.float32), torch.mean),
+        (weights, lambda losses: (losses * tensor(weights)).sum()),
+    ):
+        theirs = functional.cross_entropy(
+            tensor(outputs), tensor(classes).long(), reduction="none"
+        )
+        found = ours(HeadClass((), 9), outputs, classes, weight)
+        assert found == pytest.approx(float(reduce(theirs)), rel=1e-5)
+        theirs = functional.mse_loss(
+            tensor(outputs[:, 0]), tensor(numbers), reduction="none"
+        )
+        found = ours(HeadNumber(9), outputs[:, :1], numbers, weight)
+        assert found == pytest.approx(float(reduce(theirs)), rel=1e-5)
 
 
 def test_a_decoder_cannot_answer_with_a_number(folder, tmp_path):

@@ -141,7 +141,7 @@ def no_loading(monkeypatch):
     def load(name):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("ivon_jax.train.prepare.load", load)
+    monkeypatch.setattr("ivon_jax.train.problem.load", load)
 
 
 EARLY = {

@@ -22,7 +22,8 @@ from ivon_jax.models.llama import Llama
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import load_config
 from ivon_jax.train import cli
-from ivon_jax.train.config import MethodConfig, TrainConfig, resolve
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.plan import plan
 from ivon_jax.train.plan.hlo import collectives
 from ivon_jax.train.plan.plan import (
@@ -47,7 +48,7 @@ SHAPE = LlamaConfig(
 
 
 def config_of(method="ivon-lora", batch=16, **changes) -> TrainConfig:
-    hyper = MethodConfig(batch_size=batch)
+    hyper = Hyper(batch_size=batch)
     config = TrainConfig(method=method, hyper=hyper, lora=LoraConfig(dropout=0.0))
     return resolve(dataclasses.replace(config, **changes), "custom", 64)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivon_jax.train.report import tables
+from ivon_jax.train.report import figures, tables
 
 # Few values, so that ties are common.
 scores = st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 0.4])] * 2)
@@ -25,7 +25,7 @@ def make_row(method="ivon-lora", samples=0, tau=1.0, prune=0.0, **values):
 @given(st.lists(scores, max_size=12))
 def test_pareto_front_is_what_nothing_dominates(points):
     rows = [{"ece": ece, "accuracy": accuracy} for ece, accuracy in points]
-    front = tables.pareto_front(rows)
+    front = figures.pareto_front(rows)
     found = [(row["ece"], row["accuracy"]) for row in front]
     wanted = {
         (ece, accuracy)
@@ -165,9 +165,9 @@ def log(values) -> list[dict]:
 def test_training_curves(count, tmp_path):
     falling = [1 / i for i in range(1, count + 1)]
     logs = {"adam": log(falling), "ivon-lora": log([2 * x for x in falling])}
-    tables.training_curves(tmp_path / "both.png", logs)
+    figures.training_curves(tmp_path / "both.png", logs)
     both = picture(tmp_path / "both.png")
-    tables.training_curves(tmp_path / "one.png", {"adam": logs["adam"]})
+    figures.training_curves(tmp_path / "one.png", {"adam": logs["adam"]})
     one = picture(tmp_path / "one.png")
     assert share(both, *ORANGE) > 0 and share(both, *BLUE) > 0
     assert share(one, *ORANGE) > 0 and share(one, *BLUE) == 0
@@ -175,7 +175,7 @@ def test_training_curves(count, tmp_path):
 
 def test_training_curves_have_gaps_at_skipped_steps(tmp_path):
     values: list = [1.0] * 10 + [None] * 5 + [1.0] * 10
-    tables.training_curves(tmp_path / "gap.png", {"adam": log(values)})
+    figures.training_curves(tmp_path / "gap.png", {"adam": log(values)})
     assert share(picture(tmp_path / "gap.png"), *ORANGE) > 0
 
 
@@ -187,7 +187,7 @@ def test_reliability_draws_a_panel_each(tmp_path):
     sizes = []
     for names in (["adam"], ["adam", "ivon-lora@mean", "ivon-lora, 10 samples"]):
         path = tmp_path / f"{len(names)}.png"
-        tables.reliability(path, dict.fromkeys(names, log_probs), labels)
+        figures.reliability(path, dict.fromkeys(names, log_probs), labels)
         image = picture(path)
         # Calibrated: the blue bars fill the panel's upper confidences.
         assert 0.05 < 1 - share(image, 1, 1, 1) < 0.8
@@ -209,7 +209,7 @@ MAIN = [
 
 @pytest.mark.parametrize("rows", [MAIN, MAIN + SWEEP, MAIN + SWEEP[:1]])
 def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
-    tables.trade_off(tmp_path / "trade_off.png", rows)
+    figures.trade_off(tmp_path / "trade_off.png", rows)
     image = picture(tmp_path / "trade_off.png")
     for colour in (ORANGE, BLUE, RED):
         assert share(image, *colour) > 0
@@ -218,8 +218,8 @@ def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
 
 def test_trade_off_curves_have_one_ensemble_size(tmp_path, monkeypatch):
     drawn = []
-    real = tables.pareto_front
-    monkeypatch.setattr(tables, "pareto_front", lambda r: drawn.extend(r) or real(r))
-    tables.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
+    real = figures.pareto_front
+    monkeypatch.setattr(figures, "pareto_front", lambda r: drawn.extend(r) or real(r))
+    figures.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
     assert {row["samples"] for row in drawn} == {0, 4}
     assert "adam" not in {row["method"] for row in drawn}

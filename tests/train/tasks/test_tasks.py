@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 import pytest
-from ivon_jax.train.prepare import find_task
 
 from ivon_jax import metrics, regression
 from ivon_jax.train.config import DataConfig
 from ivon_jax.train.data.fields import Template, class_index
+from ivon_jax.train.splits import find_task
 from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
 
 WINOGRANDE = {
