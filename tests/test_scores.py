@@ -11,7 +11,8 @@ import sklearn.metrics
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ivon_jax import metrics, regression
+from ivon_jax import metrics
+from ivon_jax.metrics import regression
 
 few = settings(max_examples=25, deadline=None)
 matthews, f1 = jax.jit(metrics.matthews), jax.jit(metrics.f1)

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ivon_jax import metrics, regression
+from ivon_jax import metrics
 from ivon_jax.ensemble import average
+from ivon_jax.metrics import regression
 from ivon_jax.train.data.batches import Batch
 
 

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from ivon_jax import metrics, regression
+from ivon_jax import metrics
+from ivon_jax.metrics import regression
 from ivon_jax.train.config import DataConfig
 from ivon_jax.train.data.fields import Template, class_index
 from ivon_jax.train.splits import find_task
