@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ivon_jax._state import posterior_noise
 from ivon_jax.models.placing import place_leaf
 from ivon_jax.train.data.encoding import encode, encode_texts
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 from ivon_jax.train.pod.processes import (
     ProcessConfig,
@@ -26,7 +27,6 @@ from ivon_jax.train.pod.processes import (
     on_first_process,
 )
 from ivon_jax.train.pod.sharding import make_mesh, placement, shardings
-from ivon_jax.train.tasks.registry import Example
 
 METHOD = IvonLora(
     IvonLoraHyper(

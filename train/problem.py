@@ -21,6 +21,7 @@ from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.config import RunConfig
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.task import Task
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.registry import objective_of
@@ -33,7 +34,6 @@ from ivon_jax.train.splits import (
     scored_split,
 )
 from ivon_jax.train.step import Fixed, Network
-from ivon_jax.train.tasks.registry import Task
 from ivon_jax.train.trainable import TRAINABLES
 
 

@@ -13,7 +13,9 @@ from ivon_jax.train.data.examples import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.tasks.registry import Example, Task, custom_task, get_task
+from ivon_jax.train.data.task import Example, Task
+from ivon_jax.train.tasks.custom import custom_task
+from ivon_jax.train.tasks.registry import get_task
 
 # The evaluation part of a data set must not depend on the run's seed.
 EVAL_SEED = 0

@@ -20,12 +20,12 @@ from ivon_jax.train import cli
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.data.encoding import encode_texts
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.objectives.head import HeadClass, HeadNumber
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run
-from ivon_jax.train.tasks.registry import Example
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(

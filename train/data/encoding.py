@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.train.data.fields import shown
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.pod.processes import divide
-from ivon_jax.train.tasks.registry import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ivon_jax.train.data.rows import SUFFIXES, one_line, read_rows
-from ivon_jax.train.tasks.registry import Example, Source, Split, Task
+from ivon_jax.train.data.task import Example, Source, Split, Task
 
 DATA_DIR_VARIABLE = "IVON_JAX_DATA"
 

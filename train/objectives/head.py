@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.data.encoding import Encoded, encode_texts
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.objectives.answers import ClassAnswer, NumberAnswer
 from ivon_jax.train.objectives.base import Bound
-from ivon_jax.train.tasks.registry import Example
 
 # Most tokens of an encoder's texts (App. D.4).
 MAX_TEXT = 512

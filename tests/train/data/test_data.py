@@ -20,8 +20,10 @@ from ivon_jax.train.data.examples import (
     validation_split,
 )
 from ivon_jax.train.data.rows import read_rows
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.tasks.cities import city_key, city_rows
-from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
+from ivon_jax.train.tasks.custom import custom_task
+from ivon_jax.train.tasks.registry import TASKS, get_task
 
 CUSTOM = custom_task("Text: {text} Topic:", ("sport", "art"))
 ROWS = [

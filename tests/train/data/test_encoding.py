@@ -13,7 +13,8 @@ from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import fetch
 from ivon_jax.train.data.answers import answer_tokens, fitting_space
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
-from ivon_jax.train.tasks.registry import TASKS, Example, get_task
+from ivon_jax.train.data.task import Example
+from ivon_jax.train.tasks.registry import TASKS, get_task
 
 
 class FakeTokenizer:

@@ -7,8 +7,10 @@ from ivon_jax import metrics
 from ivon_jax.metrics import regression
 from ivon_jax.train.config import DataConfig
 from ivon_jax.train.data.fields import Template, class_index
+from ivon_jax.train.data.task import Example
 from ivon_jax.train.splits import find_task
-from ivon_jax.train.tasks.registry import TASKS, Example, custom_task, get_task
+from ivon_jax.train.tasks.custom import custom_task
+from ivon_jax.train.tasks.registry import TASKS, get_task
 
 WINOGRANDE = {
     "sentence": "The cup fell on the rug and _ broke.",

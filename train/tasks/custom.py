@@ -1,0 +1,65 @@
+"""The task of a user's own prompt, labels and files."""
+
+from ivon_jax.train.data.fields import Template, class_index, field, shown
+from ivon_jax.train.data.task import Row, Task
+from ivon_jax.train.tasks.spacing import blank_follows
+
+
+def custom_task(
+    prompt: str,
+    labels: tuple[str, ...],
+    *,
+    label_field: str = "label",
+    leading_space: bool | None = None,
+) -> Task:
+    """Makes a task of a user's prompt template and label words.
+
+    Args:
+        prompt: template with `{field}` placeholders, `{{` for a brace.
+        labels: the label words in class order.
+        label_field: field of a row holding its class: one of `labels`, or its
+            index. If any label is itself a number, only the former.
+        leading_space: see `Task`; None to go by the prompt's end, the words' script
+            and the tokenizer.
+
+    Raises:
+        ValueError: a template without field, with the label in it, or malformed, or
+            with a blank at its end before words with one at their start; fewer than
+            two labels, an empty or a repeated one.
+
+    >>> task = custom_task("Text: {text} Topic:", ("sport", "art"))
+    >>> task.example({"text": "A late goal.", "label": "sport"})
+    Example(prompt='Text: A late goal. Topic:', label=0, texts=())
+    """
+    words = tuple(label.strip() for label in labels)
+    if len(words) < 2 or not all(words) or len(set(words)) != len(words):
+        raise ValueError(
+            f"labels {shown(list(labels))}: at least two, distinct and not empty"
+        )
+    template = Template(prompt)
+    if not template.names:
+        raise ValueError(f"prompt {shown(prompt)} has no {{field}} placeholder")
+    if label_field in template.names:
+        raise ValueError(f"prompt {shown(prompt)} shows the answer, {{{label_field}}}")
+    blank = prompt.endswith(" ")
+    space = leading_space
+    if space is None:
+        space = blank_follows(prompt.rstrip(" "), words)
+    if space and blank:
+        raise ValueError(
+            f"prompt {shown(prompt)} ends in a blank, but every label word starts "
+            "with one; drop the prompt's"
+        )
+
+    def target(row: Row) -> int:
+        return class_index(field(row, label_field), words)
+
+    return Task(
+        "custom",
+        "custom",
+        template,
+        target,
+        words,
+        leading_space=space,
+        other_space=leading_space is None and not blank,
+    )
