@@ -40,9 +40,8 @@ def module_name(path):
 
 def source_files():
     """Every module, found through the links that place models/ and train/."""
-    folders = [PACKAGE, *(f for f in PACKAGE.rglob("*") if f.is_dir())]
-    folders += [PACKAGE / name for name in ("models", "train")]
-    return sorted({path for folder in folders for path in folder.glob("*.py")})
+    places = [PACKAGE / name for name in ("", "models", "train")]
+    return sorted({path for place in places for path in place.rglob("*.py")})
 
 
 SOURCES = {module_name(path): path for path in source_files()}
@@ -65,6 +64,31 @@ def layer(name):
     """Where a module stands: imports may only point to the same or a lower layer."""
     part = name.split(".")[1] if "." in name else ""
     return {"lora": 1, "models": 2, "train": 3}.get(part, 0)
+
+
+# The rooms of train/ and its single files, from the lowest. Those of one line know
+# nothing of each other.
+ROOMS = (
+    {"pod", "keys", "options"},
+    {"data"},
+    {"tasks", "methods", "objectives", "predictors", "trainable"},
+    {"config"},
+    {"config_json", "splits", "command_line"},
+    {"runs", "step"},
+    {"problem"},
+    {"predict", "plan", "export"},
+    {"evaluate", "loop"},
+    {"queue", "report"},
+    {"compare"},
+    {"cli"},
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def room(name):
+    """The room of a module of train/; None for others."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["ivon_jax", "train"] and parts[2:] else None
 
 
 def run(code):
@@ -100,6 +124,24 @@ def test_imports_point_down(name):
         assert top not in ("models", "train"), f"{name} imports a bare {imported}"
         if top == "ivon_jax":
             assert layer(imported) <= layer(name), f"{name} imports {imported}"
+
+
+def test_every_room_has_a_place():
+    found = {room(name) for name in SOURCES} - {None}
+    assert found == RANK.keys(), "add the room to ROOMS, below what may import it"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if room(name)])
+def test_rooms_import_lower_rooms_only(name):
+    mine = room(name)
+    for imported in imports(name):
+        other = room(imported)
+        if other is None or other == mine or other not in RANK:
+            continue
+        assert RANK[other] < RANK[mine], (
+            f"{name} imports {imported}, but {mine} may import only rooms below it:"
+            f" {', '.join(sorted(set().union(*ROOMS[: RANK[mine]])))}"
+        )
 
 
 @pytest.mark.parametrize("name", CORE)
