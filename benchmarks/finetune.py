@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks.steps import make_method
 from benchmarks.timing import machine, summary, write
-from ivon_jax.models import known
+from ivon_jax.models import cache
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.keys import Streams
@@ -153,7 +153,7 @@ def main(
     problem = prepare(TrainConfig(name, data=data))
     objective: Any = problem.objective
     lora: Any = problem.network.module
-    gguf = known.fetch(name)
+    gguf = cache.fetch(name)
     adam = make_method("adam", learning_rate=1e-4)
     ivon = make_method("ivon-lora", ess=1e5)
     train = problem.splits["train"]

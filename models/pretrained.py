@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from ivon_jax.models import deberta_tokenizer, families
-from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.cache import fetch, sha256
 from ivon_jax.models.checks import one_line
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
-from ivon_jax.models.known import KNOWN, fetch, hub_id, sha256
+from ivon_jax.models.known import CATALOG, KNOWN, hub_id
 from ivon_jax.models.placing import Place, one_device
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.models.safetensors_io import read_config, read_folder, weight_files

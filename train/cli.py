@@ -265,10 +265,10 @@ def models(fetch: str | None = None) -> None:
     Args:
         fetch: a name from the list, to download into the cache now.
     """
-    from ivon_jax.models import known, support
+    from ivon_jax.models import cache, support
 
     if fetch is not None:
-        print(known.fetch(fetch))
+        print(cache.fetch(fetch))
         return
     print("--model takes a known name, a hub id, a folder in the hub's layout, or a")
     print(f".gguf file of these kinds:\n\n{support.table()}")

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivon_jax.models import known, load
+from ivon_jax.models import cache, load
 from ivon_jax.models.gguf_tokenizer import CUTS, read_tokenizer
 
 TOKENS = ["<|end|>", "a", "b", "c", "1", "2", "Ġ", "ab", "Ġa", "abc", "12", "<user>"]
@@ -240,7 +240,7 @@ def test_incomplete_tokenizers_are_refused(tmp_path, change, message):
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    return known.fetch("smollm2-135m-instruct")
+    return cache.fetch("smollm2-135m-instruct")
 
 
 def test_the_real_model_needs_nothing_of_transformers_gguf(smollm2, monkeypatch):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ivon_jax.models import families
-from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.known import CATALOG
 from ivon_jax.models.rope_config import YarnRope
 from ivon_jax.models.safetensors_io import read_config
 

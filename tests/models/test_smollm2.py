@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ivon_jax.models import load
-from ivon_jax.models.known import KNOWN, fetch
+from ivon_jax.models.cache import fetch
+from ivon_jax.models.known import KNOWN
 
 PROMPT = "The capital of France is"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ivon_jax.models.known import cache_folder
+from ivon_jax.models.cache import cache_folder
 
 # A run is the same whatever the environment says of these. It is in float32, and its
 # noise does not depend on how arrays are split; the training loop guards transfers.

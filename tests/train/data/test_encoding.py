@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from ivon_jax.models.cache import fetch
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
-from ivon_jax.models.known import fetch
 from ivon_jax.train.data.answers import answer_tokens, fitting_space
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.data.task import Example

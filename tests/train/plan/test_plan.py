@@ -14,10 +14,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families
-from ivon_jax.models.catalog import CATALOG
+from ivon_jax.models.cache import fetch
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.gguf_io import read_gguf
-from ivon_jax.models.known import fetch
+from ivon_jax.models.known import CATALOG
 from ivon_jax.models.llama import Llama
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import load_config
