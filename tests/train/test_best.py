@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from test_checkpoint import STEPS, result, train_in_two
-from test_checkpoint import train as train_run
+from tiny_runs import STEPS, result, train_in_two
+from tiny_runs import train as train_run
 
 from ivon_jax.kinds import load_posterior
 from ivon_jax.lora import LoraConfig

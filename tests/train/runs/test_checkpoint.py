@@ -18,20 +18,23 @@ import numpy as np
 import pytest
 import tiny
 from children import finish, kill, taken, wait_for_steps
+from tiny_runs import STEPS, result, stop_after, train, train_in_two
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import checkpoint, run, status
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
-from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
+from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, POSTERIOR
 
-STEPS = 12
 MIXED = "data=2,fsdp=2,tensor=2"
+SHARED = {"steps": STEPS, "warmup": 1, "batch_size": 8, "learning_rate": 0.01}
+HYPER = {"adam": AdamHyper(**SHARED), "ivon-lora": IvonLoraHyper(**SHARED)}
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +44,10 @@ def base(tmp_path_factory) -> TrainConfig:
         model,
         data=data,
         lora=LoraConfig(rank=4, dropout=0.1),
-        hyper=IvonLoraHyper(steps=STEPS, warmup=1, batch_size=8, learning_rate=0.01),
+        hyper=HYPER["ivon-lora"],
         checkpoint_steps=4,
         keep_checkpoints=3,
     )
-
-
-def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
-    config = resolve(config, "custom", 64)
-    loop.train(prepare(config), config, out, resume)
-    return out
-
-
-def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -> None:
-    real = loop.train_step
-
-    def stopping(network, method, state, *args, **kwargs):
-        if int(state.step) == step - 1:
-            signal.raise_signal(by)
-        return real(network, method, state, *args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", stopping)
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
@@ -102,22 +88,6 @@ def test_a_damaged_status_is_named(text, tmp_path):
         status.read(tmp_path)
 
 
-def train_in_two(config, out, monkeypatch, step=6, then=None) -> Path:
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Interrupted, match=f"after step {step} of {STEPS}"):
-            train(config, out)
-    return train(then or config, out, resume=True)
-
-
-def result(out: Path) -> tuple[bytes, list[dict]]:
-    """The posterior's bytes and all metrics but the clock's."""
-    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
-    for line in lines:
-        del line["seconds"]
-    return (out / POSTERIOR).read_bytes(), lines
-
-
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory) -> Path:
     return train(base, tmp_path_factory.mktemp("alone") / "run")
@@ -133,7 +103,7 @@ def alone(base, tmp_path_factory) -> Path:
     ],
 )
 def test_a_resumed_run_is_bit_identical(method, mesh, base, tmp_path, monkeypatch):
-    config = dataclasses.replace(base, method=method, mesh=mesh)
+    config = dataclasses.replace(base, method=method, hyper=HYPER[method], mesh=mesh)
     wanted = train(config, tmp_path / "alone")
     found = train_in_two(config, tmp_path / "two", monkeypatch)
     assert result(found) == result(wanted)
@@ -150,6 +120,54 @@ def test_a_run_goes_on_on_another_mesh(base, alone, tmp_path, monkeypatch):
             getattr(wanted, part),
         )
     assert json.loads((out / CONFIG).read_text())["config"]["mesh"] == "data=1"
+
+
+def test_micro_batches_may_change_where_nothing_is_drawn_for_them(
+    base, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(base, lora=LoraConfig(rank=4, dropout=0.0))
+    then = dataclasses.replace(config, accumulate=4)
+    alone = train(config, tmp_path / "alone")
+    out = train_in_two(config, tmp_path / "two", monkeypatch, then=then)
+    found, wanted = (Posterior.load(path / POSTERIOR) for path in (out, alone))
+    for part in ("mean", "precision"):
+        jax.tree.map(
+            lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=1e-6),
+            getattr(found, part),
+            getattr(wanted, part),
+        )
+
+
+@pytest.mark.parametrize(
+    ("adapters", "network", "legal"),
+    [
+        (0.0, 0.0, True),
+        (0.1, 0.1, False),
+        (0.0, 0.1, False),  # an encoder's own
+        (0.1, None, False),  # of version 0.1.0, which did not record it
+        (0.0, None, True),
+    ],
+)
+def test_micro_batches_have_dropout_masks_of_their_own(
+    adapters, network, legal, base, tmp_path
+):
+    facts = {} if network is None else {"dropout": network}
+    lora = LoraConfig(rank=4, dropout=adapters)
+    before, now = (
+        run.describe(dataclasses.replace(base, lora=lora, accumulate=n), facts)
+        for n in (1, 2)
+    )
+    if legal:
+        run.check_same(tmp_path, before, now)
+        return
+    message = f"^accumulate: is now 2, but {tmp_path} was started with 1$"
+    with pytest.raises(ValueError, match=message):
+        run.check_same(tmp_path, before, now)
+
+
+def test_a_run_records_its_dropout(base, alone):
+    recorded = json.loads((alone / CONFIG).read_text())["dropout"]
+    assert recorded == base.lora.dropout == 0.1
 
 
 def test_resuming_what_is_finished_changes_nothing(base, alone, tmp_path):
@@ -240,8 +258,9 @@ def test_without_a_good_checkpoint_it_starts_again(base, alone, tmp_path, capsys
     ("changes", "message"),
     [
         ({"seed": 1}, "seed: is now 1, but .* was started with 0"),
-        ({"method": "adam"}, "method: is now adam"),
+        ({"method": "adam", "hyper": HYPER["adam"]}, "method: is now adam"),
         ({"lora": LoraConfig(rank=2, dropout=0.1)}, "lora.rank: is now 2"),
+        ({"accumulate": 2}, "accumulate: is now 2, but .* was started with 1"),
     ],
 )
 def test_another_run_is_refused(changes, message, base, alone, tmp_path):
@@ -259,7 +278,7 @@ def test_another_run_is_refused(changes, message, base, alone, tmp_path):
 def test_checkpoints_of_another_run_are_refused(changes, name, base, alone, tmp_path):
     config = resolve(dataclasses.replace(base, **changes), "custom", 64)
     problem = prepare(config)
-    run.start(tmp_path / "run", config, problem.metadata, resume=False)
+    run.start(tmp_path / "run", config, problem.facts, resume=False)
     foreign = shutil.copytree(alone / CHECKPOINTS, tmp_path / "run" / CHECKPOINTS)
     with pytest.raises(ValueError, match=f"^{name}: is now .*, but {foreign} was"):
         loop.train(problem, config, tmp_path / "run", resume=True)

@@ -1,0 +1,48 @@
+"""Runs on a tiny model: trained in this process, whole or stopped on the way."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from ivon_jax.train import loop
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.problem import prepare
+from ivon_jax.train.runs.run import METRICS, POSTERIOR
+
+STEPS = 12
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False) -> Path:
+    config = resolve(config, "custom", 64)
+    loop.train(prepare(config), config, out, resume)
+    return out
+
+
+def stop_after(monkeypatch, step: int, *, by: signal.Signals = signal.SIGTERM) -> None:
+    real = loop.train_step
+
+    def stopping(network, method, state, *args, **kwargs):
+        if int(state.step) == step - 1:
+            signal.raise_signal(by)
+        return real(network, method, state, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+
+
+def train_in_two(config, out, monkeypatch, step=6, then=None) -> Path:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted, match=f"after step {step} of {STEPS}"):
+            train(config, out)
+    return train(then or config, out, resume=True)
+
+
+def result(out: Path) -> tuple[bytes, list[dict]]:
+    """The posterior's bytes and all metrics but the clock's."""
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    for line in lines:
+        del line["seconds"]
+    return (out / POSTERIOR).read_bytes(), lines
