@@ -105,6 +105,11 @@ class DebertaConfig:
         return self.max_relative_positions or self.max_position_embeddings
 
     @property
+    def dropout(self) -> float:
+        """The largest of the model's own dropout rates."""
+        return max(getattr(self, name) or 0.0 for name in _RATES)
+
+    @property
     def position_span(self) -> int:
         """Number of embeddings of relative positions on each side."""
         return self.position_buckets or self.largest_position

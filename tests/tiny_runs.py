@@ -2,8 +2,13 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ivon_jax.train import loop
@@ -46,3 +51,21 @@ def result(out: Path) -> tuple[bytes, list[dict]]:
     for line in lines:
         del line["seconds"]
     return (out / POSTERIOR).read_bytes(), lines
+
+
+def numbers(**values: float) -> dict[str, jax.Array]:
+    """A step's numbers, on the device as a real step's."""
+    with jax.transfer_guard("allow"):
+        return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def scripted(finite: Callable[[int], bool]) -> Any:
+    """A step that only says whether it was finite, by its number from 1."""
+
+    def train_step(network, method, state, fixed, batch, **_):
+        good = finite(int(state.step) + 1)
+        logs = numbers(loss=1.0 if good else np.nan, finite=float(good))
+        with jax.transfer_guard("allow"):
+            return state._replace(step=state.step + 1), logs
+
+    return train_step

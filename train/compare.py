@@ -54,7 +54,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
     jobs = jobs_of(config, task.family, len(problem.splits["train"]))
-    on_first_process(lambda: run.start(out, config, problem.metadata, resume=resume))
+    on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
     check_shared(out / run.CONFIG)
     rows = run_all(jobs, problem, out)
     results = _results(config, jobs, rows, problem, out)

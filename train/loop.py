@@ -37,7 +37,7 @@ from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_s
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
-# The numbers of a step are fetched while at most N later ones run.
+# The numbers of a step are fetched while at most N later ones run, N >= 1.
 LAG = 2
 
 
@@ -131,13 +131,13 @@ def train(
         Interrupted: SIGINT or SIGTERM came; a checkpoint and what was learned up to
             then are written all the same.
     """
-    described = run.describe(config, problem.metadata)
+    described = run.describe(config, problem.facts)
     check_agreement(described)
     # From before the folder is made until all is in it.
     with interruptible() as interrupted:
 
         def start() -> None:
-            run.start(out, config, problem.metadata, resume=resume)
+            run.start(out, config, problem.facts, resume=resume)
             if status.read(out) is None:
                 status.write(out, 0, _steps(config), "new")
 

@@ -68,6 +68,11 @@ class Problem:
     metadata: dict[str, Any]
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a run records besides its configuration."""
+        return self.metadata | {"dropout": self.network.dropout}
+
+    @property
     def model_config(self) -> Config:
         """The model's configuration."""
         base: Any = self.network.base
@@ -176,7 +181,9 @@ def make_network(
     """
     trainable = TRAINABLES[config.train]
     base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
-    dropout = lora.dropout if trainable.frozen else 0.0
+    dropout: float = getattr(base.config, "dropout", 0.0)  # decoders have none
+    if trainable.frozen:
+        dropout = max(dropout, lora.dropout)
     return Network(base, trainable.module(base, lora, branch), trainable, dropout)
 
 

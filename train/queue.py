@@ -52,7 +52,7 @@ def ensure(job: Job, problem: Problem, root: Path) -> list[Row]:
     done = out / evaluation_name(job.predictors)
     if done.exists():
         old, recorded = run.read_config(out)
-        now = run.describe(config, problem.metadata)
+        now = run.describe(config, problem.facts)
         run.check_same(out, run.describe(old, recorded), now)
         rows: list[Row] = json.loads(done.read_text())["rows"]
         if len(rows) == len(job.predictors):

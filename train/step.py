@@ -15,7 +15,7 @@ from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Loss, Method, Minibatch
 from ivon_jax.train.objectives.base import Bound, Objective
-from ivon_jax.train.pod.sharding import constrain, replicate
+from ivon_jax.train.pod.sharding import BATCH_AXES, constrain, replicate
 from ivon_jax.train.predictors.base import Keys, Predictor
 from ivon_jax.train.trainable import Trainable
 
@@ -45,7 +45,7 @@ class Network:
         base: the model without adapters.
         module: the model that is applied.
         trainable: which parameters are trained.
-        dropout: rate of its dropout while it is trained.
+        dropout: the largest of its dropout rates while it is trained.
     """
 
     base: nn.Module
@@ -132,13 +132,14 @@ def train_step(
         batch._replace(weights=weights),
         {"dropout": jax.random.fold_in(streams.dropout, state.step)},
     )
-    out = method.step(
-        microbatched(loss, accumulate),
-        jax.random.fold_in(streams.noise, state.step),
-        state.params,
-        state.method,
-        minibatch,
-    )
+    with nn.logical_axis_rules([("batch", BATCH_AXES)]):
+        out = method.step(
+            microbatched(loss, accumulate),
+            jax.random.fold_in(streams.noise, state.step),
+            state.params,
+            state.method,
+            minibatch,
+        )
     finite = jnp.isfinite(out.loss) & jnp.isfinite(out.grad_norm)
     params, method_state = _select(
         finite, (out.params, out.state), (state.params, state.method)

@@ -5,38 +5,43 @@ import json
 import resource
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.train.prepare import Problem, prepare
+import tiny_runs
+from tiny_runs import scripted
 
-from ivon_jax.lora import LoraConfig
+from ivon_jax.lora import LoraConfig, low_rank
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, step
-from ivon_jax.train.config import (
-    MethodConfig,
-    TrainConfig,
-    make_method,
-    resolve,
-)
+from ivon_jax.train.config import TrainConfig, make_method, resolve
 from ivon_jax.train.data.batches import collate
-from ivon_jax.train.evaluate import Prediction, predict, score
-from ivon_jax.train.methods import Adam, linear_schedule
-from ivon_jax.train.pod.sharding import make_mesh
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.adam import AdamHyper
+from ivon_jax.train.methods.base import Result, linear_schedule
+from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.predict import predict, score
+from ivon_jax.train.predictors.dropout import Dropout
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
+from ivon_jax.train.runs.tracking import Jsonl
 
 HYPER = {
-    "adam": MethodConfig(steps=80, batch_size=8, learning_rate=1e-2),
-    "ivon-lora": MethodConfig(
+    "adam": AdamHyper(steps=80, batch_size=8, learning_rate=1e-2),
+    "ivon-lora": IvonLoraHyper(
         steps=80, batch_size=8, learning_rate=0.3, gamma=2000.0, clip_radius=0.02
     ),
 }
 METHODS = tuple(HYPER)
-KEY = jax.random.key(5)
+STREAMS = Streams.from_seed(5)
+KEY = STREAMS.ensemble
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +99,26 @@ def same(first: Any, second: Any) -> bool:
 
 def start(problem: Problem, config: TrainConfig):
     """A fresh state, and what a step needs besides."""
-    streams = step.Streams.from_seed(config.seed)
+    streams = Streams.from_seed(config.seed)
     method = make_method(config)
-    state = step.first_state(problem.model, method, None, streams.adapters)
-    return method, state, streams
+    state = step.first_state(problem.network, method, None, streams.adapters)
+    return method, state, problem.fixed(streams)
 
 
-def take_step(problem: Problem, method: Any, state: Any, batch: Any, streams: Any):
-    return step.train_step(
-        problem.model, method, state, problem.params, problem.answers, batch, streams
-    )
+def take_step(problem: Problem, method: Any, state: Any, fixed: Any, batch: Any):
+    return step.train_step(problem.network, method, state, fixed, batch)
+
+
+def outputs_of(problem: Problem, adapters: Any, batch: Any, *prefix: Any):
+    """Logits of the label words, without dropout."""
+    model = problem.network.bind(adapters, problem.frozen, {})
+    return problem.objective.outputs(model, batch, *prefix)
 
 
 def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
-    return jax.device_put(collate(problem.train, np.asarray(indices)[:, None], pad_to))
+    return jax.device_put(
+        collate(problem.splits["train"], np.asarray(indices)[:, None], pad_to)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -116,10 +127,11 @@ def test_training_learns(method, runs, problem):
     loss = losses(out)
     assert len(loss) == 80
     assert np.mean(loss[-20:]) < 0.5 * np.mean(loss[:5])
-    labels = problem.eval.labels
+    test = problem.splits["test"]
+    labels = test.labels
     majority = np.bincount(labels).max() / len(labels)
-    log_probs = predict(problem, posterior, Prediction(0), KEY)
-    row = score(method, Prediction(0), log_probs, labels)
+    log_probs = predict(problem, test, posterior, Mean(), STREAMS)
+    row = score(problem, method, Mean(), log_probs, test)
     assert row["accuracy"] > majority + 0.2
     assert row["accuracy"] == pytest.approx(
         np.mean(log_probs[0].argmax(1) == labels), abs=1e-6
@@ -127,10 +139,11 @@ def test_training_learns(method, runs, problem):
 
 
 def test_how_often_the_step_is_compiled_is_said(base, problem, tmp_path, capsys):
-    cut = tuple(ids[:2] for ids in problem.train.tokens[1:])
-    long = np.resize(problem.train.tokens[0], 17)
-    tokens = dataclasses.replace(problem.train, tokens=(long, *cut))
-    other = dataclasses.replace(problem, train=tokens)
+    train = problem.splits["train"]
+    cut = tuple(ids[:2] for ids in train.tokens[1:])
+    long = np.resize(train.tokens[0], 17)
+    tokens = dataclasses.replace(train, tokens=(long, *cut))
+    other = dataclasses.replace(problem, splits={**problem.splits, "train": tokens})
     config = config_of(base, "adam")
     hyper = dataclasses.replace(config.hyper, batch_size=4)  # of no other test
     before = step.train_step._cache_size()
@@ -178,9 +191,9 @@ def test_both_methods_see_the_same(base, problem, tmp_path, monkeypatch):
     """Same adapters at the start, same keys, same batches in the same order."""
     seen: dict[str, list] = {}
 
-    def record(model, method, state, params, answers, batch, streams, **_):
-        seen.setdefault(method.name, []).append((state.adapters, batch, streams))
-        return state, {"loss": np.ones([]), "finite": np.ones([])}
+    def record(network, method, state, fixed, batch, **_):
+        seen.setdefault(method.name, []).append((state.params, batch, fixed.streams))
+        return state, tiny_runs.numbers(loss=1.0, finite=1.0)
 
     monkeypatch.setattr(loop, "train_step", record)
     for method in METHODS:
@@ -194,21 +207,21 @@ def test_both_methods_see_the_same(base, problem, tmp_path, monkeypatch):
         same(a[1], b[1]) and a[2] == b[2] for a, b in zip(adam, ivon, strict=True)
     )
     rows = {row.tobytes() for _, batch, _ in adam[:8] for row in batch.tokens}
-    assert len(rows) == len({ids.tobytes() for ids in problem.train.tokens})
+    assert len(rows) == len({ids.tobytes() for ids in problem.splits["train"].tokens})
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_leaves_the_base_alone(method, base, problem):
     config = config_of(base, method)
-    name, state, streams = start(problem, config)
-    before = jax.tree.map(np.array, problem.params)
-    adapters = jax.tree.map(np.array, state.adapters)
+    name, state, fixed = start(problem, config)
+    before = jax.tree.map(np.array, problem.frozen)
+    adapters = jax.tree.map(np.array, state.params)
     for _ in range(2):  # the learning rate of the first step is 0
         batch, old = batch_of(problem, list(range(8))), state
-        state, _ = take_step(problem, name, state, batch, streams)
+        state, _ = take_step(problem, name, state, fixed, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))  # donated
-    assert same(problem.params, before)
-    assert not same(state.adapters, adapters)
+    assert same(problem.frozen, before)
+    assert not same(state.params, adapters)
     assert int(state.step) == 2
 
 
@@ -217,17 +230,17 @@ def test_a_step_leaves_the_base_alone(method, base, problem):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_non_finite_step_changes_nothing(method, base, problem):
-    name, state, streams = start(problem, config_of(base, method))
+    name, state, fixed = start(problem, config_of(base, method))
     before = jax.tree.map(np.array, state)
-    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), problem.params)
+    nans = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), fixed.frozen)
     batch = batch_of(problem, list(range(8)))
-    args = (problem.answers, batch, streams)
-    state, logs = step.train_step(problem.model, name, state, broken, *args)
+    broken = fixed._replace(frozen=nans)
+    state, logs = take_step(problem, name, state, broken, batch)
     assert not np.isfinite(logs["loss"]) and logs["finite"] == 0
-    assert same(state.adapters, before.adapters)
+    assert same(state.params, before.params)
     assert same(state.method, before.method)
     assert int(state.step) == 1
-    state, logs = step.train_step(problem.model, name, state, problem.params, *args)
+    state, logs = take_step(problem, name, state, fixed, batch)
     assert np.isfinite(logs["loss"]) and logs["finite"] == 1
     assert not same(state.method, before.method)
 
@@ -236,41 +249,38 @@ def test_a_non_finite_step_changes_nothing(method, base, problem):
 class InfiniteGradient:
     """A method whose loss is fine while its gradient is not."""
 
-    name = "adam"
-    groups = 1
+    name = "infinite"
+    spread = False
+    color = "black"
+    hyper_type = AdamHyper
+    gradients = 1
+    metadata: ClassVar = {}
+    branch: ClassVar = staticmethod(low_rank)
 
-    def init(self, adapters):
+    @classmethod
+    def make(cls, hyper, shards):
+        return cls()
+
+    def init(self, params):
         return jnp.zeros([])
 
-    def step(self, loss_fn, key, adapters, state, batch):
-        moved = jax.tree.map(lambda leaf: leaf + 1, adapters)
-        logs = {"grad_norm": jnp.asarray(jnp.inf)}
-        return loss_fn(adapters, batch), moved, state + 1, logs
+    def step(self, loss, key, params, state, minibatch):
+        moved = jax.tree.map(lambda leaf: leaf + 1, params)
+        value = loss(params, minibatch)
+        return Result(value, jnp.asarray(jnp.inf), moved, state + 1, {})
 
-    def posterior(self, adapters, state):
-        return Posterior.point(adapters)
+    def posterior(self, params, state):
+        return Posterior.point(params)
 
 
 def test_a_non_finite_gradient_is_a_bad_step_too(base, problem):
-    _, state, streams = start(problem, config_of(base, "adam"))
+    _, state, fixed = start(problem, config_of(base, "adam"))
     state = state._replace(method=jnp.zeros([]))
     before = jax.tree.map(np.array, state)
     batch = batch_of(problem, list(range(8)))
-    state, logs = take_step(problem, InfiniteGradient(), state, batch, streams)
+    state, logs = take_step(problem, InfiniteGradient(), state, fixed, batch)
     assert np.isfinite(logs["loss"]) and logs["finite"] == 0
     assert same(state[1:], before[1:])
-
-
-def scripted(finite) -> Any:
-    """A step that only says whether it was finite, by its number from 1."""
-
-    def train_step(model, method, state, params, answers, batch, streams, **_):
-        good = finite(int(state.step) + 1)
-        logs = {"loss": 1.0 if good else np.nan, "finite": float(good)}
-        with jax.transfer_guard("allow"):
-            return state._replace(step=state.step + 1), logs
-
-    return train_step
 
 
 def strict(line: str) -> dict:
@@ -312,14 +322,15 @@ def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsy
 
 def test_a_line_of_metrics_is_whole_or_an_error(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    adam = Adam(1e-2, 0.9, 0.999, 1e-8, 2, 0)
-    with loop._reports(tmp_path, adam, 2, 0) as report:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-        try:
-            with pytest.raises(OSError, match=f"{METRICS}: cannot be written"):
-                report(loop.Counts(1, seconds=1.0), {"loss": 1.0}, 8)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    tracker = Jsonl(tmp_path)
+    tracker.start({}, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{METRICS}: cannot be written"):
+            tracker.log(1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        tracker.finish()
 
 
 def test_a_step_moves_nothing_unasked(base, problem, tmp_path, monkeypatch):
@@ -331,16 +342,16 @@ def test_a_step_moves_nothing_unasked(base, problem, tmp_path, monkeypatch):
 def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatch):
     real, states = loop.train_step, []
 
-    def interrupted(model, method, state, *args, **kwargs):
+    def interrupted(network, method, state, *args, **kwargs):
         if int(state.step) == 2:
             signal.raise_signal(signal.SIGINT)
-        state, logs = real(model, method, state, *args, **kwargs)
-        states.append(jax.tree.map(np.array, state.adapters))
+        state, logs = real(network, method, state, *args, **kwargs)
+        states.append(jax.tree.map(np.array, state.params))
         return state, logs
 
     monkeypatch.setattr(loop, "train_step", interrupted)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(loop.Interrupted, match="after step 3 of 80"):
+    with pytest.raises(Interrupted, match="after step 3 of 80"):
         run(problem, config_of(base, "ivon-lora"), tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(losses(tmp_path / "run")) == len(states) == 3
@@ -386,24 +397,26 @@ def adapters(runs) -> Any:
 
 def test_answers_are_the_label_words(problem):
     vocabulary = tiny.tokenizer().get_vocab()
-    assert problem.answers.tolist() == [vocabulary["▁no"], vocabulary["▁yes"]]
+    assert problem.objective.label_ids.tolist() == [
+        vocabulary["▁no"],
+        vocabulary["▁yes"],
+    ]
 
 
 def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
     batch = batch_of(problem, [3, 1, 4, 15])
-    found = step.answer_outputs(
-        problem.model, problem.params, adapters, problem.answers, batch
-    )
-    variables = {"params": problem.params, "lora": adapters}
-    base = problem.model.base
+    found = outputs_of(problem, adapters, batch)
+    variables = {"params": problem.frozen, "lora": adapters}
+    network = problem.network
     for row, (tokens, length) in enumerate(
         zip(batch.tokens, batch.lengths[:, 0], strict=True)
     ):
         # Each prompt alone and without padding.
-        hidden = problem.model.apply(variables, tokens[None, :length])
-        logits = base.apply({"params": problem.params}, hidden, method="unembed")
+        hidden = network.module.apply(variables, tokens[None, :length])
+        frozen = {"params": problem.frozen}
+        logits = network.base.apply(frozen, hidden, method="unembed")
         assert logits.shape[-1] == 50
-        wanted = jax.nn.softmax(logits[0, -1][problem.answers])
+        wanted = jax.nn.softmax(logits[0, -1][problem.objective.label_ids])
         np.testing.assert_allclose(
             jax.nn.softmax(found[row]), wanted, rtol=0, atol=1e-5
         )
@@ -412,11 +425,11 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
 @pytest.mark.parametrize("pack", [2, 4])
 def test_packed_prompts_have_their_own_logits(pack, problem, adapters):
     indices = np.array([3, 1, 4, 15, 9, 2, 6, 5])
-    args = (problem.model, problem.params, adapters, problem.answers)
-    packed = jax.device_put(collate(problem.train, indices.reshape(-1, pack)))
+    train = problem.splits["train"]
+    packed = jax.device_put(collate(train, indices.reshape(-1, pack)))
     np.testing.assert_allclose(
-        step.answer_outputs(*args, packed),
-        step.answer_outputs(*args, batch_of(problem, indices)),
+        outputs_of(problem, adapters, packed),
+        outputs_of(problem, adapters, batch_of(problem, indices)),
         rtol=0,
         atol=1e-5,
     )
@@ -450,10 +463,9 @@ def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
     tokens = jnp.asarray(tokens)
     whole = batch._replace(tokens=tokens)
     rest = batch._replace(tokens=tokens[:, cut:], lengths=batch.lengths - cut)
-    args = (problem.model, problem.params, adapters, problem.answers)
     np.testing.assert_allclose(
-        step.answer_outputs(*args, rest, tokens[0, :cut]),
-        step.answer_outputs(*args, whole),
+        outputs_of(problem, adapters, rest, tokens[0, :cut]),
+        outputs_of(problem, adapters, whole),
         rtol=0,
         atol=1e-5,
     )
@@ -467,7 +479,15 @@ def posterior(runs) -> Posterior:
 
 @pytest.fixture(scope="module")
 def three(problem, posterior) -> np.ndarray:
-    return predict(problem, posterior, Prediction(3), KEY)
+    return samples_of(problem, posterior, Samples(3))
+
+
+def samples_of(
+    problem: Problem, posterior: Posterior, predictor: Any, streams=STREAMS, **settings
+) -> np.ndarray:
+    """Predictions of the evaluation examples."""
+    test = problem.splits["test"]
+    return predict(problem, test, posterior, predictor, streams, **settings)
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -475,7 +495,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def test_samples_differ_and_are_distributions(three, problem):
-    assert three.shape == (3, len(problem.eval), 2)
+    assert three.shape == (3, len(problem.splits["test"]), 2)
     np.testing.assert_allclose(np.exp(three).sum(-1), 1, rtol=0, atol=1e-5)
     assert np.abs(np.exp(three[0]) - np.exp(three[1])).max() > 1e-2
 
@@ -484,26 +504,24 @@ def test_samples_differ_and_are_distributions(three, problem):
 def test_predictions_do_not_depend_on_batching(
     batch_size, chunk_size, three, problem, posterior
 ):
-    how = Prediction(3)
-    close(predict(problem, posterior, how, KEY, batch_size, chunk_size), three)
+    settings = {"batch_size": batch_size, "chunk_size": chunk_size}
+    close(samples_of(problem, posterior, Samples(3), **settings), three)
 
 
 def test_a_sample_does_not_depend_on_their_number(three, problem, posterior):
-    close(predict(problem, posterior, Prediction(2), KEY), three[:2])
+    close(samples_of(problem, posterior, Samples(2)), three[:2])
 
 
 def test_another_key_draws_other_samples(three, problem, posterior):
-    other = predict(problem, posterior, Prediction(3), jax.random.key(6))
+    other = samples_of(problem, posterior, Samples(3), Streams.from_seed(6))
     assert np.abs(np.exp(other) - np.exp(three)).max() > 1e-2
 
 
 def forward(problem: Problem, adapters: Any) -> np.ndarray:
     """All examples in one batch, in their own order, with the prefix left in."""
-    batch = jax.device_put(collate(problem.eval, np.arange(len(problem.eval))[:, None]))
-    logits = step.answer_outputs(
-        problem.model, problem.params, adapters, problem.answers, batch
-    )
-    return np.asarray(jax.nn.log_softmax(logits))
+    test = problem.splits["test"]
+    batch = jax.device_put(collate(test, np.arange(len(test))[:, None]))
+    return np.asarray(jax.nn.log_softmax(outputs_of(problem, adapters, batch)))
 
 
 def test_samples_are_the_forward_at_drawn_adapters(three, problem, posterior):
@@ -512,7 +530,7 @@ def test_samples_are_the_forward_at_drawn_adapters(three, problem, posterior):
 
 
 def test_no_samples_is_the_forward_at_the_mean(problem, posterior, three):
-    found = predict(problem, posterior, Prediction(0), KEY)
+    found = samples_of(problem, posterior, Mean())
     mean = forward(problem, posterior.mean)
     assert found.shape == (1, *mean.shape)
     close(found[0], mean)
@@ -520,41 +538,45 @@ def test_no_samples_is_the_forward_at_the_mean(problem, posterior, three):
 
 
 def test_infinite_tau_is_the_mean(problem, posterior):
-    cold = predict(problem, posterior.temper(np.inf), Prediction(3), KEY)
-    mean = predict(problem, posterior, Prediction(0), KEY)
+    cold = samples_of(problem, posterior.temper(np.inf), Samples(3))
+    mean = samples_of(problem, posterior, Mean())
     close(cold, np.broadcast_to(mean, cold.shape))
 
 
 def test_tau_and_prune_do_what_the_posterior_does(problem, posterior):
-    how = Prediction(3, tau=4.0, prune=0.5)
+    predictor = Samples(3, tau=4.0, prune=0.5)
     by_hand = posterior.prune(0.5).temper(4.0)
-    for i, log_probs in enumerate(predict(problem, posterior, how, KEY)):
+    for i, log_probs in enumerate(samples_of(problem, posterior, predictor)):
         close(log_probs, forward(problem, by_hand.draw(KEY, i)))
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("predictor", "fields", "message"),
     [
-        ({"samples": -1}, "samples: -1 is not >= 0"),
-        ({"tau": 0.0}, "tau: 0.0 "),
-        ({"tau": -1.0}, "tau: -1.0 "),
-        ({"tau": float("nan")}, "tau: nan "),
-        ({"tau": float("inf")}, "tau: inf "),
-        ({"prune": 1.0}, "prune: 1.0 "),
-        ({"prune": -0.1}, "prune: -0.1 "),
-        ({"prune": float("nan")}, "prune: nan "),
+        (Samples, {"samples": -1}, "samples: -1 is not >= 1"),
+        (Samples, {"samples": 0}, "samples: 0 is not >= 1"),
+        (Samples, {"tau": 0.0}, "tau: 0.0 "),
+        (Samples, {"tau": -1.0}, "tau: -1.0 "),
+        (Samples, {"tau": float("nan")}, "tau: nan "),
+        (Samples, {"tau": float("inf")}, "tau: inf "),
+        (Samples, {"prune": 1.0}, "prune: 1.0 "),
+        (Samples, {"prune": -0.1}, "prune: -0.1 "),
+        (Samples, {"prune": float("nan")}, "prune: nan "),
+        (Mean, {"prune": 1.0}, "prune: 1.0 "),
+        (Mean, {"prune": float("nan")}, "prune: nan "),
+        (Dropout, {"samples": 0}, "dropout_samples: 0 is not >= 1"),
     ],
 )
-def test_illegal_predictions(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Prediction(**fields)
+def test_illegal_predictors(predictor, fields, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        predictor(**fields)
 
 
 def test_other_adapters_are_refused(problem, posterior):
     grown = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), posterior.mean)
     for mean in (grown, {"layers": {}}):
         with pytest.raises(ValueError, match="posterior: its adapters"):
-            predict(problem, Posterior.point(mean), Prediction(0), KEY)
+            samples_of(problem, Posterior.point(mean), Mean())
 
 
 # What is compiled.
@@ -579,16 +601,15 @@ def shapes_in(jaxpr: Any) -> set[tuple[int, ...]]:
 def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
     import jax.extend.core
 
-    name, state, streams = start(problem, config_of(base, method))
+    name, state, fixed = start(problem, config_of(base, method))
     batch = batch_of(problem, list(range(8)))
 
     def one_step(state):
-        return take_step(problem, name, state, batch, streams)
+        return take_step(problem, name, state, fixed, batch)
 
     def full(hidden):
-        return problem.model.base.apply(
-            {"params": problem.params}, hidden, method="unembed"
-        )
+        frozen = {"params": problem.frozen}
+        return problem.network.base.apply(frozen, hidden, method="unembed")
 
     assert (8, 50) in shapes_in(jax.make_jaxpr(full)(jnp.zeros((8, 32))).jaxpr)
     shapes = shapes_in(jax.make_jaxpr(one_step)(state).jaxpr)
@@ -598,9 +619,9 @@ def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_compiles_once_per_padded_length(method, base, problem):
-    name, _, streams = start(problem, config_of(base, method))
-    mesh = make_mesh("data=1")
-    state = loop._first_state(problem, name, streams.adapters, mesh)
+    name, _, fixed = start(problem, config_of(base, method))
+    mesh = problem.mesh
+    state = loop._first_state(problem, name, fixed.streams.adapters)
     before = step.train_step._cache_size()
     sizes = []
     for indices, length in (
@@ -613,6 +634,6 @@ def test_a_step_compiles_once_per_padded_length(method, base, problem):
         batch = batch_of(problem, list(indices), length)
         assert batch.tokens.shape == (3, length)
         with jax.set_mesh(mesh):
-            state, _ = take_step(problem, name, state, batch, streams)
+            state, _ = take_step(problem, name, state, fixed, batch)
         sizes.append(step.train_step._cache_size() - before)
     assert sizes == [1, 1, 2, 2, 2]

@@ -155,11 +155,12 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         ValueError: they differ in anything that a number depends on.
     """
     # What an older version did not know was as it is by default.
-    before = _flat(to_json(TrainConfig())) | BEFORE | _renamed(before)
+    default = _flat(to_json(TrainConfig())) | {"dropout": now.get("dropout")}
+    before = default | BEFORE | _renamed(before)
     may_change = set(MAY_CHANGE)
     if now.get("hyper.noise") == "per-shard":
         may_change -= {"mesh"}  # says how many samples are drawn
-    if not now.get("lora.dropout"):
+    if not (now.get("lora.dropout") or now.get("dropout")):
         may_change |= {"accumulate"}  # else each micro-batch has a mask of its own
     for name, value in now.items():
         if name not in may_change and before.get(name) != value:

@@ -1,0 +1,279 @@
+"""One step: every part has its own dropout mask, and weights are right in all parts."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from ivon_jax.ivon import find_states
+
+from ivon_jax.lora import LoraConfig, low_rank
+from ivon_jax.posterior import Posterior
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.data.batches import collate
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.methods.base import Hyper, Minibatch, Result
+from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
+from ivon_jax.train.pod.sharding import BATCH_AXES, put_batch
+from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.step import TrainState, train_step
+
+ROWS = 8
+# Unequal, of unequal sums in every way to split the rows, and some of them 0.
+WEIGHTS = np.array([3, 0, 1, 0.25, 7, 2, 0, 5], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """Keeps the gradient as its state, so that the step shows it."""
+
+    name: ClassVar = "gradient"
+    spread: ClassVar = False
+    color: ClassVar = "black"
+    hyper_type: ClassVar = Hyper
+    gradients: ClassVar = 1
+    metadata: ClassVar = {}
+    branch: ClassVar = staticmethod(low_rank)
+
+    @classmethod
+    def make(cls, hyper, shards):
+        return cls()
+
+    def init(self, params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def step(self, loss, key, params, state, minibatch):
+        value, grads = jax.value_and_grad(loss)(params, minibatch)
+        return Result(value, jnp.zeros([]), params, grads, {})
+
+    def posterior(self, params, state):
+        return Posterior.point(params)
+
+
+def exact(groups: int, **changes: Any) -> IvonLora:
+    """IVON whose samples are the mean to the bit, and whose momentum is the gradient.
+
+    Groups then differ in nothing but their rows and what is drawn for these.
+    """
+    hyper = IvonLoraHyper(
+        steps=10,
+        warmup=0,
+        batch_size=ROWS,
+        learning_rate=1e-2,
+        beta1=0.0,
+        beta2=0.9,
+        ess=1e36,
+        hess_init=0.05,
+        clip_radius=1.0,
+        mc_samples=1,
+    )
+    return IvonLora(dataclasses.replace(hyper, **changes), groups)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    return TrainConfig(model, data=data)
+
+
+@pytest.fixture(scope="module")
+def problems(task) -> dict[float, Problem]:
+    """By the rate of dropout."""
+    return {
+        rate: prepare(dataclasses.replace(task, lora=LoraConfig(rank=4, dropout=rate)))
+        for rate in (0.0, 0.5)
+    }
+
+
+@pytest.fixture(scope="module")
+def params(problems) -> Any:
+    """Adapters that change something, so that their dropout does."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, problems[0.0].shapes)
+
+
+def take(
+    problem: Problem, method: Any, params: Any, batch: Any, accumulate: int = 1
+) -> tuple[TrainState, float]:
+    """Takes the first step from given parameters; returns its state and its loss."""
+    params = jax.tree.map(jnp.array, params)  # donated
+    state = TrainState(jnp.int32(0), params, method.init(params))
+    fixed = problem.fixed(Streams.from_seed(0))
+    state, logs = train_step(
+        problem.network, method, state, fixed, batch, accumulate=accumulate
+    )
+    return state, float(logs["loss"])
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "groups"), [(4, 1), (1, 4), (2, 2), (2, 4)], ids=str
+)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_every_part_has_a_dropout_mask_of_its_own(
+    rate, accumulate, groups, problems, params
+):
+    """Of the same row everywhere, the loss of a part shows its mask only."""
+    problem, parts = problems[rate], accumulate * groups
+    batch = collate(problem.splits["train"], np.zeros((ROWS, 1), int))
+    batch = batch._replace(labels=1 - batch.labels)  # a loss far from its bound, 0
+    numbers = np.arange(ROWS).reshape(groups, -1, accumulate)  # strided in a group
+    found = []
+    for part in np.moveaxis(numbers, 1, 2).reshape(parts, -1):
+        weights = np.isin(np.arange(ROWS), part)[:, None].astype(np.float32)
+        own = jax.device_put(batch._replace(weights=weights))
+        found.append(take(problem, exact(groups), params, own, accumulate)[1])
+    assert len(found) == parts
+    differences = np.diff(np.sort(found))
+    if rate:
+        assert differences.min() > 1e-4
+    else:
+        assert differences.max() < 1e-6
+
+
+def test_parts_are_all_rows_once_with_keys_of_their_own():
+    rows = np.arange(12.0).reshape(12, 1)
+    key = jax.random.key(3)
+    for strided in (False, True):
+        parts = Minibatch({"x": jnp.asarray(rows)}, {"dropout": key}).split(
+            4, strided=strided
+        )
+        assert parts.batch["x"].shape == (4, 3, 1)
+        np.testing.assert_array_equal(np.sort(parts.batch["x"].ravel()), rows[:, 0])
+        first = rows[::4] if strided else rows[:3]
+        np.testing.assert_array_equal(parts.batch["x"][0], first)
+        keys = [parts.rngs["dropout"][i] for i in range(4)]
+        words = {tuple(jax.random.key_data(k).tolist()) for k in (key, *keys)}
+        assert len(words) == 5
+
+
+def weighted(problem: Problem, pack: int = 1) -> Any:
+    """A batch of different prompts and unequal weights, on the host."""
+    indices = np.arange(3, 3 + ROWS).reshape(-1, pack)
+    batch = collate(problem.splits["train"], indices)
+    return batch._replace(weights=WEIGHTS.reshape(-1, pack))
+
+
+@pytest.fixture(scope="module")
+def direct(problems, params) -> tuple[float, Any]:
+    """The weighted mean of loss and gradient, each prompt by itself, in float64."""
+    problem = problems[0.0]
+    train, ids = problem.splits["train"], problem.objective.label_ids
+
+    def loss(params, tokens, label):
+        variables = {"params": problem.frozen, "lora": params}
+        hidden = problem.network.module.apply(variables, tokens[None])
+        base = {"params": problem.frozen}
+        logits = problem.network.base.apply(base, hidden, method="unembed")
+        return -jax.nn.log_softmax(logits[0, -1][ids])[label]
+
+    total, grads = 0.0, jax.tree.map(lambda leaf: np.zeros(leaf.shape), params)
+    for i, weight in enumerate(WEIGHTS.astype(np.float64)):
+        tokens, label = jnp.asarray(train.tokens[3 + i]), int(train.labels[3 + i])
+        value, grad = jax.jit(jax.value_and_grad(loss))(params, tokens, label)
+        share = weight / WEIGHTS.sum()
+        total += share * float(value)
+        own = jax.tree.map(lambda g, s=share: s * np.asarray(g, np.float64), grad)
+        grads = jax.tree.map(np.add, grads, own)
+    return total, grads
+
+
+def assert_direct(method: Any, found: tuple[Any, float], direct: Any) -> None:
+    """Loss and gradient of a step are the direct ones."""
+    state, loss = found
+    wanted_loss, wanted = direct
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    grads = state.method
+    if isinstance(method, IvonLora):
+        (ivon,) = find_states(state.method)
+        grads = ivon.mu
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    assert size > 1e-2
+    jax.tree.map(
+        lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-4, atol=2e-6 * size),
+        grads,
+        wanted,
+    )
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_weights_are_right_in_micro_batches(accumulate, pack, problems, params, direct):
+    problem = problems[0.0]
+    batch = jax.device_put(weighted(problem, pack))
+    for scale in (1, 10):  # only their ratios matter
+        scaled = batch._replace(weights=scale * batch.weights)
+        found = take(problem, Gradient(), params, scaled, accumulate)
+        assert_direct(Gradient(), found, direct)
+
+
+@pytest.mark.parametrize(("groups", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("mc_samples", [1, 3])
+def test_weights_are_right_in_groups(
+    mc_samples, groups, accumulate, problems, params, direct
+):
+    method = exact(groups, mc_samples=mc_samples)
+    batch = jax.device_put(weighted(problems[0.0]))
+    found = take(problems[0.0], method, params, batch, accumulate)
+    assert_direct(method, found, direct)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "method", "accumulate"),
+    [
+        ("data=8", Gradient(), 1),
+        ("data=2,fsdp=2,tensor=2", Gradient(), 2),
+        ("data=2,fsdp=2", exact(2), 2),
+    ],
+)
+def test_weights_are_right_on_a_mesh(mesh, method, accumulate, task, params, direct):
+    lora = LoraConfig(rank=4, dropout=0.0)
+    problem = prepare(dataclasses.replace(task, lora=lora, mesh=mesh))
+    batch = put_batch(weighted(problem), problem.mesh, ROWS)
+    with jax.set_mesh(problem.mesh):
+        found = take(problem, method, params, batch, accumulate)
+    assert_direct(method, found, direct)
+
+
+def constraints(jaxpr: Any) -> list[tuple[tuple[int, ...], tuple]]:
+    """Shapes that a program constrains, and how; inner programs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "sharding_constraint":
+            shape = equation.outvars[0].aval.shape
+            found.append((shape, tuple(equation.params["sharding"].spec)))
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                found += constraints(inner)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows"), [(1, BATCH_AXES), (2, "fsdp")], ids=["whole", "groups"]
+)
+def test_hidden_states_are_split_by_rows(groups, rows, task, params):
+    """XLA would else be free to split them by features, or not at all."""
+    lora = LoraConfig(rank=4)
+    problem = prepare(dataclasses.replace(task, lora=lora, mesh="data=2,fsdp=4"))
+    method = exact(groups)
+    batch = put_batch(weighted(problem), problem.mesh, ROWS)
+    fixed = problem.fixed(Streams.from_seed(0))
+    state = TrainState(jnp.int32(0), params, method.init(params))
+    with jax.set_mesh(problem.mesh):
+        program = jax.make_jaxpr(
+            lambda state: train_step(problem.network, method, state, fixed, batch)
+        )(state)
+    hidden = (ROWS // groups, batch.tokens.shape[1], problem.model_config.hidden_size)
+    found = {
+        spec[-3:] for shape, spec in constraints(program.jaxpr) if shape[-3:] == hidden
+    }
+    assert found == {(rows, None, None)}
