@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ivon_jax.models import known
+from ivon_jax.models import cache
 from ivon_jax.train import cli, loop, predict
 from ivon_jax.train.config import CompareConfig
 from ivon_jax.train.pod import runtime
@@ -205,7 +205,7 @@ def _raise(error):
 @pytest.mark.parametrize(("call", "start"), BLAMED.values(), ids=BLAMED.keys())
 def test_the_machines_failures_are_one_line(call, start, command, monkeypatch):
     assert runtime.explain(caught(call)).startswith(start)
-    monkeypatch.setattr(known, "fetch", lambda name: call())
+    monkeypatch.setattr(cache, "fetch", lambda name: call())
     code, line = command("models", "--fetch", "any")
     assert code == 2
     assert line.startswith(f"ivon-jax: {start}")
@@ -213,7 +213,7 @@ def test_the_machines_failures_are_one_line(call, start, command, monkeypatch):
 
 @pytest.mark.parametrize("error", OURS.values(), ids=OURS.keys())
 def test_our_mistakes_stay_a_traceback_that_says_where_to_report(error, monkeypatch):
-    monkeypatch.setattr(known, "fetch", lambda name: _raise(error))
+    monkeypatch.setattr(cache, "fetch", lambda name: _raise(error))
     monkeypatch.setattr(sys, "argv", ["ivon-jax", "models", "--fetch", "any"])
     with pytest.raises(type(error)) as raised:
         cli.main()
