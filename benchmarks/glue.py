@@ -129,7 +129,7 @@ class Result:
 
 def first(encoded: Encoded, count: int) -> Encoded:
     """Returns the first examples."""
-    seconds = None if encoded.seconds is None else encoded.seconds[:count]
+    seconds = None if encoded.second_starts is None else encoded.second_starts[:count]
     return Encoded(encoded.tokens[:count], encoded.labels[:count], seconds)
 
 
@@ -138,7 +138,7 @@ def correlation(
 ) -> float:
     """Returns Matthews' correlation of classes, or Spearman's of numbers."""
     name, objective = "spearman", problem.objective
-    if problem.task.words:
+    if problem.task.label_words:
         name, classes = "matthews", cast(HeadClass, objective)
         objective = dataclasses.replace(classes, metrics=(name,))
     problem = dataclasses.replace(problem, objective=objective)
@@ -153,7 +153,7 @@ def correlation(
 def run(problem: Problem, config: TrainConfig, out: Path, samples: int) -> Result:
     """Trains one method, and scores it on what it has seen and what it has not."""
     seen, unseen = problem.splits["train"], problem.splits["test"]
-    config = resolve(config, problem.task.family, len(seen))
+    config = resolve(config, problem.task.preset, len(seen))
     posterior = train(problem, config, out)
     sampled = Samples(samples) if posterior.spread else Mean()
     return Result(
@@ -183,7 +183,7 @@ def measure(
         results[method] = run(problem, chosen, out / f"{name}-{method}", samples)
     count = len(problem.splits["test"])
     return {
-        "metric": "Matthews" if task.words else "Spearman",
+        "metric": "Matthews" if task.label_words else "Spearman",
         "train_examples": len(problem.splits["train"]),
         "eval_examples": count,
         "standard_error": (count - 2) ** -0.5,  # of a correlation near 0

@@ -118,7 +118,7 @@ def main(
         start = time.monotonic()
         config = TrainConfig(data=data, hyper=hyper, mesh=f"data={groups}")
         problem = prepare(config)
-        config = resolve(config, problem.task.family, len(problem.splits["train"]))
+        config = resolve(config, problem.task.preset, len(problem.splits["train"]))
         batch = next(train_batches(problem.splits["train"], batch_size, 0))
         same = jax.tree.map(lambda p, n=groups: np.concatenate([p[:rows]] * n), batch)
         with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def jobs_of(
     method: str,
     grid: Grid,
     samples: int,
-    family: str,
+    preset: str,
     num_examples: int,
 ) -> list[Job]:
     """Lists the grid's points.
@@ -81,7 +81,7 @@ def jobs_of(
         method: how to fit the parameters.
         grid: values of hyper-parameters.
         samples: posterior samples to average, if there is a posterior.
-        family: the task's preset.
+        preset: the task's preset.
         num_examples: of the training set.
 
     Raises:
@@ -101,7 +101,7 @@ def jobs_of(
         point = dict(zip(grid, values, strict=True))
         run = TrainConfig(**shared, method=method, hyper=kind.hyper_type(**point))
         name = "-".join([method, *(f"{k}-{v}" for k, v in point.items())])
-        jobs.append(Job(name, resolve(run, family, num_examples), predictors))
+        jobs.append(Job(name, resolve(run, preset, num_examples), predictors))
     return jobs
 
 
@@ -123,12 +123,12 @@ def main(
     """
     if config.data.validation_examples is None:
         raise ValueError("validation_examples: needed, else the test set is tuned on")
-    family = find_task(config.data).family
+    preset = find_task(config.data).preset
     # Twice: names and values are checked before the model is loaded.
-    jobs_of(config, method, grid, samples, family, num_examples=1)
+    jobs_of(config, method, grid, samples, preset, num_examples=1)
     problem = prepare(config)
     config, count = settled(config, problem.task), len(problem.splits["train"])
-    jobs = jobs_of(config, method, grid, samples, family, count)
+    jobs = jobs_of(config, method, grid, samples, preset, count)
     found = run_all(jobs, problem, out)
     print(tables.table([row for rows in found.values() for row in rows]))
 

@@ -154,7 +154,7 @@ class Attention(Projecting):
         self,
         x: Float[Array, "b s d"],
         past: tuple[Float[Array, "p t k h"], Float[Array, "p t k h"]] | None,
-        turn: Rotation,
+        rope: Rotation,
         mask: Bool[Array, "m 1 s u"] | None,
     ) -> tuple[
         Float[Array, "b s d"], tuple[Float[Array, "b u k h"], Float[Array, "b u k h"]]
@@ -167,7 +167,7 @@ class Attention(Projecting):
         )
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, turn), rotate(key, turn)
+        query, key = rotate(query, rope), rotate(key, rope)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
         # JAX's function mixes 16 and 32 bits, which strict promotion would refuse.

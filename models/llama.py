@@ -65,14 +65,14 @@ class Block(nn.Module):
         x: Float[Array, "b s d"],
         past: KVCache | None,
         windowed: Bool[Array, ""] | None,
-        turn: Rotation,
+        rope: Rotation,
         visible: "Visible",
     ) -> tuple[Float[Array, "b s d"], KVCache | None]:
         """Apply the layer; `past` and the returned cache lack the layer axis."""
         mask: Any = visible.all
         if windowed is not None:
             mask = jnp.where(windowed, visible.near, mask)  # type: ignore[arg-type]
-        attended, cache = self.self_attn(self.input_layernorm(x), past, turn, mask)
+        attended, cache = self.self_attn(self.input_layernorm(x), past, rope, mask)
         x = split_batch(x + attended)
         x = split_batch(x + self.mlp(self.post_attention_layernorm(x)))
         return x, KVCache(*cache) if self.keep_cache else None
@@ -178,9 +178,9 @@ class Llama(nn.Module):
             # An id without an embedding is read as NaN, which no mask takes out again.
             tokens = jnp.where(mask[:, -tokens.shape[1] :], tokens, 0)
         x = split_batch(self.embed_tokens(tokens))
-        turn = rotation(self.config, positions)
+        rope = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None
-        x, cache = self._layers(return_cache)(x, past, windowed, turn, visible)
+        x, cache = self._layers(return_cache)(x, past, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head.kernel  # noqa: B018, only made when first looked at
         hidden = self.norm(x)

@@ -108,7 +108,7 @@ def test_shown_runs_are_legal(page, monkeypatch):
         call = parse(commands)
         bound = inspect.signature(call.func).bind(*call.args, **call.keywords)
         config = bound.arguments["config"]
-        resolve(config, find_task(config.data).family, num_examples=1)
+        resolve(config, find_task(config.data).preset, num_examples=1)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

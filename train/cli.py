@@ -56,11 +56,11 @@ def train(
 
     join(processes)
     # Twice: names and values are checked before the model is loaded.
-    resolve(config, find_task(config.data).family, num_examples=1)
+    resolve(config, find_task(config.data).preset, num_examples=1)
     runtime.check_devices()
     on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(config)
-    config = resolve(config, problem.task.family, len(problem.splits["train"]))
+    config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     config = settled(config, problem.task)
     interrupt = None
     try:
@@ -228,7 +228,7 @@ def plan(
         jax.config.update("jax_num_cpu_devices", device_count(config.mesh))
     task = find_task(config.data)
     # The number of examples changes numbers, and no shape.
-    config = resolve(config, task.family, num_examples=1)
+    config = resolve(config, task.preset, num_examples=1)
     shape = load_config(config.model)
     print(report(make_plan(config, shape, seq_length, task.outputs, chip)))
 
@@ -249,12 +249,12 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
     train_examples, eval_examples = examples["train"], examples[scored]
     print(f"tasks: {', '.join(TASKS)}, custom\n")
     print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
-    answers = ", ".join(task.words) or "numbers"
+    answers = ", ".join(task.label_words) or "numbers"
     print(f"{len(eval_examples)} evaluation examples; answers {answers}\n")
     for example in train_examples[:3]:
         if isinstance(example.label, int):
             space = " " if task.leading_space else ""
-            print(f"{example.prompt}[{space}{task.words[example.label]}]\n")
+            print(f"{example.prompt}[{space}{task.label_words[example.label]}]\n")
         else:
             print(*example.texts, f"[{example.label:g}]\n", sep="\n")
 

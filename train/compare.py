@@ -46,14 +46,14 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
             in their folders, as `train` leaves them.
     """
     task = find_task(config.data)
-    if not task.words:
+    if not task.label_words:
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
     # Twice: names and values are checked before the model is loaded.
-    jobs_of(config, task.family, num_examples=1)
+    jobs_of(config, task.preset, num_examples=1)
     on_first_process(lambda: run.check_out(out, resume=resume))
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
-    jobs = jobs_of(config, task.family, len(problem.splits["train"]))
+    jobs = jobs_of(config, task.preset, len(problem.splits["train"]))
     on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
     check_shared(out / run.CONFIG)
     rows = run_all(jobs, problem, out)
@@ -62,12 +62,12 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     return results
 
 
-def jobs_of(config: CompareConfig, family: str, num_examples: int) -> list[Job]:
+def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
     """Lists the runs of a comparison, on the same batches.
 
     Args:
         config: what to compare.
-        family: the task's preset.
+        preset: the task's preset.
         num_examples: of the training set.
 
     Raises:
@@ -81,7 +81,7 @@ def jobs_of(config: CompareConfig, family: str, num_examples: int) -> list[Job]:
         )
     check("samples", config.samples, AT_LEAST_ONE)
     check("sweep_samples", config.sweep_samples, AT_LEAST_ONE)
-    runs = {k: resolve(v, family, num_examples) for k, v in config.runs().items()}
+    runs = {k: resolve(v, preset, num_examples) for k, v in config.runs().items()}
     (first, of_first), *others = runs.items()
     for name in ("steps", "batch_size"):
         for other, of_other in others:

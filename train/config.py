@@ -196,12 +196,12 @@ class CompareConfig(RunConfig):
         }
 
 
-def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
+def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
     """Fills every hyper-parameter that was left unset.
 
     Args:
         config: what the user said.
-        family: the task's preset.
+        preset: the task's preset.
         num_examples: of the training set.
 
     Returns:
@@ -210,7 +210,7 @@ def resolve(config: TrainConfig, family: str, num_examples: int) -> TrainConfig:
     Raises:
         ValueError: a value is out of range, or two do not go together.
     """
-    hyper = config.hyper.resolve(family, num_examples, may_skip=bool(config.adapter))
+    hyper = config.hyper.resolve(preset, num_examples, may_skip=bool(config.adapter))
     sizes = parse_mesh(config.mesh)
     check("accumulate", config.accumulate, AT_LEAST_ONE)
     check("pack", config.pack, AT_LEAST_ONE)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig, make_method
-from ivon_jax.train.data.batches import BatchStream, train_batches, widths
+from ivon_jax.train.data.batches import BatchStream, padded_lengths, train_batches
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
@@ -143,7 +143,7 @@ def train(
 
         on_first_process(start)
         check_shared(out / run.CONFIG)
-        padded = widths(problem.splits["train"], config.pack)
+        padded = padded_lengths(problem.splits["train"], config.pack)
         on_first_process(lambda: _announce(padded))
         counts, posterior = _learn(problem, config, out, described, interrupted)
         done = counts.step == _steps(config)

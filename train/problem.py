@@ -191,7 +191,7 @@ def _spaced(task: Task, pretrained: Pretrained) -> Task:
     """Decides whether label words have a blank before them, if the tokenizer may."""
     if not task.other_space or family_of(pretrained.model.config).head:
         return task
-    space = fitting_space(pretrained.tokenizer, task.words, task.leading_space)
+    space = fitting_space(pretrained.tokenizer, task.label_words, task.leading_space)
     return dataclasses.replace(task, leading_space=space, other_space=False)
 
 
@@ -275,9 +275,9 @@ def _check_pairs(name: str, model_config: Config, encoded: Iterable[Encoded]) ->
     """Checks that a second text has an embedding of its type, if types have any."""
     types = getattr(model_config, "type_vocab_size", 0)
     pairs = any(
-        (part.seconds < part.lengths).any()
+        (part.second_starts < part.lengths).any()
         for part in encoded
-        if part.seconds is not None
+        if part.second_starts is not None
     )
     if pairs and types == 1:
         raise ValueError(

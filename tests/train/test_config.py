@@ -27,10 +27,10 @@ from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 from ivon_jax.train.methods.registry import METHODS
 
 
-def resolved(method: str, family: str = "commonsense", n: int = 640, **hyper):
+def resolved(method: str, preset: str = "commonsense", n: int = 640, **hyper):
     chosen = METHODS[method].hyper_type(**hyper)
     config = TrainConfig(method=method, hyper=chosen)
-    return resolve(config, family, n).hyper
+    return resolve(config, preset, n).hyper
 
 
 # The paper's settings, from its appendix.
@@ -52,10 +52,10 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize(("method", "family"), PAPER)
-def test_presets_are_the_papers(method, family):
-    found = {k: v for k, v in vars(resolved(method, family)).items() if v is not None}
-    assert found == PAPER[method, family]
+@pytest.mark.parametrize(("method", "preset"), PAPER)
+def test_presets_are_the_papers(method, preset):
+    found = {k: v for k, v in vars(resolved(method, preset)).items() if v is not None}
+    assert found == PAPER[method, preset]
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_what_every_method_has_can_be_given_for_any(method):
 
 
 @pytest.mark.parametrize(
-    ("family", "steps", "warmup"),
+    ("preset", "steps", "warmup"),
     [("commonsense", 1000, 30), ("glue", 1000, 60), ("custom", 10, 0), ("glue", 1, 0)],
 )
-def test_the_warm_up_keeps_its_share(family, steps, warmup):
-    assert resolved("adam", family, steps=steps).warmup == warmup
-    assert resolved("adam", family, steps=steps, warmup=1).warmup == 1
+def test_the_warm_up_keeps_its_share(preset, steps, warmup):
+    assert resolved("adam", preset, steps=steps).warmup == warmup
+    assert resolved("adam", preset, steps=steps, warmup=1).warmup == 1
 
 
 @pytest.mark.parametrize(

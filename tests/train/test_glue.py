@@ -154,7 +154,7 @@ def torch_outputs(model, encoded):
         out = model.eval()(
             input_ids=torch.tensor(batch.tokens).long(),
             attention_mask=torch.tensor(index < batch.lengths).long(),
-            token_type_ids=torch.tensor(index >= batch.seconds).long(),
+            token_type_ids=torch.tensor(index >= batch.second_starts).long(),
         )
     return out.logits.numpy()
 
@@ -220,7 +220,7 @@ def test_pairs_are_cut_and_told_apart(folder):
     tokenizer = load(str(folder / "base")).tokenizer
     pair = Example("", 1.5, ("red old", "blue one big new"))
     encoded = encode_texts(tokenizer, [pair], 100)
-    (ids,), (second,) = encoded.tokens, encoded.seconds
+    (ids,), (second,) = encoded.tokens, encoded.second_starts
     assert tokenizer.decode(ids[:second]) == "[CLS] red old[SEP]"
     assert tokenizer.decode(ids[second:]) == "blue one big new[SEP]"
     assert encoded.labels.dtype == np.float32
@@ -229,7 +229,7 @@ def test_pairs_are_cut_and_told_apart(folder):
     assert short.tokens[0][-1] == tokenizer.sep_token_id
     single = encode_texts(tokenizer, [Example("red old", 1)], 100)
     assert single.tokens[0].tolist() == ids[:second].tolist()
-    assert single.seconds.tolist() == single.lengths.tolist()
+    assert single.second_starts.tolist() == single.lengths.tolist()
 
 
 def test_a_second_text_needs_a_type_of_its_own(folder, tmp_path):

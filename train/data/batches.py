@@ -26,14 +26,14 @@ class Batch(NamedTuple):
             text's last.
         labels: index of the right class, or the number to predict.
         weights: 1, or 0 for a text that only fills the batch up.
-        seconds: where in each text its second part begins; None for decoders.
+        second_starts: where in each text its second part begins; None for decoders.
     """
 
     tokens: Int[np.ndarray, "r s"]
     lengths: Int[np.ndarray, "r k"]
     labels: Int[np.ndarray, "r k"] | Float[np.ndarray, "r k"]
     weights: Float[np.ndarray, "r k"]
-    seconds: Int[np.ndarray, "r k"] | None = None
+    second_starts: Int[np.ndarray, "r k"] | None = None
 
 
 def bucket(length: int) -> int:
@@ -51,7 +51,7 @@ def bucket(length: int) -> int:
     return size
 
 
-def widths(encoded: Encoded, pack: int = 1) -> list[int]:
+def padded_lengths(encoded: Encoded, pack: int = 1) -> list[int]:
     """What rows of `pack` of these examples can be padded to."""
     ordered = np.sort(encoded.lengths)
     shortest, longest = ordered[:pack].sum(), ordered[-pack:].sum()
@@ -77,9 +77,11 @@ def collate(
     for row, chosen in zip(tokens, indices, strict=True):
         texts = np.concatenate([encoded.tokens[i] for i in chosen])
         row[: len(texts)] = texts
-    seconds = None if encoded.seconds is None else encoded.seconds[indices]
+    second_starts = (
+        None if encoded.second_starts is None else encoded.second_starts[indices]
+    )
     weights = np.ones(indices.shape, np.float32)
-    return Batch(tokens, lengths, encoded.labels[indices], weights, seconds)
+    return Batch(tokens, lengths, encoded.labels[indices], weights, second_starts)
 
 
 def arrange(lengths: Int[np.ndarray, " b"], pack: int) -> Int[np.ndarray, "r k"]:

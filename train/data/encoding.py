@@ -23,12 +23,12 @@ class Encoded:
     Attributes:
         tokens: token ids of each prompt, int32, not padded.
         labels: class indices, int32; or numbers, float32.
-        seconds: where each one's second text begins; None for decoders.
+        second_starts: where each one's second text begins; None for decoders.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
     labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
-    seconds: Int[np.ndarray, " n"] | None = None
+    second_starts: Int[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -118,11 +118,11 @@ def encode_texts(
     rows = divide(
         tokenise, [example.texts or (example.prompt,) for example in examples]
     )
-    seconds = np.array([row[0] for row in rows])
+    second_starts = np.array([row[0] for row in rows])
     tokens = tuple(row[1:] for row in rows)
     if not all(ids.size for ids in tokens):
         raise ValueError("the tokenizer makes no tokens of a text")
-    return Encoded(tokens, _labels(examples), seconds)
+    return Encoded(tokens, _labels(examples), second_starts)
 
 
 def common_prefix_length(encoded: Encoded) -> int:

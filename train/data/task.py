@@ -1,9 +1,8 @@
 """Tasks: how a raw row becomes a prompt and a class, and where its rows live.
 
-A decoder reads the prompt, and only the next-token scores of `Task.words` count. An
-encoder reads the texts, and its head gives a score for each class; or, for a task
-without words, the number that is asked for. Which of them is used follows from the
-model.
+A decoder reads the prompt, and only the next-token logits of `Task.label_words`
+count. An encoder reads the texts, and its head gives a logit for each class; or, for a
+task without label words, the number asked for. The model decides which is used.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ class Example(NamedTuple):
 
     Attributes:
         prompt: what a decoder reads; empty if the task is none for decoders.
-        label: index of the right word in `Task.words`, or the right number.
+        label: index of the right word in `Task.label_words`, or the right number.
         texts: what an encoder reads, one text or two; if there are none, the prompt.
     """
 
@@ -62,10 +61,10 @@ class Task:
 
     Attributes:
         name: what `--task` calls it.
-        family: "commonsense", "glue" or "custom"; chooses the presets.
+        preset: "commonsense", "glue" or "custom"; chooses the presets.
         prompt: raw row to prompt; None if there is none.
         target: raw row to class index, or to the number asked for.
-        words: label words in class order, without leading blank.
+        label_words: in class order, without leading blank.
         inputs: fields that an encoder reads; none for the prompt.
         leading_space: whether the answer token is that of " word" (what a model
             emits after "Answer:") or of the bare word.
@@ -79,10 +78,10 @@ class Task:
     """
 
     name: str
-    family: Literal["commonsense", "glue", "custom"]
+    preset: Literal["commonsense", "glue", "custom"]
     prompt: Callable[[Row], str] | None
     target: Callable[[Row], int | float]
-    words: tuple[str, ...]
+    label_words: tuple[str, ...]
     inputs: tuple[str, ...] = ()
     leading_space: bool = True
     other_space: bool = False
@@ -95,7 +94,7 @@ class Task:
     @property
     def outputs(self) -> int:
         """Outputs of a head: one for each class, or the number."""
-        return len(self.words) or 1
+        return len(self.label_words) or 1
 
     def example(self, row: Row) -> Example | None:
         """Turns a row into an example, or None if the task leaves it out.

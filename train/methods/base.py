@@ -115,12 +115,12 @@ class Hyper:
     RULES: ClassVar[Mapping[str, Rule]] = {}
 
     def resolve(
-        self: AnyHyper, family: str, num_examples: int, *, may_skip: bool = False
+        self: AnyHyper, preset: str, num_examples: int, *, may_skip: bool = False
     ) -> AnyHyper:
         """Fills every hyper-parameter that was left unset.
 
         Args:
-            family: the task's preset; "custom" is "commonsense".
+            preset: the task's preset; "custom" is "commonsense".
             num_examples: of the training set.
             may_skip: whether 0 steps are legal.
 
@@ -130,14 +130,14 @@ class Hyper:
         Raises:
             ValueError: one is out of range, or two exclude each other.
         """
-        family = "commonsense" if family == "custom" else family
+        preset = "commonsense" if preset == "custom" else preset
         given = {k: v for k, v in vars(self).items() if v is not None}
-        defaults = RUN[family] | dict(self.PRESETS[family])
+        defaults = RUN[preset] | dict(self.PRESETS[preset])
         values = self._complete(defaults, given, num_examples)
         batch_size = values["batch_size"]
-        if family in MIN_EPOCHS and "steps" not in given and batch_size > 0:
+        if preset in MIN_EPOCHS and "steps" not in given and batch_size > 0:
             epoch = -(-num_examples // batch_size)
-            epochs = max(MIN_EPOCHS[family], -(-values["steps"] // epoch))
+            epochs = max(MIN_EPOCHS[preset], -(-values["steps"] // epoch))
             values["steps"] = epochs * epoch
         if "warmup" not in given:
             # The preset's warm-up belongs to its own length.

@@ -36,7 +36,7 @@ class _Head:
     ) -> Float[Array, "b c"]:
         """Computes the head's outputs of every text."""
         index = jnp.arange(batch.tokens.shape[1])[None]
-        types = (index >= batch.seconds).astype(jnp.int32)  # type: ignore[operator]
+        types = (index >= batch.second_starts).astype(jnp.int32)  # type: ignore[operator]
         out: Any = model(batch.tokens, mask=index < batch.lengths, types=types)
         return out
 

@@ -30,13 +30,13 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
     """
     limit = model_config.max_position_embeddings
     if family_of(model_config).head:
-        return HeadClass(task.metrics, limit) if task.words else HeadNumber(limit)
-    if not task.words:
+        return HeadClass(task.metrics, limit) if task.label_words else HeadNumber(limit)
+    if not task.label_words:
         raise ValueError(
             f"task: {task.name} asks for a number, which takes an encoder with a head"
             f" (as microsoft/deberta-v3-base); {name} is a decoder"
         )
-    label_ids = answer_tokens(tokenizer, task.words, task.leading_space)
+    label_ids = answer_tokens(tokenizer, task.label_words, task.leading_space)
     return LabelWords(label_ids, task.metrics, limit)
 
 

@@ -13,7 +13,7 @@ class _Glue(NamedTuple):
 
     inputs: tuple[str, ...]
     prompt: str
-    words: tuple[str, ...]
+    label_words: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
 
 
@@ -64,8 +64,8 @@ def _glue_task(name: str, style: str) -> Task:
         name,
         "glue",
         Template(glue.prompt, strip=True) if glue.prompt else None,
-        _label(len(glue.words)) if glue.words else _score,
-        glue.words,
+        _label(len(glue.label_words)) if glue.label_words else _score,
+        glue.label_words,
         glue.inputs,
         source=Source("nyu-mll/glue", name, f"{name}/train", f"{name}/validation"),
         metrics=glue.metrics,

@@ -14,8 +14,8 @@ from ivon_jax.train.data.batches import (
     bucket,
     collate,
     eval_batches,
+    padded_lengths,
     train_batches,
-    widths,
 )
 from ivon_jax.train.data.encoding import Encoded
 
@@ -45,7 +45,7 @@ def test_padding_is_to_the_bucket_of_the_longest(lengths):
     batch = collate(prompts, np.arange(len(lengths))[:, None])
     width = batch.tokens.shape[1]
     assert width == bucket(max(lengths))
-    assert width in widths(prompts)
+    assert width in padded_lengths(prompts)
     for i, length in enumerate(lengths):
         expected = [100 + i] * length + [0] * (width - length)
         assert batch.tokens[i].tolist() == expected
@@ -55,14 +55,14 @@ def test_padding_is_to_the_bucket_of_the_longest(lengths):
     lengths=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(lambda x: x + x)
 )
 def test_two_in_a_row_are_the_shortest_rows_there_are(lengths):
-    def widths(pairs):
+    def padded_lengths(pairs):
         return max(sum(lengths[i] for i in pair) for pair in pairs)
 
     found = arrange(np.array(lengths), 2)
     assert sorted(found.ravel().tolist()) == list(range(len(lengths)))
     orders = itertools.permutations(range(len(lengths)))
-    assert widths(found) == min(
-        widths(zip(o[::2], o[1::2], strict=True)) for o in orders
+    assert padded_lengths(found) == min(
+        padded_lengths(zip(o[::2], o[1::2], strict=True)) for o in orders
     )
 
 
@@ -106,7 +106,7 @@ def test_packing_keeps_batches_and_pads_to_what_is_announced(lengths, pack):
     for _ in range(5):
         one, other = next(plain), next(packed)
         assert other.tokens.shape[0] == 6 // pack
-        assert other.tokens.shape[1] in widths(data, pack)
+        assert other.tokens.shape[1] in padded_lengths(data, pack)
         assert sorted(one.labels.ravel()) == sorted(other.labels.ravel())
         np.testing.assert_array_equal(
             data.lengths[other.labels.ravel()], other.lengths.ravel()
@@ -220,7 +220,7 @@ def test_evaluation_covers_every_example_once(lengths, batch_size):
         assert batch.lengths.min() >= 1
         rows = np.concatenate([batch.labels, batch.lengths], 1)
         restored[indices] = rows[: len(indices)]
-    widths = [batch.tokens.shape[1] for batch, _ in batches]
-    assert widths == sorted(widths)
+    padded_lengths = [batch.tokens.shape[1] for batch, _ in batches]
+    assert padded_lengths == sorted(padded_lengths)
     expected = np.stack([np.arange(len(lengths)), lengths], 1)
     np.testing.assert_array_equal(restored, expected)

@@ -79,8 +79,8 @@ def test_every_row_of_every_task_loads(name, split, data_dir):
     task = get_task(name)
     examples = load_examples(task, split, data_dir=data_dir)
     labels = {example.label for example in examples}
-    if task.words:
-        assert labels == set(range(len(task.words)))
+    if task.label_words:
+        assert labels == set(range(len(task.label_words)))
     else:  # stsb: how alike two sentences are
         assert (min(labels), max(labels)) == (0.0, 5.0)
     if name != "city-continent":

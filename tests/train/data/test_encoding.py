@@ -163,8 +163,10 @@ def smollm2():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_single_tokens_on_smollm2(name, smollm2):
     task = get_task(name)
-    ids = answer_tokens(smollm2, task.words, task.leading_space)
-    assert [smollm2.decode([i]) for i in ids] == [f" {word}" for word in task.words]
+    ids = answer_tokens(smollm2, task.label_words, task.leading_space)
+    assert [smollm2.decode([i]) for i in ids] == [
+        f" {word}" for word in task.label_words
+    ]
 
 
 @pytest.mark.filterwarnings("default")

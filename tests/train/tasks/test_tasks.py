@@ -151,8 +151,8 @@ def test_glue_label_ids(name, yes, word):
     names = ("sentence", "sentence1", "sentence2", "question", "question1", "question2")
     row = {key: f"<{key}> " for key in names} | {"label": yes}
     example = task.example(row)
-    assert task.words[example.label] == word
-    assert task.family == "glue"
+    assert task.label_words[example.label] == word
+    assert task.preset == "glue"
     # The label word, blank included, must follow the cue directly.
     assert example.prompt.endswith(":")
     assert " \n" not in example.prompt
@@ -166,7 +166,7 @@ def test_stsb_asks_for_a_number():
     row = {"sentence1": "a", "sentence2": "b", "label": 3.8}
     assert task.example(row) == Example("", 3.8, ("a", "b"))
     assert task.example(row | {"label": "5"}).label == 5.0
-    assert (task.words, task.outputs) == ((), 1)
+    assert (task.label_words, task.outputs) == ((), 1)
     for label in (None, "x", True, [1], float("nan"), 10**400):
         with pytest.raises(ValueError, match="'label' must be a number") as caught:
             task.example(row | {"label": label})
@@ -184,8 +184,8 @@ def test_glue_label_out_of_range(label):
 def test_every_task_has_distinct_words_and_rows(name):
     task = get_task(name)
     assert task.name == name
-    if task.words:
-        assert task.outputs == len(set(task.words)) == len(task.words) >= 2
+    if task.label_words:
+        assert task.outputs == len(set(task.label_words)) == len(task.label_words) >= 2
         assert all(hasattr(metrics, name) for name in task.metrics)
     else:
         assert set(task.metrics) <= regression.summary(jnp.ones(2), jnp.ones(2)).keys()
@@ -201,8 +201,8 @@ def test_unknown_names_list_the_legal_ones():
 
 def test_custom_task():
     task = custom_task("{{{a}}} and {b c}\nTopic:", ("sport", " art"))
-    assert task.words == ("sport", "art")
-    assert task.family == "custom"
+    assert task.label_words == ("sport", "art")
+    assert task.preset == "custom"
     row = {"a": "{b}", "b c": 2, "label": "art"}
     assert task.example(row) == Example("{{b}} and 2\nTopic:", 1)
 
