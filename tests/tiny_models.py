@@ -1,64 +1,13 @@
 """Small random models for the tests, in the files other programs would write."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-# Rows are multiples of 32, the block length of GGUF's quantised types.
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
-}
-
-
-def tensors(layers: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights for `CONFIG` under HF's names, linear ones as (out, in)."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (50, 32),
-        "model.norm.weight": (32,),
-    }
-    for i in range(layers):
-        shapes |= {
-            f"model.layers.{i}.{name}.weight": shape
-            for name, shape in {
-                "input_layernorm": (32,),
-                "self_attn.q_proj": (32, 32),
-                "self_attn.k_proj": (16, 32),
-                "self_attn.v_proj": (16, 32),
-                "self_attn.o_proj": (32, 32),
-                "post_attention_layernorm": (32,),
-                "mlp.gate_proj": (64, 32),
-                "mlp.up_proj": (64, 32),
-                "mlp.down_proj": (32, 64),
-            }.items()
-        }
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-
-
-def write_folder(folder: Path, weights: dict, **changes: object) -> Path:
-    """Write `CONFIG` (with changes) and the weights in HF's layout."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    save_file(weights, folder / "model.safetensors")
-    return folder
+from ivon_jax.testing.tiny import CONFIG as CONFIG
+from ivon_jax.testing.tiny import tensors as tensors
+from ivon_jax.testing.tiny import write_folder as write_folder
 
 
 def write_gguf(

@@ -1,0 +1,176 @@
+"""A random language model of two small layers, and data that such a model can learn.
+
+Texts are colours and numbers among filler words; the answer is yes if there is a
+colour. Everything is written in the files that other programs write.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+# Rows are multiples of 32, the block length of GGUF's quantised types.
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+GOOD, BAD = ("red", "green", "blue"), ("one", "two", "three")
+FILLER = ("big", "small", "old", "new")
+PROMPT = "Text: {text} Answer:"
+LABELS = ("no", "yes")
+
+
+def tensors(layers: int = 2, seed: int = 0) -> dict[str, Float[np.ndarray, "..."]]:
+    """Draws standard normal weights for `CONFIG`.
+
+    Args:
+        layers: number of layers.
+        seed: of the draws.
+
+    Returns:
+        Weights under HF's names, linear ones as (out, in).
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (50, 32),
+        "model.norm.weight": (32,),
+    }
+    for i in range(layers):
+        shapes |= {
+            f"model.layers.{i}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (32,),
+                "self_attn.q_proj": (32, 32),
+                "self_attn.k_proj": (16, 32),
+                "self_attn.v_proj": (16, 32),
+                "self_attn.o_proj": (32, 32),
+                "post_attention_layernorm": (32,),
+                "mlp.gate_proj": (64, 32),
+                "mlp.up_proj": (64, 32),
+                "mlp.down_proj": (32, 64),
+            }.items()
+        }
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def write_folder(folder: Path, weights: Mapping[str, Any], **changes: object) -> Path:
+    """Writes `CONFIG`, with changes, and weights in HF's layout.
+
+    Args:
+        folder: is made if it does not exist.
+        weights: arrays by HF's names.
+        **changes: fields of ``config.json``.
+
+    Returns:
+        The folder.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    save_file(dict(weights), folder / "model.safetensors")
+    return folder
+
+
+def tokenizer() -> Any:
+    """Makes a tokenizer of whole words; as in most, " yes" and "yes" are two tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "Text:", "yes", "no", "▁yes", "▁no", "▁Answer:"]
+    words += [f"▁{word}" for word in GOOD + BAD + FILLER]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    return tokenizer
+
+
+def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
+    """Writes a random Llama with its tokenizer in HF's layout.
+
+    Args:
+        folder: is made if it does not exist.
+        seed: of the weights.
+        layers: number of layers.
+
+    Returns:
+        The folder, for `ivon_jax.models.load` or ``--model``.
+    """
+    weights = tensors(layers, seed)
+    for name, tensor in weights.items():
+        if tensor.ndim == 1:
+            tensor[:] = 1
+        elif "embed" not in name:
+            tensor /= np.sqrt(np.float32(tensor.shape[1]))
+    write_folder(folder, weights, num_hidden_layers=layers)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def rows(count: int, seed: int, longest: int = 6) -> list[dict[str, str]]:
+    """Draws texts with their labels.
+
+    Args:
+        count: number of texts.
+        seed: of the draws.
+        longest: most words of a text.
+
+    Returns:
+        Rows with the fields "text" and "label".
+    """
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(count):
+        label = int(rng.integers(2))
+        words = list(rng.choice(FILLER, rng.integers(0, longest)))
+        key = str(rng.choice(GOOD if label else BAD))
+        words.insert(int(rng.integers(len(words) + 1)), key)
+        out.append({"text": " ".join(words), "label": LABELS[label]})
+    return out
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows as JSONL and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_data(
+    folder: Path, train: int = 64, evaluation: int = 40, longest: int = 6
+) -> Path:
+    """Writes ``train.jsonl`` and ``eval.jsonl``, for `PROMPT` and `LABELS`.
+
+    Args:
+        folder: is made if it does not exist.
+        train: number of training examples.
+        evaluation: number of evaluation examples.
+        longest: most words of a text; with up to 6 all prompts pad to one length.
+
+    Returns:
+        The folder.
+    """
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "train.jsonl", rows(train, 1, longest))
+    write_rows(folder / "eval.jsonl", rows(evaluation, 2, longest))
+    return folder
