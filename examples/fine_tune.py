@@ -41,7 +41,7 @@ def main() -> list[dict[str, Any]]:
     )
     # The model and the examples; then everything that was left open is filled in.
     problem = prepare(config)
-    config = resolve(config, problem.task.family, len(problem.splits["train"]))
+    config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     config = settled(config, problem.task)
     loop.train(problem, config, folder / "run")
 

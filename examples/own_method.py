@@ -41,7 +41,7 @@ class SwagHyper(Hyper):
     momentum: float | None = None
     start: float | None = None
 
-    # Of each family of tasks, for what is left unset; and the legal ranges.
+    # What is used if unset, by the preset of the task; and the legal ranges.
     PRESETS: ClassVar = {
         "commonsense": {"learning_rate": 0.1, "momentum": 0.9, "start": 0.5},
         "glue": {"learning_rate": 0.1, "momentum": 0.9, "start": 0.5},
@@ -127,7 +127,7 @@ def main() -> list[dict[str, Any]]:
     model = str(write_model(folder / "model"))
     config = TrainConfig(model, data=data, method="swag", hyper=hyper)
     problem = prepare(config)
-    config = resolve(config, problem.task.family, len(problem.splits["train"]))
+    config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     loop.train(problem, config, folder / "run")
     run = read_run(folder / "run", mesh="data=1")
     rows = evaluate(run, predictors_for(run, Wanted(samples=8)), folder / "run")
