@@ -51,14 +51,14 @@ test-slow: $(VENV)/developing  ## the rest of the suite, and new random cases of
 seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on two cores)
 	for seed in 0 1 2; do \
 		$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
-			--seed $$seed --out $(OUT)/seeds/$$seed || exit; \
+			--seed $$seed --out $(OUT)/seeds/$$seed --resume || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
 
 sst: $(VENV)/installed  ## the README's SST-2 table, with IVON_JAX_DATA (45 minutes)
 	for seed in 0 1 2; do \
 		$(BIN)/ivon-jax compare $(SST2) $(SST2_TUNED) \
-			--seed $$seed --out $(OUT)/sst/$$seed || exit; \
+			--seed $$seed --out $(OUT)/sst/$$seed --resume || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/sst/*
 

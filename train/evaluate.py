@@ -57,6 +57,7 @@ class Evaluated:
         problem: the model and the examples.
         posterior: of the trained parameters.
         split: the examples that are scored.
+        step: of the run that the posterior is of, if it is known.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Evaluated:
     problem: Problem
     posterior: Distribution
     split: str
+    step: int | None = None
 
 
 def read_run(
@@ -90,7 +92,8 @@ def read_run(
         ValueError: it is no run, or its model or examples are others now.
     """
     config, recorded = run.read_config(directory)
-    posterior, _ = run.read_posterior(directory, best=best)
+    posterior, facts = run.read_posterior(directory, best=best)
+    step = int(facts["step"]) if "step" in facts else None
     split = scored_split(config.data, test=test)
     splits = [split]
     if wanted.temperature:
@@ -110,7 +113,7 @@ def read_run(
             raise ValueError(
                 f"{directory}: {name} is now {value}, was {recorded.get(name)}"
             )
-    return Evaluated(config.method, config, problem, posterior, split)
+    return Evaluated(config.method, config, problem, posterior, split, step)
 
 
 def read_adapter(
@@ -252,6 +255,7 @@ def evaluate(
         **problem.metadata,
         "best": best,
         "test": test,
+        "step": evaluated.step,
         "rows": rows,
         "versions": run.versions(),
     }

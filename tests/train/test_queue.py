@@ -1,0 +1,246 @@
+"""A queue of runs: gone on with after an interruption, read when it is finished."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+import tyro
+from tiny_runs import result, stop_after
+
+from benchmarks import tune
+from ivon_jax.lora import LoraConfig
+from ivon_jax.train import loop, queue
+from ivon_jax.train.config import RunConfig, TrainConfig, resolve
+from ivon_jax.train.evaluate import evaluate, read_run
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import prepare
+from ivon_jax.train.queue import Job, run_all
+from ivon_jax.train.report.tables import label
+
+STEPS, STOP = 4, 2
+PREDICTORS = {
+    "adam": (Mean(),),
+    "ivon-lora": (Mean(), Samples(1, tau=2.0), Samples(2)),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    return TrainConfig(
+        model,
+        data=data,
+        lora=LoraConfig(rank=4, dropout=0.1),
+        hyper=Hyper(steps=STEPS, warmup=1, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def problem(base):
+    return prepare(base)
+
+
+def job(base, method, name=None, **changes) -> Job:
+    hyper = Hyper(steps=STEPS, warmup=1, batch_size=8)
+    config = dataclasses.replace(base, method=method, hyper=hyper, **changes)
+    return Job(name or method, resolve(config, "custom", 64), PREDICTORS[method])
+
+
+@pytest.fixture(scope="module")
+def jobs(base) -> list[Job]:
+    return [job(base, "adam"), job(base, "ivon-lora", "noisy")]
+
+
+@pytest.fixture(scope="module")
+def finished(jobs, problem, tmp_path_factory):
+    """A queue that was never stopped, and its rows."""
+    root = tmp_path_factory.mktemp("queue")
+    return root, run_all(jobs, problem, root)
+
+
+def stopped(jobs, problem, root, monkeypatch):
+    """Stop the second job of a queue before its end."""
+    real, calls = loop.train_step, []
+
+    def step(*args, **kwargs):
+        calls.append(None)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        run_all(jobs[:1], problem, root)
+        patch.setattr(loop, "train_step", step)
+        stop_after(patch, STOP)
+        with pytest.raises(Interrupted, match=f"^noisy .* step {STOP} of {STEPS}$"):
+            run_all(jobs, problem, root)
+    assert len(calls) == STOP  # none of the first job's
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Training a step or predicting anything is an error."""
+
+    def never(*args, **kwargs):
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr(loop, "train_step", never)
+    monkeypatch.setattr(queue, "evaluate", never)
+
+
+def test_an_interrupted_queue_ends_as_one_left_alone(
+    jobs, problem, finished, tmp_path, monkeypatch
+):
+    stopped(jobs, problem, tmp_path, monkeypatch)
+    root, rows = finished
+    assert run_all(jobs, problem, tmp_path) == rows
+    for one in jobs:
+        assert result(tmp_path / one.name) == result(root / one.name)
+        for path in (root / one.name).glob("predictions-*"):
+            assert (tmp_path / one.name / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_finished_queue_is_only_read(jobs, problem, finished, no_work):
+    root, rows = finished
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert run_all(jobs, problem, root) == rows
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_what_was_evaluated_on_the_way_is_not_the_result(
+    jobs, problem, finished, tmp_path, monkeypatch
+):
+    stopped(jobs, problem, tmp_path, monkeypatch)
+    _, wanted = finished
+    early = evaluate(
+        read_run(tmp_path / "noisy", "data=1"), jobs[1].predictors, tmp_path / "noisy"
+    )
+    assert [row["nll"] for row in early] != [row["nll"] for row in wanted["noisy"]]
+    assert run_all(jobs, problem, tmp_path) == wanted
+
+
+@pytest.mark.parametrize(
+    "predictors", [(Mean(), Samples(1, tau=3.0), Samples(2)), (Mean(), Samples(2))]
+)
+def test_a_finished_run_is_evaluated_anew_in_other_ways(
+    predictors, jobs, problem, tmp_path, monkeypatch
+):
+    run_all(jobs[1:], problem, tmp_path)
+    monkeypatch.setattr(loop, "train_step", None)
+    other = jobs[1]._replace(predictors=predictors)
+    (rows,) = run_all([other], problem, tmp_path).values()
+    assert [row["tau"] for row in rows] == [p.fields()["tau"] for p in predictors]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"rows": 1}', '{"rows": [{}]}'])
+def test_a_damaged_result_is_made_again(text, jobs, problem, tmp_path, monkeypatch):
+    rows = run_all(jobs[:1], problem, tmp_path)
+    monkeypatch.setattr(loop, "train_step", None)
+    path = tmp_path / "adam" / "evaluation-mean.json"
+    path.write_text(text)
+    assert run_all(jobs[:1], problem, tmp_path) == rows
+    assert json.loads(path.read_text())["rows"] == rows["adam"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "^seed: is now 1, but .*noisy was started with 0$"),
+        ({"lora": LoraConfig(rank=2)}, "^lora.rank: is now 2, but .*noisy was"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_before_any_training(
+    changes, message, base, problem, finished, tmp_path, no_work
+):
+    root, _ = finished
+    (tmp_path / "noisy").symlink_to(root / "noisy")
+    others = [job(base, "adam", **changes), job(base, "ivon-lora", "noisy", **changes)]
+    with pytest.raises(ValueError, match=message):
+        run_all(others, problem, tmp_path)
+    assert not (tmp_path / "adam").exists()
+
+
+def test_a_folder_of_something_else_is_refused(jobs, problem, tmp_path, no_work):
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "noisy" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="noisy: holds another run"):
+        run_all(jobs, problem, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["noisy"]
+
+
+def test_rows_are_named_by_their_job(finished):
+    _, rows = finished
+    found = [label(row) for part in rows.values() for row in part]
+    assert found[:2] == ["adam", "noisy@mean"]
+    assert found[3] == "noisy, 2 samples, tau 1, prune 0"
+    assert {row["method"] for row in rows["noisy"]} == {"ivon-lora"}
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "names"),
+    [
+        ("adam", {}, ["adam-steps-350"]),
+        (
+            "adam",
+            {"learning_rate": (5e-5, 1e-4, 5e-5), "eps": (1e-6,), "steps": (3,)},
+            [f"adam-steps-3-learning_rate-{x}-eps-1e-06" for x in ("5e-05", "0.0001")],
+        ),
+        (
+            "ivon-lora",
+            {"noise": ("shared", "per-shard"), "gamma": (None, 75.0), "steps": ()},
+            [
+                f"ivon-lora-gamma-{gamma}-noise-{noise}"
+                for gamma in ("None", "75.0")
+                for noise in ("shared", "per-shard")
+            ],
+        ),
+    ],
+)
+def test_a_grid_is_all_combinations(method, values, names):
+    grid = tune.Grid(**values)
+    found = tune.jobs_of(RunConfig(), method, grid, 5, "commonsense", 100)
+    assert [one.name for one in found] == names
+    assert {len(one.predictors) for one in found} == {1 + (method == "ivon-lora")}
+    for name, chosen in values.items():
+        preset = {"steps": 5000, "gamma": 5000.0}.get(name)
+        wanted = {value or preset for value in chosen or (None,)}
+        assert {getattr(one.config.hyper, name) for one in found} == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("adam", {"gamma": (75.0,)}, "^gamma: adam has steps, .*, eps$"),
+        ("ivon-lora", {"eps": (1.0,)}, "^eps: ivon-lora has steps, .*, noise$"),
+        ("ivon-lora", {"gamma": (1.0,), "ess": (1.0,)}, "^gamma: excludes ess"),
+        ("adam", {"learning_rate": (1e-4, -1.0)}, "^learning_rate: -1.0 is not a num"),
+    ],
+)
+def test_an_illegal_grid_is_refused(method, values, message):
+    with pytest.raises(ValueError, match=message):
+        tune.jobs_of(RunConfig(), method, tune.Grid(**values), 5, "commonsense", 1)
+
+
+def test_a_search_goes_on(base, tmp_path, monkeypatch, capsys):
+    data = base.data
+    line = ["--method", "adam", "--learning-rates", "0.001", "0.01", "--steps", "3"]
+    line += ["--batch-size", "8", "--model", base.model, "--task", "custom"]
+    line += ["--train-file", str(data.train_file), "--eval-file", str(data.eval_file)]
+    line += ["--prompt", data.prompt, "--labels", *data.labels, "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match="^validation_examples: needed"):
+        tyro.cli(tune.main, args=line)
+    line += ["--validation-examples", "16"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted, match="-learning_rate-0.001 .* step 2 of 3$"):
+            tyro.cli(tune.main, args=line)
+    tyro.cli(tune.main, args=line)
+    table = capsys.readouterr().out
+    assert [row.split()[1] for row in table.splitlines()[2:]] == [
+        f"adam-steps-3-batch_size-8-learning_rate-{rate}" for rate in (0.001, 0.01)
+    ]
+    monkeypatch.setattr(loop, "train_step", None)
+    tyro.cli(tune.main, args=line)
+    assert capsys.readouterr().out == table
