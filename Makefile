@@ -9,7 +9,7 @@ NEWEST ?= $(shell for python in python3.13 python3.12 \
 	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
 	do $$python --version >/dev/null 2>&1 && echo $$python && break; done)
 
-# Settings of `demo` and `seeds`, chosen with benchmarks/tune.py; README says how.
+# Settings of `demo` and `seeds`, chosen with benchmarks/tune.py; docs/results.md says how.
 CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75
@@ -55,7 +55,7 @@ seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on tw
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
 
-sst: $(VENV)/installed  ## the README's SST-2 table, with IVON_JAX_DATA (45 minutes)
+sst: $(VENV)/installed  ## docs/results.md's SST-2 table, with IVON_JAX_DATA (45 minutes)
 	for seed in 0 1 2; do \
 		$(BIN)/ivon-jax compare $(SST2) $(SST2_TUNED) \
 			--seed $$seed --out $(OUT)/sst/$$seed --resume || exit; \

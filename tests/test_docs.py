@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import tyro
+from test_imports import ROOMS
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = sorted([*TOP, *(ROOT / "docs").glob("*.md")])
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -139,3 +141,17 @@ def test_the_table_of_models_is_what_the_code_says():
     from ivon_jax.models.support import table
 
     assert table() in (ROOT / "docs" / "models.md").read_text()
+
+
+def test_contributing_has_the_rooms_that_are_held():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    _, table = text.split("| room | holds |\n|---|---|\n")
+    rows = [row.split("|")[1] for row in table.split("\n\n")[0].splitlines()]
+    assert [set(re.findall("`(.*?)`", row)) for row in rows] == list(ROOMS)
+
+
+def test_paths_in_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`([\w./]+/[\w.]*)`", text)) - {"dist/"}
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
