@@ -10,13 +10,12 @@ from tyro.conf import arg
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, check
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.methods.base import Hyper, Method
-from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
 from ivon_jax.train.options import unset
 from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
-DEFAULT_METHOD = "ivon-lora"
 if TYPE_CHECKING:
     MethodName = str
     TrainName = str
@@ -142,7 +141,7 @@ class TrainConfig(RunConfig):
             is made by.
     """
 
-    method: MethodName = DEFAULT_METHOD
+    method: MethodName = DEFAULT
     hyper: Flat[Hyper] = dataclasses.field(default_factory=Hyper)
     adapter: Annotated[Path | None, unset("PATH", "fresh adapters")] = None
     eval_steps: Annotated[int | None, unset("INT", "never")] = None
@@ -175,7 +174,7 @@ class CompareConfig(RunConfig):
         prunes: pruning ratios to sweep.
     """
 
-    methods: tuple[MethodName, ...] = ("adam", "ivon-lora")
+    methods: tuple[MethodName, ...] = COMPARED
     # Not `Flat`, which would take the methods' prefixes away, too.
     hyper: Annotated[Hypers, arg(name="")] = dataclasses.field(default_factory=Hypers)
     samples: int = 10

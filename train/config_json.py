@@ -8,9 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ivon_jax.train.config import DEFAULT_METHOD, CompareConfig, TrainConfig
+from ivon_jax.train.config import CompareConfig, Hypers, TrainConfig
 from ivon_jax.train.methods.base import Hyper
-from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.methods.registry import DEFAULT, METHODS
 
 Kind = TypeVar("Kind")
 
@@ -41,7 +41,7 @@ def _fields(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
         for hint in [typing.get_type_hints(kind)[field.name]]
     }
     if kind is TrainConfig:
-        name = values.get("method", DEFAULT_METHOD)
+        name = values.get("method", DEFAULT)
         if isinstance(name, str) and name in METHODS:
             hints["hyper"] = METHODS[name].hyper_type
     return hints
@@ -59,11 +59,11 @@ def _upgraded(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(hyper, dict) and noise != "shared":
             values["hyper"] = hyper | {"noise": noise}
     if kind is CompareConfig and "hyper" not in values:
-        old = {k: values.pop(k) for k in ("adam", "ivon_lora") if k in values}
-        values["hyper"] = old
+        known = [field.name for field in dataclasses.fields(Hypers)]
+        values["hyper"] = {k: values.pop(k) for k in known if k in values}
     if issubclass(kind, Hyper):
-        known = {field.name for field in dataclasses.fields(kind)}
-        values = {k: v for k, v in values.items() if k in known or v is not None}
+        own = {field.name for field in dataclasses.fields(kind)}
+        values = {k: v for k, v in values.items() if k in own or v is not None}
     return values
 
 

@@ -1,7 +1,7 @@
 """What is evaluated, a run or an adapter of PEFT, and how its results are written."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,17 @@ from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.predictors.temperature import Scaled, fit_temperature, pool
+from ivon_jax.train.predictors.temperature import Scaled, bound, scaled
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs import run, status
-from ivon_jax.train.splits import scored_split, settled
+from ivon_jax.train.runs.progress import say
+from ivon_jax.train.splits import (
+    example_facts,
+    find_examples,
+    scored_split,
+    settled,
+)
+from ivon_jax.train.tasks.registry import Task
 
 
 class Wanted(NamedTuple):
@@ -104,6 +111,8 @@ def read_run(
             )
         splits = ["validation", split]
     problem = prepare(dataclasses.replace(config, mesh=mesh), splits)
+    if wanted.temperature:
+        _check_training_data(directory, config, problem.task, recorded)
     others = split != scored_split(config.data)
     for name, value in problem.metadata.items():
         known = not name.startswith("validation_")
@@ -114,6 +123,18 @@ def read_run(
                 f"{directory}: {name} is now {value}, was {recorded.get(name)}"
             )
     return Evaluated(config.method, config, problem, posterior, split, step)
+
+
+def _check_training_data(
+    directory: Path, config: TrainConfig, task: Task, recorded: Mapping[str, Any]
+) -> None:
+    """Checks that what is held out now was not trained on."""
+    examples = find_examples(task, config.data, config.seed, ["train"])
+    for name, value in example_facts(examples).items():
+        if recorded.get(name) != value:
+            raise ValueError(
+                f"{directory}: {name} is now {value}, was {recorded.get(name)}"
+            )
 
 
 def read_adapter(
@@ -199,7 +220,23 @@ def _scaled(evaluated: Evaluated, predictor: Predictor, chunk_size: int) -> Scal
         streams,
         chunk_size=chunk_size,
     )
-    return Scaled(predictor, fit_temperature(pool(found), held_out.labels))
+    fitted = scaled(predictor, found, held_out.labels)
+    on_first_process(lambda: _report_bound(fitted, len(held_out)))
+    return fitted
+
+
+def _report_bound(fitted: Scaled, count: int) -> None:
+    """Says so if no temperature is best."""
+    side = bound(fitted.temperature)
+    if not side:
+        return
+    why = "all right" if side < 0 else "worse than chance"
+    mixed = f", mixed with 1/{count + 1} of the uniform distribution"
+    say(
+        f"temperature of {fitted.of.name}: predictions of the {count} held-out examples"
+        f" are {why}, so that none is best; T is the bound"
+        f" {fitted.temperature:.3g}{mixed if fitted.uniform else ''}"
+    )
 
 
 def evaluate(

@@ -61,6 +61,11 @@ def export_peft(
     for name, value in (("samples", samples), ("prune", prune)):
         if value and not posterior.spread:
             raise ValueError(f"{name}: method {config.method} has no posterior")
+    if posterior.size is not None and samples > posterior.size:
+        raise ValueError(
+            f"samples: {samples} is not <= {posterior.size}, the number of members of"
+            " the posterior"
+        )
     base = hub_id(config.model)
     pruned = posterior.prune(prune)
     tempered = pruned.temper(tau)

@@ -33,7 +33,8 @@ def predict(
 ) -> Float[np.ndarray, "s n c"]:
     """Computes log-probabilities of the classes, or numbers, for every example.
 
-    The tokens that all prompts begin with are run once a batch and draw.
+    The tokens that all prompts begin with are run once a batch and draw, where the
+    predictor allows it.
 
     Args:
         problem: the model.
@@ -59,7 +60,7 @@ def predict(
     if shapes[0] != shapes[1]:
         raise ValueError("posterior: its adapters are not those of the model")
     posterior, program = predictor.split(posterior, problem.network.dropout)
-    length = problem.objective.prefix_length(encoded)
+    length = problem.objective.prefix_length(encoded) if program.shares_prefix else 0
     mesh, fixed = problem.mesh, problem.fixed(streams)
     prefix = put_whole(encoded.tokens[0][:length], mesh)
     rest = dataclasses.replace(

@@ -97,7 +97,8 @@ def find_examples(
     }
     found = {}
     if {"train", "validation"} & set(splits):
-        train = load_examples(task, "train", **sources)
+        with _held_out_of("train" not in splits):
+            train = load_examples(task, "train", **sources)
         if (n := data.train_examples) is not None:
             with _naming("train_examples"):
                 train = subsample(train, n, seed, balanced=task.balanced)
@@ -114,6 +115,19 @@ def find_examples(
                 found[scored], n, EVAL_SEED, balanced=task.balanced
             )
     return {name: found[name] for name in splits}
+
+
+@contextlib.contextmanager
+def _held_out_of(only: bool) -> Iterator[None]:
+    """Says why training data is read by who trains on none, where it cannot be."""
+    try:
+        yield
+    except ValueError as error:
+        if not only:
+            raise
+        raise ValueError(
+            f"validation_examples: were held out of the training data: {error}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -6,3 +6,6 @@ from ivon_jax.train.methods.adam import Adam
 from ivon_jax.train.methods.ivon_lora import IvonLora
 
 METHODS: dict[str, Any] = {method.name: method for method in (Adam, IvonLora)}
+# What is trained unless another is asked for, and what is compared.
+DEFAULT: str = IvonLora.name
+COMPARED: tuple[str, ...] = (Adam.name, IvonLora.name)

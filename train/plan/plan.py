@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax._tree import path_name
-from ivon_jax.lora import Lora
+from ivon_jax.lora import low_rank
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.families import Config, family_of, with_outputs
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
@@ -35,7 +35,7 @@ class Memory(NamedTuple):
     """Bytes on one device."""
 
     base: int
-    adapters: int
+    trained: int
     optimizer: int
     activations: int
     peak: int
@@ -52,7 +52,7 @@ class Plan:
         memory: of one device.
         flops: of all devices together.
         traffic: bytes that a device receives, by kind of collective.
-        reads: bytes of the base, gathered, that a device reads from its memory.
+        reads: bytes of the model, gathered, that a device reads from its memory.
     """
 
     config: TrainConfig
@@ -107,7 +107,7 @@ def make_plan(
     donated = sizes.alias_size_in_bytes
     memory = Memory(
         base=_bytes(params),
-        adapters=_bytes(state.params),
+        trained=_bytes(state.params),
         optimizer=_bytes(state.method),
         activations=sizes.temp_size_in_bytes,
         peak=sizes.argument_size_in_bytes
@@ -125,7 +125,7 @@ def make_plan(
         memory,
         flops(config, shape, seq_length, classes),
         collectives(compiled.as_text()),
-        passes * _gathered(params, mesh),
+        passes * _gathered(params or state.params, mesh),
     )
 
 
@@ -185,8 +185,8 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     """Counts the operations of one step's matrix products, over all devices.
 
     A product with a frozen kernel is done once forward and once backward, one with
-    an adapter or a head twice backward, those of attention too; full rematerialisation
-    does the forward pass again.
+    a trained kernel, an adapter or a head twice backward, those of attention too; full
+    rematerialisation does the forward pass again.
 
     Args:
         config: the run, resolved.
@@ -199,38 +199,43 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     """
     assert config.hyper.batch_size is not None
     tokens = config.hyper.batch_size * seq_length
-    model = Lora(family_of(shape).module(shape), adapted(config.lora, shape))
+    frozen = TRAINABLES[config.train].frozen
+    base = family_of(shape).module(shape)
+    model = TRAINABLES[config.train].module(base, adapted(config.lora, shape), low_rank)
     example = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(
         lambda key: model.init({"params": key, "lora": key}, example),
         jax.random.key(0),
     )
-    params, lora = (variables[k].get("layers", {}) for k in ("params", "lora"))
+    params, lora = (variables.get(k, {}).get("layers", {}) for k in ("params", "lora"))
     kernels, adapters = _count(params, "kernel"), _count(lora, "")
+    back = 1 if frozen else 2
     heads = shape.num_attention_heads * shape.head_dim
     attention = 2 * config.pack * seq_length * heads * shape.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
-    backward = tokens * (kernels + 2 * adapters + 2 * attention)
-    once = 2 * config.hyper.batch_size * classes * shape.hidden_size
+    backward = tokens * (back * kernels + 2 * adapters + 2 * attention)
+    once = (1 + back) * config.hyper.batch_size * classes * shape.hidden_size
     if isinstance(shape, DebertaConfig):
-        there, back = _positions(shape, params, lora, tokens)
-        forward, backward = forward + there, backward + back
+        more = _positions(shape, params, lora, tokens, frozen)
+        forward, backward = forward + more[0], backward + more[1]
         head = shape.hidden_size * (shape.hidden_size + classes)
-        # Below the first adapter nothing is sent back.
         first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
-        once = 3 * config.hyper.batch_size * head + tokens * _count(first, "kernel")
+        # Below the first adapter nothing is sent back.
+        passes = tokens * (1 if frozen else 3)
+        once = 3 * config.hyper.batch_size * head + passes * _count(first, "kernel")
     again = forward if config.remat == "full" else 0
     gradients = make_method(config).gradients
     return 2.0 * gradients * (forward + backward + again + once)
 
 
 def _positions(
-    shape: DebertaConfig, params: Any, lora: Any, tokens: int
+    shape: DebertaConfig, params: Any, lora: Any, tokens: int, frozen: bool
 ) -> tuple[int, int]:
     """Counts what relative positions add to a batch's products, forward and backward.
 
-    Their embeddings, which are frozen, are projected once for all prompts: as keys or
-    queries are, or by layers of their own, which were counted as if tokens passed them.
+    Their embeddings are projected once for all prompts: as keys or queries are, or by
+    layers of their own, which were counted as if tokens passed them. To frozen ones
+    nothing is sent back.
     """
     count, forward, backward = 2 * shape.position_span, 0, 0
     passed = 0 if shape.share_att_key else tokens
@@ -244,8 +249,9 @@ def _positions(
             for tree, suffix in ((params, "kernel"), (lora, ""))
         )
         forward += (count - passed) * (kernel + adapter) + scores
-        backward += 2 * (count - passed) * adapter - passed * kernel
-        backward += scores * (2 if adapter else 1)
+        trained = adapter if frozen else kernel
+        backward += 2 * (count - passed) * trained - (passed * kernel if frozen else 0)
+        backward += scores * (2 if trained else 1)
     return forward, backward
 
 
@@ -294,7 +300,7 @@ def _advice(plan: Plan) -> list[str]:
     if memory.peak <= limit:
         return [f"fits: {memory.peak / limit:.0%} of the memory"]
     lines = [f"does not fit: {memory.peak / limit:.2f} times the memory; try"]
-    trained = memory.adapters + memory.optimizer
+    trained = memory.trained + memory.optimizer
     # What alone takes half of the memory is too large; else whatever takes most.
     large = min(limit / 2, max(memory.base, trained, memory.activations))
     if memory.base >= large:
@@ -303,7 +309,11 @@ def _advice(plan: Plan) -> list[str]:
         smaller = f", or --base {kinds[config.base]}" if config.base in kinds else ""
         lines.append(f"  large base: {need} times the fsdp or tensor axis{smaller}")
     if trained >= large:
-        lines.append("  large adapters: a lower --rank, fewer --targets, more fsdp")
+        if TRAINABLES[config.train].frozen:
+            advice = "adapters: a lower --rank, fewer --targets, more fsdp"
+        else:
+            advice = "model and optimizer: more fsdp or tensor, or --train lora"
+        lines.append(f"  large {advice}")
     if memory.activations >= large:
         sizes = parse_mesh(config.mesh)
         parts = sizes["data"] * sizes["fsdp"] * config.accumulate * config.pack
@@ -331,7 +341,7 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _gathered(params: PyTree, mesh: Mesh) -> int:
-    """Bytes of the base that a device computes with: shares along fsdp are gathered."""
+    """Bytes that a device computes with: shares along fsdp are gathered."""
     sizes = dict(mesh.shape) | {"fsdp": 1}
     whole = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     return _bytes(_placed(params, shardings(params, whole)))

@@ -31,9 +31,12 @@ class Predictor:
 
     Attributes:
         kind: what a results table calls it.
+        shares_prefix: whether what all prompts begin with may be computed once for
+            all examples of a batch.
     """
 
     kind: ClassVar[str]
+    shares_prefix: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ class Dropout(Predictor):
     samples: int = 10
 
     kind: ClassVar = "dropout"
+    shares_prefix: ClassVar = False  # its tokens would have one mask for all examples
 
     def __post_init__(self) -> None:
         """Checks each field."""

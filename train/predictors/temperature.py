@@ -1,4 +1,8 @@
-"""Temperature scaling (Guo et al., 2017) of another predictor's probabilities."""
+"""Temperature scaling (Guo et al., 2017) of another predictor's probabilities.
+
+Where the classes are separated perfectly any lower temperature is better: there the
+result is mixed with the uniform distribution (Berta et al., 2025, arXiv 2501.19195).
+"""
 
 import dataclasses
 import math
@@ -8,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from ivon_jax.checks import FINITE_POSITIVE, check
+from ivon_jax.checks import DECAY, FINITE_POSITIVE, check
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.predictors.base import Predictor
 
@@ -23,16 +27,19 @@ class Scaled(Predictor):
     Attributes:
         of: the predictor that is scaled.
         temperature: T; above 1 it lowers confidence.
+        uniform: weight of the uniform distribution, which the result is mixed with.
     """
 
     of: Predictor
     temperature: float
+    uniform: float = 0.0
 
     kind: ClassVar = "temperature"
 
     def __post_init__(self) -> None:
         """Checks each field."""
         check("temperature", self.temperature, FINITE_POSITIVE)
+        check("uniform", self.uniform, DECAY)
 
     @property
     def name(self) -> str:
@@ -58,20 +65,23 @@ class Scaled(Predictor):
     def finish(
         self, predictions: Float[np.ndarray, "s n c"]
     ) -> Float[np.ndarray, "1 n c"]:
-        """Averages, then scales, in float64."""
-        pooled = pool(self.of.finish(predictions))
+        """Averages, then scales and mixes, in float64."""
+        pooled = _finite(pool(self.of.finish(predictions)))
         scaled = _log_softmax(pooled / self.temperature)
+        if self.uniform:
+            share = math.log(self.uniform / scaled.shape[1])
+            scaled = np.logaddexp(math.log1p(-self.uniform) + scaled, share)
         return scaled[None].astype(predictions.dtype)
 
     def fields(self) -> dict[str, Any]:
         """Returns the settings as they stand in a row of results."""
-        own = {"of": self.of.kind, "temperature": self.temperature}
+        own = vars(self) | {"of": self.of.kind}
         return self.of.fields() | own
 
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> "Scaled":
         """Rebuilds the predictor of a row whose ``of`` is rebuilt already."""
-        return cls(row["of"], row["temperature"])
+        return cls(row["of"], row["temperature"], row["uniform"])
 
 
 def fit_temperature(
@@ -88,7 +98,7 @@ def fit_temperature(
 
     Returns:
         T. Where the classes are separated perfectly, or worse than by chance, it is
-        the end of the range that is searched, exp(-16) or exp(16).
+        the end of the range that is searched, exp(-16) or exp(16); see `bound`.
 
     Raises:
         ValueError: there are fewer than two examples.
@@ -101,7 +111,7 @@ def fit_temperature(
     """
     if len(labels) < 2:
         raise ValueError(f"temperature: {len(labels)} examples are too few to fit it")
-    logits = np.maximum(np.asarray(log_probs, np.float64), -1e4)
+    logits = _finite(log_probs)
     right = logits[np.arange(len(labels)), labels]
 
     def slope(beta: float) -> float:
@@ -115,10 +125,48 @@ def fit_temperature(
     return math.exp(-(low + high) / 2)
 
 
+def bound(temperature: float) -> int:
+    """Tells whether `fit_temperature` ended where its range does.
+
+    Returns:
+        -1 at the low end, 1 at the high one, else 0.
+    """
+    return math.trunc(round(math.log(temperature) / LOG_BOUND, 6))
+
+
+def scaled(
+    of: Predictor,
+    predictions: Float[np.ndarray, "s n c"],
+    labels: Int[np.ndarray, " n"],
+) -> "Scaled":
+    """Fits the temperature of a predictor.
+
+    Args:
+        of: the predictor.
+        predictions: its log-probabilities of examples that are not to be reported.
+        labels: their right classes.
+
+    Returns:
+        The scaled predictor; where the classes are separated perfectly, with weight
+        1/(n+1) on the uniform distribution.
+
+    Raises:
+        ValueError: there are fewer than two examples.
+    """
+    temperature = fit_temperature(pool(predictions), labels)
+    uniform = 1 / (len(labels) + 1) if bound(temperature) < 0 else 0.0
+    return Scaled(of, temperature, uniform)
+
+
 def pool(predictions: Float[np.ndarray, "s n c"]) -> Float[np.ndarray, "n c"]:
     """Averages probabilities over draws, as logarithms in float64."""
     wide = np.asarray(predictions, np.float64)
     return np.logaddexp.reduce(wide, axis=0) - math.log(len(wide))
+
+
+def _finite(log_probs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+    """Log-probabilities in float64, of impossible classes a number too."""
+    return np.maximum(np.asarray(log_probs, np.float64), -1e4)
 
 
 def _log_softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from ivon_jax import metrics
 from ivon_jax.files import write_bytes
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.report.tables import Row, has_spread
 
 
@@ -76,7 +78,7 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
             label = f"over {name}" if len(swept) == 1 else f"{method} over {name}"
             axes.plot(*_points(curve), marker=marker, linestyle="--", label=label)
             for row in curve:
-                value = "∞" if row["predict"] == "mean" else f"{row[name]:g}"
+                value = "∞" if row["predict"] == Mean.kind else f"{row[name]:g}"
                 where = (100 * row["ece"], 100 * row["accuracy"])
                 offset = {"textcoords": "offset points", "xytext": (5, height)}
                 axes.annotate(value, where, **offset)
@@ -94,11 +96,11 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of a method that form the curve over tau, and that over pruning."""
-    sampled = [row for row in rows if row["predict"] == "samples"]
+    sampled = [row for row in rows if row["predict"] == Samples.kind]
     # A curve is of one ensemble size: that of the sweep, which comes last.
     sampled = [row for row in sampled if row["samples"] == sampled[-1]["samples"]]
     # The mean is the end of the temperature curve.
-    mean = [row for row in rows if row["predict"] == "mean" and not row["prune"]]
+    mean = [row for row in rows if row["predict"] == Mean.kind and not row["prune"]]
     taus = sorted((r for r in sampled if not r["prune"]), key=lambda r: r["tau"])
     prunes = sorted((r for r in sampled if r["tau"] == 1), key=lambda r: r["prune"])
     return {"tau": taus + mean, "prune": prunes}

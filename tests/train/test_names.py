@@ -1,0 +1,56 @@
+"""Methods and ways to predict are known by name in their own files only."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ivon_jax
+from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.registry import PREDICTORS
+
+TRAIN = Path(ivon_jax.__file__).parent / "train"
+
+
+def constants(node: ast.AST) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+
+
+def trees_without(kind: type) -> dict[str, ast.Module]:
+    """Every file of the trainer but the class's own."""
+    own = Path(inspect.getfile(kind)).resolve()
+    return {
+        str(path.relative_to(TRAIN)): ast.parse(path.read_text())
+        for path in TRAIN.rglob("*.py")
+        if path.resolve() != own
+    }
+
+
+def test_the_folder_is_read():
+    files = trees_without(METHODS["adam"]).keys()
+    assert {"cli.py", "methods/registry.py", "methods/ivon_lora.py"} <= files
+    assert "methods/adam.py" not in files
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_its_own_file_says_a_methods_name(name):
+    spellings = {name, name.replace("-", "_")}
+    for file, tree in trees_without(METHODS[name]).items():
+        assert not spellings & set(constants(tree)), file
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_nothing_asks_whether_a_predictor_is_of_a_kind_by_name(name):
+    """Most kinds are common words, so what counts is that none is compared with."""
+    for file, tree in trees_without(PREDICTORS[name]).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare):
+                for side in (node.left, *node.comparators):
+                    several = isinstance(side, ast.Tuple | ast.List | ast.Set)
+                    parts = side.elts if several else [side]
+                    values = [p.value for p in parts if isinstance(p, ast.Constant)]
+                    assert name not in values, f"{file}:{node.lineno}"
