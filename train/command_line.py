@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 
 from ivon_jax.train.config import (
-    DEFAULT_METHOD,
+    DEFAULT,
     CompareConfig,
     MethodName,
     TrainConfig,
@@ -28,7 +28,7 @@ Commands = dict[str, Callable[..., Any]]
 class _Choices:
     """What the other options of a run, and their defaults, depend on."""
 
-    method: MethodName = DEFAULT_METHOD
+    method: MethodName = DEFAULT
     adapter: Path | None = None
 
 
