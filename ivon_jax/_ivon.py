@@ -140,19 +140,7 @@ def scale_by_ivon(
         if moments is None:
             moments = redraw_moments(key, state, updates)
         count = optax.safe_increment(state.count)
-        names = list(by_path(updates))
-        treedef: Any = jax.tree.structure(updates)
-        trees = (updates, params, state.mu, state.hess, state.delta)
-        leaves = [
-            recursion.step(name, state.ess, count, moments, *columns)
-            for name, *columns in zip(
-                names, *map(treedef.flatten_up_to, trees), strict=True
-            )
-        ]
-        # Not jax.tree.transpose, which finds no _Leaf in a tree without leaves.
-        step = _Leaf(
-            *map(treedef.unflatten, zip(*leaves, strict=True) if leaves else [()] * 4)
-        )
+        step = recursion.tree(count, state, moments, updates, params)
         directions = jax.tree.map(
             lambda u, p: u.astype(jnp.asarray(p).dtype), step.update, params
         )
@@ -282,6 +270,26 @@ class _Recursion(NamedTuple):
     beta2: ArrayLike
     hess_approx: HessApprox
     debias: bool
+
+    def tree(
+        self,
+        count: Int[Array, ""],
+        state: ScaleByIvonState,
+        moments: Moments,
+        updates: PyTree,
+        params: PyTree,
+    ) -> _Leaf:
+        """Takes the step of all leaves: a `_Leaf` of trees."""
+        treedef: Any = jax.tree.structure(updates)
+        trees = (updates, params, state.mu, state.hess, state.delta)
+        columns = zip(by_path(updates), *map(treedef.flatten_up_to, trees), strict=True)
+        leaves = [
+            self.step(name, state.ess, count, moments, *column)
+            for name, *column in columns
+        ]
+        # Not jax.tree.transpose, which finds no _Leaf in a tree without leaves.
+        parts = zip(*leaves, strict=True) if leaves else [()] * len(_Leaf._fields)
+        return _Leaf(*map(treedef.unflatten, parts))
 
     def step(
         self,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.kinds import Distribution
 
 
@@ -34,9 +35,8 @@ def ensemble_outputs(
     Raises:
         ValueError: `samples` or `chunk_size` is below 1.
     """
-    for name, value in (("samples", samples), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value} is not >= 1")
+    check("samples", samples, AT_LEAST_ONE)
+    check("chunk_size", samples if chunk_size is None else chunk_size, AT_LEAST_ONE)
 
     def one(index: Array) -> Float[Array, "n c"]:
         outputs = outputs_fn(posterior.draw(key, index))

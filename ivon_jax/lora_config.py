@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE, check
+
 ALL_LINEAR = "all-linear"
 QUERY_VALUE = "query-value"
 _QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query_proj", "value_proj")
@@ -46,14 +48,11 @@ class LoraConfig:
         """Checks each field."""
         ranks = [("rank_pattern", rank) for _, rank in self.rank_pattern]
         for field, rank in [("rank", self.rank), *ranks]:
-            if rank < 1:
-                raise ValueError(f"{field}: {rank} is not >= 1")
+            check(field, rank, AT_LEAST_ONE)
         alphas = [("alpha_pattern", alpha) for _, alpha in self.alpha_pattern]
         for field, alpha in [("alpha", self.alpha), *alphas]:
-            if not 0 < alpha < math.inf:
-                raise ValueError(f"{field}: {alpha} is not a number > 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+            check(field, alpha, FINITE_POSITIVE)
+        check("dropout", self.dropout, DECAY)
         if not self.targets:
             raise ValueError("targets: name at least one layer")
         for field, patterns in self._patterns().items():

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ivon_jax import _posterior_file
 from ivon_jax._state import find_states, posterior_precision
 from ivon_jax._tree import by_path, nest, path_name
+from ivon_jax.checks import POSITIVE, RATIO, check
 from ivon_jax.noise import gaussian
 
 GROUPS = ("mean", "precision", "prior_precision")
@@ -99,8 +100,7 @@ class Posterior:
         Raises:
             ValueError: tau is not positive.
         """
-        if isinstance(tau, int | float) and not tau > 0:
-            raise ValueError(f"tau: {tau} is not > 0")
+        check("tau", tau, POSITIVE)
         precision = {
             name: leaf * jnp.asarray(tau, leaf.dtype)
             for name, leaf in self.precision.items()
@@ -131,8 +131,7 @@ class Posterior:
             >>> print(pruned.mean["w"], pruned.precision["w"])
             [0. 0. 2.] [inf inf  1.]
         """
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"prune: {ratio} is not in [0, 1]")
+        check("prune", ratio, RATIO)
         if scope not in ("global", "matrix"):
             raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
         mean = by_path(self.mean)

@@ -18,6 +18,7 @@ from ivon_jax._state import (
     redraw_moments,
 )
 from ivon_jax._tree import by_path, path_name
+from ivon_jax.checks import AT_LEAST_ONE, check
 
 
 def sample(
@@ -99,10 +100,8 @@ def value_and_grad(
         ... )
         >>> updates, opt_state = tx.update(grads, opt_state, params, moments=moments)
     """
-    if mc_samples < 1:
-        raise ValueError(f"mc_samples: {mc_samples} is not >= 1")
-    if groups < 1:
-        raise ValueError(f"groups: {groups} is not >= 1")
+    check("mc_samples", mc_samples, AT_LEAST_ONE)
+    check("groups", groups, AT_LEAST_ONE)
 
     def of_group(
         key: Key[Array, ""],
@@ -151,6 +150,45 @@ class MultiStepsState(NamedTuple):
     squared_grad: PyTree[Float[Array, "..."]]
 
 
+def _no_steps(inner_state: PyTree, params: PyTree) -> MultiStepsState:
+    """Returns the state before the first micro-batch of a step."""
+    covered = posterior_precision(inner_state)
+
+    def zeros(leaf: ArrayLike) -> Array:
+        return jnp.zeros_like(at_least_float32(leaf))
+
+    def covered_zeros(path: Any, leaf: ArrayLike) -> Any:
+        return zeros(leaf) if path_name(path) in covered else optax.MaskedNode()
+
+    return MultiStepsState(
+        mini_step=jnp.zeros([], jnp.int32),
+        inner_state=inner_state,
+        grads=jax.tree.map(zeros, params),
+        noise_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
+        squared_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
+    )
+
+
+def _accumulate(
+    state: MultiStepsState, updates: PyTree, moments: Moments, every: int
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Adds a micro-batch's share to the running means."""
+
+    def add(total: Array, x: ArrayLike) -> Array:
+        return total + jnp.asarray(x, total.dtype) / every
+
+    def add_moment(total: PyTree, moment: dict[str, Float[Array, "..."]]) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: add(leaf, moment[path_name(path)]), total
+        )
+
+    return (
+        jax.tree.map(add, state.grads, updates),
+        add_moment(state.noise_grad, moments.noise_grad),
+        add_moment(state.squared_grad, moments.squared_grad),
+    )
+
+
 def multi_steps(
     inner: optax.GradientTransformationExtraArgs, every: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -174,26 +212,10 @@ def multi_steps(
         >>> from ivon_jax import ivon
         >>> tx = multi_steps(ivon(0.1, ess=100.0), every=4)
     """
-    if every < 1:
-        raise ValueError(f"every: {every} is not >= 1")
+    check("every", every, AT_LEAST_ONE)
 
     def init_fn(params: PyTree) -> MultiStepsState:
-        inner_state = inner.init(params)
-        covered = posterior_precision(inner_state)
-
-        def zeros(leaf: ArrayLike) -> Array:
-            return jnp.zeros_like(at_least_float32(leaf))
-
-        def covered_zeros(path: Any, leaf: ArrayLike) -> Any:
-            return zeros(leaf) if path_name(path) in covered else optax.MaskedNode()
-
-        return MultiStepsState(
-            mini_step=jnp.zeros([], jnp.int32),
-            inner_state=inner_state,
-            grads=jax.tree.map(zeros, params),
-            noise_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
-            squared_grad=jax.tree_util.tree_map_with_path(covered_zeros, params),
-        )
+        return _no_steps(inner.init(params), params)
 
     def update_fn(
         updates: PyTree,
@@ -207,18 +229,8 @@ def multi_steps(
         if moments is None:
             moments = redraw_moments(key, state.inner_state, updates)
 
-        def add(total: Array, x: ArrayLike) -> Array:
-            return total + jnp.asarray(x, total.dtype) / every
-
-        def add_moment(total: PyTree, moment: dict[str, Float[Array, "..."]]) -> PyTree:
-            return jax.tree_util.tree_map_with_path(
-                lambda path, leaf: add(leaf, moment[path_name(path)]), total
-            )
-
-        grads = jax.tree.map(add, state.grads, updates)
-        noise_grad = add_moment(state.noise_grad, moments.noise_grad)
-        squared_grad = add_moment(state.squared_grad, moments.squared_grad)
-        totals = (grads, noise_grad, squared_grad)
+        totals = _accumulate(state, updates, moments, every)
+        grads, noise_grad, squared_grad = totals
 
         def emit() -> tuple[PyTree, MultiStepsState]:
             mean = jax.tree.map(

@@ -1,9 +1,8 @@
 """The training loop: batches in, a posterior out."""
 
 import dataclasses
+import functools
 import math
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import BatchStream, padded_lengths, train_batches
 from ivon_jax.train.keys import Streams
-from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
 from ivon_jax.train.pod.processes import (
     check_agreement,
@@ -31,80 +29,15 @@ from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
+from ivon_jax.train.runs.recorder import Counts, Recorder
 from ivon_jax.train.runs.tracking import tracking
 from ivon_jax.train.splits import scored_split
-from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_step
+from ivon_jax.train.step import TrainState, first_state, train_step
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
 # The numbers of a step are fetched while at most N later ones run, N >= 1.
 LAG = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """How far a run has come."""
-
-    step: int = 0
-    skipped: int = 0
-    skipped_in_row: int = 0
-    seconds: float = 0.0
-
-    def after(self, *, bad: bool, seconds: float) -> "Counts":
-        """Counts one more step."""
-        return Counts(
-            self.step + 1,
-            self.skipped + bad,
-            bad * (self.skipped_in_row + 1),
-            seconds,
-        )
-
-
-class Recorder:
-    """Fetches the numbers of steps while later ones run, and passes them on.
-
-    Args:
-        counts: of the steps taken before.
-        log: takes the counts after a step, and its numbers.
-    """
-
-    def __init__(
-        self, counts: Counts, log: Callable[[Counts, dict[str, float]], None]
-    ) -> None:
-        self.counts = counts
-        self._log = log
-        self._start = time.monotonic() - counts.seconds
-        self._waiting: deque[dict[str, Float[Array, ""]]] = deque()
-
-    def push(self, logs: dict[str, Float[Array, ""]]) -> None:
-        """Takes a step's numbers, still being computed; waits for an older one's."""
-        self._waiting.append(logs)
-        while len(self._waiting) > LAG:
-            self._fetch()
-
-    def drain(self, further: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
-        """Waits for all steps.
-
-        Args:
-            further: makes more numbers of the last step.
-
-        Returns:
-            The last step's numbers; none if all were fetched before.
-        """
-        while len(self._waiting) > 1:
-            self._fetch()
-        return self._fetch(further) if self._waiting else {}
-
-    def _fetch(
-        self, further: Callable[[], dict[str, float]] = dict
-    ) -> dict[str, float]:
-        logs = jax.device_get(self._waiting.popleft())
-        values = {name: float(value) for name, value in logs.items()}
-        seconds = time.monotonic() - self._start
-        self.counts = self.counts.after(bad=not values.pop("finite"), seconds=seconds)
-        values |= further()
-        self._log(self.counts, values)
-        return values
 
 
 def train(
@@ -145,7 +78,9 @@ def train(
         check_shared(out / run.CONFIG)
         padded = padded_lengths(problem.splits["train"], config.pack)
         on_first_process(lambda: _announce(padded))
-        counts, posterior = _learn(problem, config, out, described, interrupted)
+        counts, posterior = _learn(
+            _Training(problem, config, out, described), interrupted
+        )
         done = counts.step == _steps(config)
         state: status.State = "trained" if done else "interrupted"
         on_first_process(lambda: status.write(out, counts.step, _steps(config), state))
@@ -158,78 +93,146 @@ def train(
     return posterior
 
 
-def _learn(
-    problem: Problem,
-    config: TrainConfig,
-    out: Path,
-    described: dict[str, Any],
-    interrupted: Stop,
-) -> tuple[Counts, Distribution]:
-    """Takes the steps that are left, and writes what was learned.
+class _Training:
+    """What all steps of a run share.
 
     Args:
         problem: the model and the examples.
         config: resolved.
         out: the run's folder.
         described: what tells the run from others.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: TrainConfig,
+        out: Path,
+        described: dict[str, Any],
+    ) -> None:
+        self.problem, self.config, self.out = problem, config, out
+        self.described, self.steps = described, _steps(config)
+        self.method = make_method(config)
+        self.network = problem.network_with(self.method.branch)
+        whole = NamedSharding(problem.mesh, PartitionSpec())
+        streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
+        self.fixed = problem.fixed(streams(config.seed))
+        self._posterior = jax.jit(self.method.posterior, out_shardings=whole)
+        self.batches = _batches(problem, config)
+
+    def first_state(self) -> TrainState:
+        """Makes the state straight on the mesh: no device holds the whole of it."""
+
+        def init(key: Key[Array, ""], start: Any) -> TrainState:
+            return first_state(self.network, self.method, start, key)
+
+        args = (self.fixed.streams.adapters, self.problem.start)
+        targets = shardings(jax.eval_shape(init, *args), self.problem.mesh)
+        # The start is not donated: other runs begin with it too.
+        return jax.jit(init, out_shardings=targets)(*args)
+
+    def restore(
+        self, checkpoints: Checkpoints, state: TrainState
+    ) -> tuple[Counts, TrainState]:
+        """Goes on from the newest checkpoint, or from the first state."""
+
+        def check(notes: dict[str, Any]) -> None:
+            where = self.out / run.CHECKPOINTS
+            run.check_same(where, notes.get("run", {}), self.described)
+
+        saved = checkpoints.restore(state.to_tree(), check)
+        if saved is None:
+            return Counts(), state
+        self.batches.set_state(saved.notes["batches"])
+        return Counts(**saved.notes["counts"]), TrainState.from_tree(saved.state)
+
+    def saved(
+        self, counts: Counts, state: TrainState, values: dict[str, float]
+    ) -> Saved:
+        """Makes the checkpoint of a step, with its score if it was scored."""
+        notes = {
+            "run": self.described,
+            "counts": dataclasses.asdict(counts),
+            "batches": self.batches.get_state(),
+        }
+        score = values.get(f"eval_{self.problem.objective.selects}", math.nan)
+        known = score if math.isfinite(score) else None
+        return Saved(counts.step, state.to_tree(), notes, known)
+
+    def take_step(self, state: TrainState) -> tuple[TrainState, Any]:
+        """Steps on the next batch."""
+        mesh, accumulate = self.problem.mesh, self.config.accumulate
+        batch = put_batch(next(self.batches), mesh, _num_rows(self.config))
+        rows, tokens = batch.tokens.shape
+        with (
+            naming_memory(
+                f"a step of {rows} rows of {tokens} tokens, {accumulate} parts",
+                "raise --accumulate, set --remat full or --base int8 or nf4, split more"
+                " with --mesh, lower --batch-size or leave out the longest examples",
+            ),
+            jax.set_mesh(mesh),
+            jax.transfer_guard("disallow"),
+        ):
+            return train_step(
+                self.network,
+                self.method,
+                state,
+                self.fixed,
+                batch,
+                accumulate=accumulate,
+            )
+
+    def scores(self, state: TrainState) -> dict[str, float]:
+        """Scores the mean, as the run goes."""
+        posterior = self._posterior(state.params, state.method)
+        split = self.problem.splits[scored_split(self.config.data)]
+        return validate(self.problem, split, posterior, self.fixed.streams)
+
+    def write(self, name: str, step: int, state: TrainState) -> Distribution:
+        """Writes the posterior of a step."""
+        posterior = self._posterior(state.params, state.method)
+        facts = {"step": step, **self.method.metadata}
+        on_first_process(lambda: posterior.save(self.out / name, **facts))
+        return posterior
+
+
+def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution]:
+    """Takes the steps that are left, and writes what was learned.
+
+    Args:
+        training: what all steps share.
         interrupted: whether to stop before the step of a number.
 
     Returns:
         How far the run has come, and the posterior.
     """
-    method, steps = make_method(config), _steps(config)
-    whole = NamedSharding(problem.mesh, PartitionSpec())
-    make_streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-    fixed = problem.fixed(make_streams(config.seed))
-    make_posterior = jax.jit(method.posterior, out_shardings=whole)
-    network = problem.network_with(method.branch)
-    batches, take_step = _stepper(problem, config, network, method, fixed)
-    counts = Counts()
-    state = _first_state(problem, network, method, fixed.streams.adapters)
-
-    def check(notes: dict[str, Any]) -> None:
-        run.check_same(out / run.CHECKPOINTS, notes.get("run", {}), described)
-
-    def scores() -> dict[str, float]:
-        posterior = make_posterior(state.params, state.method)
-        return validate(problem, problem.splits[split], posterior, fixed.streams)
-
-    def write(name: str, step: int, state: TrainState) -> Distribution:
-        posterior = make_posterior(state.params, state.method)
-        facts = {"step": step, **method.metadata}
-        on_first_process(lambda: posterior.save(out / name, **facts))
-        return posterior
-
-    split, selects = scored_split(config.data), problem.objective.selects
+    config, out, steps = training.config, training.out, training.steps
     with _checkpoints(out, config) as checkpoints:
-        if (saved := checkpoints.restore(state.to_tree(), check)) is not None:
-            state = TrainState.from_tree(saved.state)
-            counts = Counts(**saved.notes["counts"])
-            batches.set_state(saved.notes["batches"])
+        counts, state = training.restore(checkpoints, training.first_state())
         _note_training(out, counts.step, steps)
-        with _logging(out, config, described, counts.step) as log:
+        with _logging(out, config, training.described, counts.step) as log:
             recorder = Recorder(counts, log)
             for step in range(counts.step + 1, steps + 1):
                 if interrupted(step - 1):
                     break
-                state, logs = take_step(state)
+                state, logs = training.take_step(state)
                 recorder.push(logs)
                 scored = _scored(config, step)
                 if scored or checkpoints.due(step):
-                    values = recorder.drain(scores if scored else dict)
-                    score = values.get(f"eval_{selects}", math.nan)
-                    checkpoints.save(
-                        _saved(described, recorder.counts, state, batches, score)
+                    values = recorder.drain(
+                        functools.partial(training.scores, state) if scored else dict
                     )
+                    saved = training.saved(recorder.counts, state, values)
+                    checkpoints.save(saved)
                     _note_training(out, step, steps)
             recorder.drain()
         counts = recorder.counts
         _check_learned(counts, steps)
-        checkpoints.save(_saved(described, counts, state, batches))
+        checkpoints.save(training.saved(counts, state, {}))
         best = checkpoints.restore_best(state.to_tree()) if config.eval_steps else None
-    posterior = write(run.POSTERIOR, counts.step, state)
+    posterior = training.write(run.POSTERIOR, counts.step, state)
     if best is not None:
-        write(run.BEST, best.step, TrainState.from_tree(best.state))
+        training.write(run.BEST, best.step, TrainState.from_tree(best.state))
     return counts, posterior
 
 
@@ -244,60 +247,20 @@ def _steps(config: TrainConfig) -> int:
     return config.hyper.steps
 
 
-def _stepper(
-    problem: Problem,
-    config: TrainConfig,
-    network: Network,
-    method: Method,
-    fixed: Fixed,
-) -> tuple[BatchStream, Callable[[TrainState], tuple[TrainState, Any]]]:
-    """Makes the stream of batches, and the function that steps on the next one."""
-    mesh, batch_size = problem.mesh, config.hyper.batch_size
-    assert batch_size is not None
-    num_rows = batch_size // config.pack
-    batches = train_batches(
+def _num_rows(config: TrainConfig) -> int:
+    assert config.hyper.batch_size is not None
+    return config.hyper.batch_size // config.pack
+
+
+def _batches(problem: Problem, config: TrainConfig) -> BatchStream:
+    num_rows = _num_rows(config)
+    return train_batches(
         problem.splits["train"],
-        batch_size,
+        num_rows * config.pack,
         config.seed,
         pack=config.pack,
-        rows=local_rows(mesh, num_rows),
+        rows=local_rows(problem.mesh, num_rows),
     )
-
-    def take_step(state: TrainState) -> tuple[TrainState, Any]:
-        batch = put_batch(next(batches), mesh, num_rows)
-        rows, tokens = batch.tokens.shape
-        with (
-            naming_memory(
-                f"a step of {rows} rows of {tokens} tokens, {config.accumulate} parts",
-                "raise --accumulate, set --remat full or --base int8 or nf4, split more"
-                " with --mesh, lower --batch-size or leave out the longest examples",
-            ),
-            jax.set_mesh(mesh),
-            jax.transfer_guard("disallow"),
-        ):
-            return train_step(
-                network,
-                method,
-                state,
-                fixed,
-                batch,
-                accumulate=config.accumulate,
-            )
-
-    return batches, take_step
-
-
-def _first_state(
-    problem: Problem, network: Network, method: Method, key: Key[Array, ""]
-) -> TrainState:
-    """Makes the state straight on the mesh: no device holds the whole of it."""
-
-    def init(key: Key[Array, ""], start: Any) -> TrainState:
-        return first_state(network, method, start, key)
-
-    targets = shardings(jax.eval_shape(init, key, problem.start), problem.mesh)
-    # The start is not donated: other runs begin with it too.
-    return jax.jit(init, out_shardings=targets)(key, problem.start)
 
 
 def _scored(config: TrainConfig, step: int) -> bool:
@@ -327,22 +290,6 @@ def _checkpoints(out: Path, config: TrainConfig) -> Checkpoints:
         config.checkpoint_minutes,
         config.keep_checkpoints,
     )
-
-
-def _saved(
-    described: dict[str, Any],
-    counts: Counts,
-    state: TrainState,
-    batches: BatchStream,
-    score: float = math.nan,
-) -> Saved:
-    notes = {
-        "run": described,
-        "counts": dataclasses.asdict(counts),
-        "batches": batches.get_state(),
-    }
-    known = score if math.isfinite(score) else None
-    return Saved(counts.step, state.to_tree(), notes, known)
 
 
 _Log = Callable[[Counts, dict[str, float]], None]

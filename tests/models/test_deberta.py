@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Deberta, DebertaConfig, load
-from ivon_jax.models.deberta import relative_positions
+from ivon_jax.models.deberta_attention import relative_positions
 from ivon_jax.models.peft_io import WEIGHTS, read_settings, save_adapter
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.models.weights import Tensors, fill

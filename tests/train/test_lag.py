@@ -14,6 +14,7 @@ from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.runs import recorder
 from ivon_jax.train.runs.run import CHECKPOINTS, METRICS, POSTERIOR
 
 LAGS = (1, 2, 5, 100)  # the least, the usual one, beyond a checkpoint's, and a run's
@@ -41,15 +42,16 @@ def step_numbers(out) -> list[int]:
 
 def test_numbers_are_passed_on_in_order_and_late():
     seen = []
-    recorder = loop.Recorder(
-        loop.Counts(10, skipped=1), lambda counts, values: seen.append((counts, values))
+    fetching = recorder.Recorder(
+        recorder.Counts(10, skipped=1),
+        lambda counts, values: seen.append((counts, values)),
     )
     for i in range(6):
-        recorder.push(tiny_runs.numbers(loss=i, finite=float(i not in (1, 2))))
+        fetching.push(tiny_runs.numbers(loss=i, finite=float(i not in (1, 2))))
         # The newest are left alone, for they may still be computed.
-        assert len(seen) == max(i + 1 - loop.LAG, 0)
-    assert recorder.drain(lambda: {"eval_nll": 0.5}) == {"loss": 5.0, "eval_nll": 0.5}
-    assert recorder.drain() == {}
+        assert len(seen) == max(i + 1 - recorder.LAG, 0)
+    assert fetching.drain(lambda: {"eval_nll": 0.5}) == {"loss": 5.0, "eval_nll": 0.5}
+    assert fetching.drain() == {}
     assert [values.pop("loss") for _, values in seen] == list(range(6))
     assert [values for _, values in seen] == 5 * [{}] + [{"eval_nll": 0.5}]
     found = [(c.step, c.skipped, c.skipped_in_row) for c, _ in seen]
@@ -59,7 +61,7 @@ def test_numbers_are_passed_on_in_order_and_late():
         (13, 3, 2),
         *((i, 3, 0) for i in (14, 15, 16)),
     ]
-    assert recorder.counts == seen[-1][0]
+    assert fetching.counts == seen[-1][0]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def alone(base, tmp_path_factory):
 
 @pytest.mark.parametrize("lag", LAGS)
 def test_a_lag_changes_nothing_written(lag, base, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LAG", lag)
+    monkeypatch.setattr(recorder, "LAG", lag)
     out = train(base, tmp_path / "run")
     assert result(out) == result(alone)
     assert step_numbers(out) == list(range(1, STEPS + 1))
@@ -77,7 +79,7 @@ def test_a_lag_changes_nothing_written(lag, base, alone, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lag", LAGS)
 def test_scores_stand_on_the_lines_of_their_steps(lag, base, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LAG", lag)
+    monkeypatch.setattr(recorder, "LAG", lag)
     out = train(dataclasses.replace(base, eval_steps=5), tmp_path / "run")
     assert step_numbers(out) == list(range(1, STEPS + 1))
     assert [x["step"] for x in lines(out) if "eval_nll" in x] == [5, 10, 12]
@@ -88,7 +90,7 @@ def test_scores_stand_on_the_lines_of_their_steps(lag, base, tmp_path, monkeypat
 def test_an_interrupted_run_has_a_line_for_every_step(
     step, lag, base, alone, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "LAG", lag)
+    monkeypatch.setattr(recorder, "LAG", lag)
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         tiny_runs.stop_after(patch, step)
@@ -105,7 +107,7 @@ def test_bad_steps_end_the_run_at_the_same_step(
     first, lag, base, tmp_path, monkeypatch, capsys
 ):
     """The first good steps, then bad ones only: at once, and in two goes."""
-    monkeypatch.setattr(loop, "LAG", lag)
+    monkeypatch.setattr(recorder, "LAG", lag)
     last = first - 1 + loop.MAX_BAD_STEPS
     bad = scripted(lambda step: step < first)
     message = f"^loss: not finite in {loop.MAX_BAD_STEPS} steps up to step {last};"
@@ -154,4 +156,4 @@ def test_a_step_is_started_before_the_last_ones_are_looked_at(
     monkeypatch.setattr(loop, "train_step", counting)
     monkeypatch.setattr(loop.Checkpoints, "due", lambda self, step: False)
     train(base, tmp_path / "run")
-    assert written == [max(step - loop.LAG, 0) for step in range(STEPS)]
+    assert written == [max(step - recorder.LAG, 0) for step in range(STEPS)]

@@ -619,9 +619,10 @@ def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_compiles_once_per_padded_length(method, base, problem):
-    name, _, fixed = start(problem, config_of(base, method))
+    config = config_of(base, method)
+    name, _, fixed = start(problem, config)
     mesh = problem.mesh
-    state = loop._first_state(problem, name, fixed.streams.adapters)
+    state = loop._Training(problem, config, Path(), {}).first_state()
     before = step.train_step._cache_size()
     sizes = []
     for indices, length in (

@@ -16,6 +16,7 @@ import tyro
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.train.pod import last_words
 
 T = TypeVar("T")
@@ -46,8 +47,7 @@ class ProcessConfig:
 
     def __post_init__(self) -> None:
         """Checks each field, and that they go together."""
-        if self.wait_seconds < 1:
-            raise ValueError(f"wait_seconds: {self.wait_seconds} is not >= 1")
+        check("wait_seconds", self.wait_seconds, AT_LEAST_ONE)
         count, index = self.processes, self.process
         if self.coordinator in (None, "auto"):
             if (count, index) != (None, None):

@@ -1,0 +1,124 @@
+"""Disentangled attention: by content, and by relative position (He et al., 2021)."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ivon_jax.models.deberta_config import DebertaConfig
+from ivon_jax.models.layers import Projecting
+
+
+class Relative(NamedTuple):
+    """Relative positions: their embeddings, and which of them each pair of tokens has.
+
+    Attributes:
+        embeddings: Of all r distances, normalised if the model does so.
+        distance: Index of the distance from query to key.
+    """
+
+    embeddings: Float[Array, "r d"]
+    distance: Int[Array, "s s"]
+
+
+def relative_positions(length: int, buckets: int | None, largest: int) -> np.ndarray:
+    """Distances between the tokens of a sequence, the far ones in buckets.
+
+    Args:
+        length: Of the sequence.
+        buckets: Half of them hold a distance each, the rest grow logarithmically;
+            None for plain distances.
+        largest: The distance that the last bucket holds.
+
+    Returns:
+        The distance of query i to key j, at [i, j], int32.
+
+    Example:
+        >>> relative_positions(9, 6, 16)[-1]
+        array([5, 5, 4, 4, 4, 3, 2, 1, 0], dtype=int32)
+    """
+    index = np.arange(length, dtype=np.int32)
+    distance = index[:, None] - index[None]
+    if buckets is None:
+        return distance
+    # In float32, as HF's class: an edge between buckets may be a matter of rounding.
+    half = buckets // 2
+    far = np.maximum(np.abs(distance), half).astype(np.float32)
+    scale = np.log(np.float32((largest - 1) / half))
+    logarithm = np.log(far / np.float32(half)) / scale * np.float32(half - 1)
+    bucket = np.sign(distance) * (np.ceil(logarithm).astype(np.int32) + half)
+    return np.where(np.abs(distance) <= half, distance, bucket).astype(np.int32)
+
+
+class SelfAttention(Projecting):
+    """Attention by content, by content to position, and by position to content."""
+
+    config: DebertaConfig
+
+    def setup(self) -> None:
+        """Make the projections of content, and of positions if they have their own."""
+        c = self.config
+        self.query_proj = self.linear(c.hidden_size)
+        self.key_proj = self.linear(c.hidden_size)
+        self.value_proj = self.linear(c.hidden_size)
+        if not c.share_att_key:
+            self.pos_key_proj = self.linear(c.hidden_size)
+            self.pos_query_proj = self.linear(c.hidden_size)
+        self.dropout = nn.Dropout(c.attention_probs_dropout_prob)
+        self.pos_dropout = nn.Dropout(c.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        relative: Relative | None,
+        mask: Bool[Array, "b 1 s s"] | None,
+    ) -> Float[Array, "b s d"]:
+        """Attend from each token to every real one."""
+        c, training = self.config, self.has_rng("dropout")
+        query, key, value = (
+            self._heads(project(x))
+            for project in (self.query_proj, self.key_proj, self.value_proj)
+        )
+        scores = _dot("bqhc,bkhc->bhqk", query, key)
+        if relative is not None:
+            embeddings = self.pos_dropout(relative.embeddings, not training)
+            scores = scores + self._by_position(
+                query, key, embeddings, relative.distance
+            )
+        scores = scores / np.sqrt(query.shape[-1] * (1 + len(c.pos_att_type))).item()
+        if mask is not None:
+            scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        weights = self.dropout(jax.nn.softmax(scores), not training)
+        out = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(value.dtype), value)
+        return out.reshape(x.shape)
+
+    def _by_position(
+        self,
+        query: Float[Array, "b s h c"],
+        key: Float[Array, "b s h c"],
+        embeddings: Float[Array, "r d"],
+        distance: Int[Array, "s s"],
+    ) -> Float[Array, "#b #h s s"]:
+        """Scores of each query with the key's position, and of each key with its."""
+        c = self.config
+        scores = jnp.zeros((1, 1, *distance.shape))
+        if "c2p" in c.pos_att_type:
+            project = self.key_proj if c.share_att_key else self.pos_key_proj
+            all_ = _dot("bqhc,rhc->bhqr", query, self._heads(project(embeddings)))
+            scores = scores + jnp.take_along_axis(all_, distance[None, None], -1)
+        if "p2c" in c.pos_att_type:
+            project = self.query_proj if c.share_att_key else self.pos_query_proj
+            all_ = _dot("bkhc,rhc->bhkr", key, self._heads(project(embeddings)))
+            by_key = jnp.take_along_axis(all_, distance.T[None, None], -1)
+            scores = scores + jnp.swapaxes(by_key, -1, -2)
+        return scores
+
+    def _heads(self, x: Float[Array, "*n d"]) -> Float[Array, "*n h c"]:
+        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+
+
+def _dot(how: str, a: Array, b: Array) -> Float[Array, "..."]:
+    return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,78 @@
+"""How far a run has come, and the numbers of its steps."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float
+
+# The numbers of a step are fetched while at most N later ones run.
+LAG = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How far a run has come."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    seconds: float = 0.0
+
+    def after(self, *, bad: bool, seconds: float) -> "Counts":
+        """Counts one more step."""
+        return Counts(
+            self.step + 1,
+            self.skipped + bad,
+            bad * (self.skipped_in_row + 1),
+            seconds,
+        )
+
+
+class Recorder:
+    """Fetches the numbers of steps while later ones run, and passes them on.
+
+    Args:
+        counts: of the steps taken before.
+        log: takes the counts after a step, and its numbers.
+    """
+
+    def __init__(
+        self, counts: Counts, log: Callable[[Counts, dict[str, float]], None]
+    ) -> None:
+        self.counts = counts
+        self._log = log
+        self._start = time.monotonic() - counts.seconds
+        self._waiting: deque[dict[str, Float[Array, ""]]] = deque()
+
+    def push(self, logs: dict[str, Float[Array, ""]]) -> None:
+        """Takes a step's numbers, still being computed; waits for an older one's."""
+        self._waiting.append(logs)
+        while len(self._waiting) > LAG:
+            self._fetch()
+
+    def drain(self, further: Callable[[], dict[str, float]] = dict) -> dict[str, float]:
+        """Waits for all steps.
+
+        Args:
+            further: makes more numbers of the last step.
+
+        Returns:
+            The last step's numbers; none if all were fetched before.
+        """
+        while len(self._waiting) > 1:
+            self._fetch()
+        return self._fetch(further) if self._waiting else {}
+
+    def _fetch(
+        self, further: Callable[[], dict[str, float]] = dict
+    ) -> dict[str, float]:
+        logs = jax.device_get(self._waiting.popleft())
+        values = {name: float(value) for name, value in logs.items()}
+        seconds = time.monotonic() - self._start
+        self.counts = self.counts.after(bad=not values.pop("finite"), seconds=seconds)
+        values |= further()
+        self._log(self.counts, values)
+        return values
