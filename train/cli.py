@@ -140,6 +140,7 @@ def evaluate(
     check("chunk_size", chunk_size, AT_LEAST_ONE)
     runtime.check_devices()
     wanted = Wanted(samples, tau, prune, dropout_samples, temperature)
+    wanted.predictors(spread=True)  # checks numbers before anything is loaded
     if (directory is None) == (adapter is None):
         raise ValueError("directory: name a run, or else an adapter with --adapter")
     if directory:

@@ -53,6 +53,25 @@ class Wanted(NamedTuple):
     dropout_samples: int = 0
     temperature: bool = False
 
+    def predictors(self, size: int | None = None, *, spread: bool) -> list[Predictor]:
+        """Lists the ways to predict, but for a temperature, which is yet to be fitted.
+
+        Args:
+            size: number of different draws of the posterior, if there is a limit.
+            spread: whether its draws differ.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        count = (size or 10) if self.samples is None else self.samples
+        found: list[Predictor] = [Mean(self.prune)]
+        sampled = Samples(count, self.tau, self.prune)
+        if spread:
+            found.append(sampled)
+        if self.dropout_samples:
+            found.append(Dropout(self.dropout_samples))
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
@@ -193,14 +212,7 @@ def predictors_for(
         ValueError: a number is out of range, or there is nothing to do it with.
     """
     posterior = evaluated.posterior
-    count = wanted.samples
-    count = (posterior.size or 10) if count is None else count
-    sampled = Samples(count, wanted.tau, wanted.prune)
-    found: list[Predictor] = [Mean(wanted.prune)]
-    if posterior.spread:
-        found.append(sampled)
-    if wanted.dropout_samples:
-        found.append(Dropout(wanted.dropout_samples))
+    found = wanted.predictors(posterior.size, spread=posterior.spread)
     if wanted.temperature:
         found += [_scaled(evaluated, predictor, chunk_size) for predictor in found]
     return found

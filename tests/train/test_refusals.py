@@ -260,6 +260,7 @@ def test_train_refuses_what_does_not_fit_the_model(ivon_jax_command, place, tmp_
         (["--prune", 1], "prune: 1"),
         (["--prune", -0.1], "prune: -0.1"),
         (["--chunk-size", 0], "chunk_size: 0"),
+        (["--dropout-samples", -1], "dropout_samples: -1"),
     ],
 )
 def test_evaluate_refuses_options(
