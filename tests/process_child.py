@@ -111,7 +111,9 @@ def tokenise(count: int) -> tuple[dict[str, np.ndarray], list[str]]:
         for kind, encoded in (("prompt", prompts), ("text", texts))
         for i, ids in enumerate(encoded.tokens)
     }
-    return found | {f"seconds-{count}": texts.seconds}, tokenizer.seen
+    # A colon shows what the tokenizer adds to a text, on every process.
+    seen = [text for text in tokenizer.seen if text != ":"]
+    return found | {f"seconds-{count}": texts.seconds}, seen
 
 
 def refuse(message: str, check: Callable[..., None], value: object) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.data.batches import collate
 from ivon_jax.train.pod.interrupts import Interrupted
-from ivon_jax.train.problem import prepare
+from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
 
 STEPS = 12
@@ -69,3 +70,15 @@ def scripted(finite: Callable[[int], bool]) -> Any:
             return state._replace(step=state.step + 1), logs
 
     return train_step
+
+
+def outputs_of(problem: Problem, adapters: Any, batch: Any, *prefix: Any):
+    """Logits of the label words, without dropout."""
+    model = problem.network.bind(adapters, problem.frozen, {})
+    return problem.objective.outputs(model, batch, *prefix)
+
+
+def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
+    return jax.device_put(
+        collate(problem.splits["train"], np.asarray(indices)[:, None], pad_to)
+    )

@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
-from tiny_runs import scripted
+from tiny_runs import batch_of, scripted
 
 from ivon_jax.lora import LoraConfig, low_rank
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, step
 from ivon_jax.train.config import TrainConfig, make_method, resolve
-from ivon_jax.train.data.batches import collate
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.adam import AdamHyper
-from ivon_jax.train.methods.base import Result, linear_schedule
+from ivon_jax.train.methods.base import Result
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.predict import predict, score
-from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
 from ivon_jax.train.runs.tracking import Jsonl
@@ -107,18 +104,6 @@ def start(problem: Problem, config: TrainConfig):
 
 def take_step(problem: Problem, method: Any, state: Any, fixed: Any, batch: Any):
     return step.train_step(problem.network, method, state, fixed, batch)
-
-
-def outputs_of(problem: Problem, adapters: Any, batch: Any, *prefix: Any):
-    """Logits of the label words, without dropout."""
-    model = problem.network.bind(adapters, problem.frozen, {})
-    return problem.objective.outputs(model, batch, *prefix)
-
-
-def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
-    return jax.device_put(
-        collate(problem.splits["train"], np.asarray(indices)[:, None], pad_to)
-    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -358,83 +343,6 @@ def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatc
     assert same(Posterior.load(tmp_path / "run" / POSTERIOR).mean, states[-1])
 
 
-# The learning rate.
-
-SCHEDULES = [(10, 0), (10, 3), (7, 6), (5, 5), (1, 0)]
-
-
-@pytest.mark.parametrize(("steps", "warmup"), SCHEDULES)
-def test_schedule_closed_form(steps, warmup):
-    schedule = linear_schedule(0.3, steps, warmup)
-    for t in range(steps):
-        up = t / warmup if warmup else 1.0
-        down = (steps - t) / max(steps - warmup, 1)
-        assert float(schedule(t)) == pytest.approx(0.3 * min(up, down, 1), abs=1e-7)
-    assert float(schedule(steps)) == (0 if steps > warmup else pytest.approx(0.3))
-
-
-@pytest.mark.parametrize(("steps", "warmup"), SCHEDULES)
-def test_schedule_is_that_of_transformers(steps, warmup):
-    torch = pytest.importorskip("torch")
-    from transformers import get_linear_schedule_with_warmup
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    peer = get_linear_schedule_with_warmup(optimizer, warmup, steps)
-    ours = linear_schedule(0.3, steps, warmup)
-    for t in range(steps):
-        assert float(ours(t)) == pytest.approx(peer.get_last_lr()[0], abs=1e-7)
-        optimizer.step()
-        peer.step()
-
-
-# Logits and predictions.
-
-
-@pytest.fixture(scope="module")
-def adapters(runs) -> Any:
-    return runs["adam"][0].mean
-
-
-def test_answers_are_the_label_words(problem):
-    vocabulary = tiny.tokenizer().get_vocab()
-    assert problem.objective.label_ids.tolist() == [
-        vocabulary["▁no"],
-        vocabulary["▁yes"],
-    ]
-
-
-def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
-    batch = batch_of(problem, [3, 1, 4, 15])
-    found = outputs_of(problem, adapters, batch)
-    variables = {"params": problem.frozen, "lora": adapters}
-    network = problem.network
-    for row, (tokens, length) in enumerate(
-        zip(batch.tokens, batch.lengths[:, 0], strict=True)
-    ):
-        # Each prompt alone and without padding.
-        hidden = network.module.apply(variables, tokens[None, :length])
-        frozen = {"params": problem.frozen}
-        logits = network.base.apply(frozen, hidden, method="unembed")
-        assert logits.shape[-1] == 50
-        wanted = jax.nn.softmax(logits[0, -1][problem.objective.label_ids])
-        np.testing.assert_allclose(
-            jax.nn.softmax(found[row]), wanted, rtol=0, atol=1e-5
-        )
-
-
-@pytest.mark.parametrize("pack", [2, 4])
-def test_packed_prompts_have_their_own_logits(pack, problem, adapters):
-    indices = np.array([3, 1, 4, 15, 9, 2, 6, 5])
-    train = problem.splits["train"]
-    packed = jax.device_put(collate(train, indices.reshape(-1, pack)))
-    np.testing.assert_allclose(
-        outputs_of(problem, adapters, packed),
-        outputs_of(problem, adapters, batch_of(problem, indices)),
-        rtol=0,
-        atol=1e-5,
-    )
-
-
 def test_packing_changes_no_step_but_dropouts(base, tmp_path):
     hyper = dataclasses.replace(HYPER["ivon-lora"], steps=8)
     found = []
@@ -452,131 +360,6 @@ def test_packing_changes_no_step_but_dropouts(base, tmp_path):
         found[0].mean,
         found[1].mean,
     )
-
-
-@pytest.mark.parametrize("cut", [0, 3])
-def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
-    batch = batch_of(problem, [3, 1, 4, 15])
-    cut = min(cut, int(batch.lengths.min()) - 1)
-    tokens = np.array(batch.tokens)
-    tokens[:, :cut] = tokens[0, :cut]
-    tokens = jnp.asarray(tokens)
-    whole = batch._replace(tokens=tokens)
-    rest = batch._replace(tokens=tokens[:, cut:], lengths=batch.lengths - cut)
-    np.testing.assert_allclose(
-        outputs_of(problem, adapters, rest, tokens[0, :cut]),
-        outputs_of(problem, adapters, whole),
-        rtol=0,
-        atol=1e-5,
-    )
-
-
-@pytest.fixture(scope="module")
-def posterior(runs) -> Posterior:
-    # Wide, so that samples differ visibly.
-    return runs["ivon-lora"][0].temper(0.02)
-
-
-@pytest.fixture(scope="module")
-def three(problem, posterior) -> np.ndarray:
-    return samples_of(problem, posterior, Samples(3))
-
-
-def samples_of(
-    problem: Problem, posterior: Posterior, predictor: Any, streams=STREAMS, **settings
-) -> np.ndarray:
-    """Predictions of the evaluation examples."""
-    test = problem.splits["test"]
-    return predict(problem, test, posterior, predictor, streams, **settings)
-
-
-def close(found: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(np.exp(found), np.exp(wanted), rtol=0, atol=2e-5)
-
-
-def test_samples_differ_and_are_distributions(three, problem):
-    assert three.shape == (3, len(problem.splits["test"]), 2)
-    np.testing.assert_allclose(np.exp(three).sum(-1), 1, rtol=0, atol=1e-5)
-    assert np.abs(np.exp(three[0]) - np.exp(three[1])).max() > 1e-2
-
-
-@pytest.mark.parametrize(("batch_size", "chunk_size"), [(32, None), (32, 2), (7, 1)])
-def test_predictions_do_not_depend_on_batching(
-    batch_size, chunk_size, three, problem, posterior
-):
-    settings = {"batch_size": batch_size, "chunk_size": chunk_size}
-    close(samples_of(problem, posterior, Samples(3), **settings), three)
-
-
-def test_a_sample_does_not_depend_on_their_number(three, problem, posterior):
-    close(samples_of(problem, posterior, Samples(2)), three[:2])
-
-
-def test_another_key_draws_other_samples(three, problem, posterior):
-    other = samples_of(problem, posterior, Samples(3), Streams.from_seed(6))
-    assert np.abs(np.exp(other) - np.exp(three)).max() > 1e-2
-
-
-def forward(problem: Problem, adapters: Any) -> np.ndarray:
-    """All examples in one batch, in their own order, with the prefix left in."""
-    test = problem.splits["test"]
-    batch = jax.device_put(collate(test, np.arange(len(test))[:, None]))
-    return np.asarray(jax.nn.log_softmax(outputs_of(problem, adapters, batch)))
-
-
-def test_samples_are_the_forward_at_drawn_adapters(three, problem, posterior):
-    for i in range(3):
-        close(three[i], forward(problem, posterior.draw(KEY, i)))
-
-
-def test_no_samples_is_the_forward_at_the_mean(problem, posterior, three):
-    found = samples_of(problem, posterior, Mean())
-    mean = forward(problem, posterior.mean)
-    assert found.shape == (1, *mean.shape)
-    close(found[0], mean)
-    assert np.abs(np.exp(mean) - np.exp(three[0])).max() > 1e-2
-
-
-def test_infinite_tau_is_the_mean(problem, posterior):
-    cold = samples_of(problem, posterior.temper(np.inf), Samples(3))
-    mean = samples_of(problem, posterior, Mean())
-    close(cold, np.broadcast_to(mean, cold.shape))
-
-
-def test_tau_and_prune_do_what_the_posterior_does(problem, posterior):
-    predictor = Samples(3, tau=4.0, prune=0.5)
-    by_hand = posterior.prune(0.5).temper(4.0)
-    for i, log_probs in enumerate(samples_of(problem, posterior, predictor)):
-        close(log_probs, forward(problem, by_hand.draw(KEY, i)))
-
-
-@pytest.mark.parametrize(
-    ("predictor", "fields", "message"),
-    [
-        (Samples, {"samples": -1}, "samples: -1 is not >= 1"),
-        (Samples, {"samples": 0}, "samples: 0 is not >= 1"),
-        (Samples, {"tau": 0.0}, "tau: 0.0 "),
-        (Samples, {"tau": -1.0}, "tau: -1.0 "),
-        (Samples, {"tau": float("nan")}, "tau: nan "),
-        (Samples, {"tau": float("inf")}, "tau: inf "),
-        (Samples, {"prune": 1.0}, "prune: 1.0 "),
-        (Samples, {"prune": -0.1}, "prune: -0.1 "),
-        (Samples, {"prune": float("nan")}, "prune: nan "),
-        (Mean, {"prune": 1.0}, "prune: 1.0 "),
-        (Mean, {"prune": float("nan")}, "prune: nan "),
-        (Dropout, {"samples": 0}, "dropout_samples: 0 is not >= 1"),
-    ],
-)
-def test_illegal_predictors(predictor, fields, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        predictor(**fields)
-
-
-def test_other_adapters_are_refused(problem, posterior):
-    grown = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), posterior.mean)
-    for mean in (grown, {"layers": {}}):
-        with pytest.raises(ValueError, match="posterior: its adapters"):
-            samples_of(problem, Posterior.point(mean), Mean())
 
 
 # What is compiled.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -370,6 +371,17 @@ def other_arrays(folder: Path) -> None:
     shutil.rmtree(folder.parent / "other")
 
 
+@pytest.fixture
+def collected():
+    """Collects what a test leaves behind while that test's filters hold."""
+    yield
+    gc.collect()
+
+
+# Orbax leaves coroutines behind that nobody awaits.
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.parametrize("read_bytes", [1, 30, 2**30])
 @pytest.mark.parametrize("damage", [lose, other_arrays])
 def test_what_does_not_restore_is_not_sealed(damage, read_bytes, tmp_path, monkeypatch):
@@ -396,6 +408,7 @@ def no_arrays(folder: Path) -> None:
 
 
 # Orbax leaves coroutines behind that nobody awaits.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.parametrize("damage", [lose, other_arrays, no_arrays])
