@@ -113,7 +113,7 @@ def tokenise(count: int) -> tuple[dict[str, np.ndarray], list[str]]:
     }
     # A colon shows what the tokenizer adds to a text, on every process.
     seen = [text for text in tokenizer.seen if text != ":"]
-    return found | {f"seconds-{count}": texts.seconds}, seen
+    return found | {f"seconds-{count}": texts.second_starts}, seen
 
 
 def refuse(message: str, check: Callable[..., None], value: object) -> None:

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax.ivon import find_states
+from ivon_jax._state import find_states
 
-from ivon_jax.lora import LoraConfig, low_rank
+from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import collate
 from ivon_jax.train.keys import Streams
-from ivon_jax.train.methods.base import Hyper, Minibatch, Result
+from ivon_jax.train.methods.base import Hyper, Method, Minibatch, Result
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 from ivon_jax.train.pod.sharding import BATCH_AXES, put_batch
 from ivon_jax.train.problem import Problem, prepare
@@ -27,20 +27,12 @@ WEIGHTS = np.array([3, 0, 1, 0.25, 7, 2, 0, 5], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gradient:
+class Gradient(Method):
     """Keeps the gradient as its state, so that the step shows it."""
 
     name: ClassVar = "gradient"
-    spread: ClassVar = False
     color: ClassVar = "black"
     hyper_type: ClassVar = Hyper
-    gradients: ClassVar = 1
-    metadata: ClassVar = {}
-    branch: ClassVar = staticmethod(low_rank)
-
-    @classmethod
-    def make(cls, hyper, shards):
-        return cls()
 
     def init(self, params):
         return jax.tree.map(jnp.zeros_like, params)
@@ -209,8 +201,8 @@ def test_weights_are_right_in_micro_batches(accumulate, pack, problems, params, 
     batch = jax.device_put(weighted(problem, pack))
     for scale in (1, 10):  # only their ratios matter
         scaled = batch._replace(weights=scale * batch.weights)
-        found = take(problem, Gradient(), params, scaled, accumulate)
-        assert_direct(Gradient(), found, direct)
+        found = take(problem, Gradient(Hyper()), params, scaled, accumulate)
+        assert_direct(Gradient(Hyper()), found, direct)
 
 
 @pytest.mark.parametrize(("groups", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2)])
@@ -227,8 +219,8 @@ def test_weights_are_right_in_groups(
 @pytest.mark.parametrize(
     ("mesh", "method", "accumulate"),
     [
-        ("data=8", Gradient(), 1),
-        ("data=2,fsdp=2,tensor=2", Gradient(), 2),
+        ("data=8", Gradient(Hyper()), 1),
+        ("data=2,fsdp=2,tensor=2", Gradient(Hyper()), 2),
         ("data=2,fsdp=2", exact(2), 2),
     ],
 )

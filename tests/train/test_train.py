@@ -15,13 +15,13 @@ import tiny
 import tiny_runs
 from tiny_runs import batch_of, scripted
 
-from ivon_jax.lora import LoraConfig, low_rank
+from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, step
 from ivon_jax.train.config import TrainConfig, make_method, resolve
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.adam import AdamHyper
-from ivon_jax.train.methods.base import Result
+from ivon_jax.train.methods.base import Hyper, Method, Result
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.predict import predict, score
@@ -231,20 +231,12 @@ def test_a_non_finite_step_changes_nothing(method, base, problem):
 
 
 @dataclasses.dataclass(frozen=True)
-class InfiniteGradient:
+class InfiniteGradient(Method):
     """A method whose loss is fine while its gradient is not."""
 
-    name = "infinite"
-    spread = False
-    color = "black"
-    hyper_type = AdamHyper
-    gradients = 1
-    metadata: ClassVar = {}
-    branch: ClassVar = staticmethod(low_rank)
-
-    @classmethod
-    def make(cls, hyper, shards):
-        return cls()
+    name: ClassVar = "infinite"
+    color: ClassVar = "black"
+    hyper_type: ClassVar = Hyper
 
     def init(self, params):
         return jnp.zeros([])
@@ -263,7 +255,7 @@ def test_a_non_finite_gradient_is_a_bad_step_too(base, problem):
     state = state._replace(method=jnp.zeros([]))
     before = jax.tree.map(np.array, state)
     batch = batch_of(problem, list(range(8)))
-    state, logs = take_step(problem, InfiniteGradient(), state, fixed, batch)
+    state, logs = take_step(problem, InfiniteGradient(Hyper()), state, fixed, batch)
     assert np.isfinite(logs["loss"]) and logs["finite"] == 0
     assert same(state[1:], before[1:])
 
