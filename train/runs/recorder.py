@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
-# The numbers of a step are fetched while at most N later ones run.
+# The numbers of a step are fetched while at most N later ones run, N >= 1.
 LAG = 2
 
 
