@@ -21,6 +21,7 @@ from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.config import MethodName, RunConfig, TrainConfig, resolve
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.pod.interrupts import exit_code
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
@@ -136,8 +137,9 @@ def main(
 if __name__ == "__main__":
     try:
         tyro.cli(main)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"tune: {error}")
     except KeyboardInterrupt as error:
-        print(f"tune: {error}; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        message = str(error) or "interrupted"
+        print(f"tune: {message}; the same command goes on", file=sys.stderr)
+        sys.exit(exit_code(error))
