@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ivon_jax.errors import writing
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes a file under a temporary name beside it and renames it into place.
@@ -21,7 +23,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    with naming(path):
+    with writing(path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -31,16 +33,6 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Names the file that cannot be written: the system names none, or another."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path}: cannot be written ({reason})") from error
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -76,7 +68,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     # What exists cannot always be replaced, and its parent may be read-only.
     parent = path if exists else path.parent
     temporary = parent / f".{secrets.token_hex(8)}.tmp"
-    with naming(path):
+    with writing(path):
         temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -7,6 +7,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
 from ivon_jax._posterior_file import Facts
+from ivon_jax.errors import prefixed
 from ivon_jax.particles import Particles
 from ivon_jax.posterior import Posterior
 
@@ -74,10 +75,8 @@ def load_posterior(path: str | Path) -> tuple[Distribution, Facts]:
         ValueError: the file is missing, no posterior, of another version, of an
             unknown kind, truncated or altered.
     """
-    try:
+    with prefixed(path):
         kind, groups, facts = _posterior_file.read(path)
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         return KINDS[kind].from_groups(groups), facts
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None

@@ -17,6 +17,7 @@ from ivon_jax import _posterior_file
 from ivon_jax._state import find_states, posterior_precision
 from ivon_jax._tree import by_path, nest, path_name
 from ivon_jax.checks import POSITIVE, RATIO, check
+from ivon_jax.errors import prefixed
 from ivon_jax.noise import gaussian
 
 GROUPS = ("mean", "precision", "prior_precision")
@@ -264,15 +265,13 @@ class Posterior:
             ValueError: the file is missing, not one of `save`'s, of another version,
                 truncated or altered, or holds no Gaussian.
         """
-        try:
+        with prefixed(path):
             kind, groups, _ = _posterior_file.read(path)
             if kind != cls.kind:
                 raise ValueError(
                     f"a posterior of kind {kind!r}, which ivon_jax.load_posterior reads"
                 )
             return cls.from_groups(groups)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
     def _map_mean(
         self, fn: Callable[[ArrayLike, Array], Array], leaves: dict[str, Array]

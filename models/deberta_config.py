@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ivon_jax.models.checks import boolean, check, either, integer, number
+from ivon_jax.models.config_fields import boolean, either, integer, number, require
 from ivon_jax.models.layers import ACTIVATIONS
 
 DEBERTA_TYPES = ("deberta-v2",)
@@ -67,37 +67,39 @@ class DebertaConfig:
     cls_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        """Check every field.
+        """Checks every field.
 
         Raises:
-            ValueError: If one is out of range, or does not fit the others.
+            ValueError: one is out of range, or does not fit the others.
         """
         for name, value in vars(self).items():
             if name in _RATES and value is not None:
-                check(0 <= value < 1, name, value, "a number in [0, 1)")
+                require(0 <= value < 1, name, value, "a number in [0, 1)")
             elif type(value) is int:
                 limit = _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
                 least = 0 if name in _MAY_BE_ZERO else 1
                 legal = f"an integer from {least} to {limit}"
-                check(least <= value <= limit, name, value, legal)
+                require(least <= value <= limit, name, value, legal)
             elif name.endswith("_act"):
                 legal = f"one of {', '.join(ACTIVATIONS)}"
-                check(value in ACTIVATIONS, name, value, legal)
+                require(value in ACTIVATIONS, name, value, legal)
         for name in ("layer_norm_eps", "initializer_range"):
             number(name, getattr(self, name))
         unknown = set(self.pos_att_type) - set(POSITION_TERMS)
         legal = f"of {' and '.join(POSITION_TERMS)}"
-        check(not unknown, "pos_att_type", self.pos_att_type, legal)
+        require(not unknown, "pos_att_type", self.pos_att_type, legal)
         for name in ("num_attention_heads", "conv_groups"):
             value, size = getattr(self, name), self.hidden_size
-            check(size % value == 0, name, value, f"a divisor of hidden_size = {size}")
+            require(
+                size % value == 0, name, value, f"a divisor of hidden_size = {size}"
+            )
         width = self.conv_kernel_size
-        check(width % 2 == 1 or not width, "conv_kernel_size", width, "an odd number")
+        require(width % 2 == 1 or not width, "conv_kernel_size", width, "an odd number")
         if self.position_buckets is not None:
             # The logarithmic part runs from half of the buckets to the largest.
             fits = 1 < self.position_buckets < 2 * (self.largest_position - 1)
             legal = f"2 to {2 * self.largest_position - 3}"
-            check(fits, "position_buckets", self.position_buckets, legal)
+            require(fits, "position_buckets", self.position_buckets, legal)
 
     @property
     def largest_position(self) -> int:
@@ -125,16 +127,16 @@ class DebertaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "DebertaConfig":
-        """Read the dictionary in HF's `config.json`.
+        """Reads the dictionary in HF's `config.json`.
 
         Args:
-            config: The parsed file.
+            config: the parsed file.
 
         Returns:
             The configuration.
 
         Raises:
-            ValueError: If a field is missing, or asks for something that changes
+            ValueError: a field is missing, or asks for something that changes
                 the result and is not implemented here.
         """
         _reject_unsupported(config)
@@ -174,34 +176,34 @@ class DebertaConfig:
 def _reject_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     legal = " or ".join(DEBERTA_TYPES)
-    check(model_type in DEBERTA_TYPES, "model_type", model_type, legal)
+    require(model_type in DEBERTA_TYPES, "model_type", model_type, legal)
     quantization = config.get("quantization_config")
-    check(quantization is None, "quantization_config", quantization, "none")
+    require(quantization is None, "quantization_config", quantization, "none")
     hidden = integer(config, "hidden_size")
     heads = max(integer(config, "num_attention_heads"), 1)
     for name, wanted in (
         ("attention_head_size", hidden // heads),
         ("pooler_hidden_size", hidden),
     ):
-        check(
+        require(
             integer(config, name, wanted) == wanted, name, config.get(name), f"{wanted}"
         )
     kind = config.get("problem_type")
     kinds = (None, "regression", "single_label_classification")
-    check(
+    require(
         kind in kinds, "problem_type", kind, "regression or single_label_classification"
     )
 
 
 def _text(config: Mapping[str, Any], field: str) -> str:
-    check(isinstance(config[field], str), field, config[field], "a string")
+    require(isinstance(config[field], str), field, config[field], "a string")
     return config[field]
 
 
 def _float(config: Mapping[str, Any], field: str) -> float:
     value = config[field]
     fits = type(value) in (int, float) and abs(value) < 1e30
-    check(fits, field, value, "a number")
+    require(fits, field, value, "a number")
     return float(value)
 
 
@@ -210,7 +212,7 @@ def _position_terms(config: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if isinstance(terms, str):
         terms = _split(terms)
     legal = isinstance(terms, list) and all(type(term) is str for term in terms)
-    check(legal, field, terms, "a list of strings")
+    require(legal, field, terms, "a list of strings")
     return tuple(sorted({term for term in terms if term not in ("", "none")}))
 
 
@@ -225,7 +227,7 @@ def _split(text: str) -> list[str]:
 def _num_labels(config: Mapping[str, Any]) -> int:
     """The new spelling, names of labels; the old one counts where it is there too."""
     names = config.get("id2label")
-    check(isinstance(names, dict | None), "id2label", names, "a JSON object")
+    require(isinstance(names, dict | None), "id2label", names, "a JSON object")
     return integer(config, "num_labels", 2 if names is None else len(names))
 
 

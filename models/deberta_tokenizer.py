@@ -10,17 +10,17 @@ from typing import Any
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a DeBERTa-v2 or v3.
+    """Loads the tokenizer of a DeBERTa-v2 or v3.
 
     Args:
-        folder: In HF's layout, with `tokenizer.json` or else `spm.model`, the file of
+        folder: in HF's layout, with `tokenizer.json` or else `spm.model`, the file of
             sentencepiece.
 
     Returns:
         A tokenizer of transformers; what another class than DeBERTa's makes, as it is.
 
     Raises:
-        ValueError: If neither file is there, or it is damaged.
+        ValueError: neither file is there, or it is damaged.
     """
     from tokenizers import Tokenizer, normalizers
     from transformers import AutoTokenizer, DebertaV2Tokenizer
@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _from_sentencepiece(path: Path) -> Any:
-    """Make the model and the normalizer of a file of sentencepiece."""
+    """Makes the model and the normalizer of a file of sentencepiece."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, models, normalizers
 

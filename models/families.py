@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ivon_jax.models.checks import check
+from ivon_jax.models.config_fields import require
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DEBERTA_TYPES, DebertaConfig
 from ivon_jax.models.llama import Llama
@@ -20,14 +20,14 @@ class Family:
 
     Attributes:
         model_types: HF's names of it.
-        config: The class of its configurations; `from_hf` makes one.
-        module: Makes its Linen module of a configuration.
+        config: the class of its configurations; `from_hf` makes one.
+        module: makes its Linen module of a configuration.
         names: HF's names of the modules in our tree that begin so; `{}` stands for
             the number of a stacked layer. The longest beginning counts.
-        unused: Tensors, as a regular expression, that files may hold in vain.
-        copies: Tensors that files may hold although the model has them under another
+        unused: tensors, as a regular expression, that files may hold in vain.
+        copies: tensors that files may hold although the model has them under another
             name, given here.
-        head: Layers that a file may lack, all of them together: they belong to one
+        head: layers that a file may lack, all of them together: they belong to one
             task, and are trained whole.
     """
 
@@ -83,7 +83,7 @@ def family_of(config: Any) -> Family:
 
 
 def with_outputs(config: Config, count: int) -> Config:
-    """Give the head of an architecture that has one so many outputs."""
+    """Gives the head of an architecture that has one so many outputs."""
     if not family_of(config).head:
         return config
     head: dict[str, Any] = {"num_labels": count}
@@ -91,17 +91,17 @@ def with_outputs(config: Config, count: int) -> Config:
 
 
 def read_config(values: Mapping[str, Any]) -> Config:
-    """Read the dictionary in HF's `config.json`, whichever architecture it is of.
+    """Reads the dictionary in HF's `config.json`, whichever architecture it is of.
 
     Raises:
-        ValueError: If no architecture here is that, or it is one with something that
+        ValueError: no architecture here is that, or it is one with something that
             is not implemented.
     """
     kind = values.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
-    check(kind in list(by_type), "model_type", kind, " or ".join(by_type))
+    require(kind in list(by_type), "model_type", kind, " or ".join(by_type))
     layers = values.get("per_layer_config")
-    check(not layers, "per_layer_config", layers, "none")
+    require(not layers, "per_layer_config", layers, "none")
     return by_type[kind].config.from_hf(values)  # type: ignore[index]
 
 
@@ -109,8 +109,8 @@ def hf_names(module: str, num_layers: int) -> list[str]:
     """HF's names of one of our modules.
 
     Args:
-        module: Path in our tree, as `layers/self_attn/q_proj`.
-        num_layers: How many layers are stacked under `layers`.
+        module: path in our tree, as `layers/self_attn/q_proj`.
+        num_layers: how many layers are stacked under `layers`.
 
     Returns:
         One name, or one a layer for what is stacked.
@@ -142,7 +142,7 @@ def tree_path(name: str) -> str:
         The path, the same for all layers that are stacked.
 
     Raises:
-        KeyError: If no architecture here has such a module.
+        KeyError: no architecture here has such a module.
 
     Example:
         >>> tree_path("model.layers.1.mlp.up_proj")

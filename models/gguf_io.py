@@ -135,19 +135,19 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
-    """Open a GGUF file of a Llama, Mistral or Qwen model.
+    """Opens a GGUF file of a Llama, Mistral or Qwen model.
 
     Args:
-        path: The file. It stays mapped while the tensors are in use.
+        path: the file. It stays mapped while the tensors are in use.
 
     Returns:
         The configuration, and the tensors under HF's names, dequantised to float32
         when read.
 
     Raises:
-        ValueError: If the file is damaged or no GGUF, or holds a model or a setting
+        ValueError: the file is damaged or no GGUF, or holds a model or a setting
             that is not implemented.
-        OSError: If the file cannot be opened.
+        OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -170,19 +170,19 @@ def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
 
 
 def read_fields(path: Path, arrays: Collection[str]) -> dict[str, Any]:
-    """Read the fields of a GGUF file's header.
+    """Reads the fields of a GGUF file's header.
 
     Args:
-        path: The file.
-        arrays: Names of fields to read even if they are arrays, as lists; of other
+        path: the file.
+        arrays: names of fields to read even if they are arrays, as lists; of other
             arrays a text says only how long they are.
 
     Returns:
         The fields by name.
 
     Raises:
-        ValueError: If the file is damaged or no GGUF.
-        OSError: If the file cannot be opened.
+        ValueError: the file is damaged or no GGUF.
+        OSError: the file cannot be opened.
     """
     with (
         path.open("rb") as file,
@@ -342,7 +342,7 @@ def _dequantize(data: mmap.mmap, entry: _Entry) -> np.ndarray:
 
 
 def _undo_permutation(name: str, tensor: np.ndarray, config: LlamaConfig) -> np.ndarray:
-    """Put the rows of q and k back from interleaved pairs to HF's two halves."""
+    """Puts the rows of q and k back from interleaved pairs to HF's two halves."""
     if "q_proj" in name:
         heads = config.num_attention_heads
     elif "k_proj" in name:

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ivon_jax.models.checks import one_line
+from ivon_jax.errors import one_line
 from ivon_jax.models.gguf_io import read_fields
 
 _PREFIX = "tokenizer.ggml."
@@ -27,11 +27,11 @@ class _Cut:
     """What a file's name for its way of cutting text stands for.
 
     Attributes:
-        pattern: Matches each piece; GPT-2's own if empty.
-        single_digits: Whether each digit is a piece, before the pattern counts.
-        bos: Whether BOS comes first in a file that does not say.
-        whole: Whether a piece that is a token is taken whole, without merging.
-        nfc: Whether text is composed first; llama.cpp leaves that out.
+        pattern: matches each piece; GPT-2's own if empty.
+        single_digits: whether each digit is a piece, before the pattern counts.
+        bos: whether BOS comes first in a file that does not say.
+        whole: whether a piece that is a token is taken whole, without merging.
+        nfc: whether text is composed first; llama.cpp leaves that out.
     """
 
     pattern: str = ""
@@ -70,18 +70,18 @@ CUTS = {
 
 
 def read_tokenizer(path: Path) -> Any:
-    """Build the tokenizer of a GGUF file.
+    """Builds the tokenizer of a GGUF file.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         A fast tokenizer of transformers.
 
     Raises:
-        ValueError: If the file is damaged, its tokenizer incomplete, or of a kind that
+        ValueError: the file is damaged, its tokenizer incomplete, or of a kind that
             is not implemented.
-        OSError: If the file cannot be opened.
+        OSError: the file cannot be opened.
     """
     arrays = {_PREFIX + part for part in ("tokens", "merges", "token_type")}
     fields = {

@@ -14,11 +14,11 @@ class KnownModel:
     """A GGUF file inside a wheel.
 
     Attributes:
-        wheel: Requirement that names the one version of the wheel.
-        member: Path of the file inside the wheel.
-        size: Its size in bytes.
-        sha256: Its checksum.
-        hub_id: Where the HF hub has the same model in full precision.
+        wheel: requirement that names the one version of the wheel.
+        member: path of the file inside the wheel.
+        size: its size in bytes.
+        sha256: its checksum.
+        hub_id: where the HF hub has the same model in full precision.
     """
 
     wheel: str

@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Normalise in float32, whatever the model computes in."""
+        """Normalises in float32, whatever the model computes in."""
         scale = self.param(
             "scale", nn.initializers.ones, x.shape[-1:], self.param_dtype
         )
@@ -44,13 +44,13 @@ class LayerNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        """Make scale and bias."""
+        """Makes scale and bias."""
         shape = (self.features,)
         self.scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         self.bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Normalise in float32, whatever the model computes in."""
+        """Normalises in float32, whatever the model computes in."""
         return layer_norm(x, self.scale, self.bias, self.epsilon).astype(self.dtype)
 
 
@@ -63,10 +63,10 @@ def layer_norm(
     """Layer normalisation in float32.
 
     Args:
-        x: What to normalise over its last axis.
-        scale: Multiplied afterwards.
-        bias: Added last.
-        epsilon: Added to the variance.
+        x: what to normalise over its last axis.
+        scale: multiplied afterwards.
+        bias: added last.
+        epsilon: added to the variance.
 
     Returns:
         The same in float32.
@@ -95,7 +95,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Keep hidden states split by rows where flax's logical axis rules say so.
+    """Keeps hidden states split by rows where flax's logical axis rules say so.
 
     Else the compiler may split them as it does the kernels, and add up all of them
     after every product.
@@ -105,7 +105,7 @@ def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
     )
 
 
-class Projecting(nn.Module):
+class ProjectionModule(nn.Module):
     """A module with settings, and the plain layers that it is made of."""
 
     config: Any
@@ -113,7 +113,7 @@ class Projecting(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
-        """Make a projection, whose kernel may be quantised."""
+        """Makes a projection, whose kernel may be quantised."""
         return nn.Dense(
             features,
             use_bias=use_bias,
@@ -123,21 +123,21 @@ class Projecting(nn.Module):
         )
 
     def embedding(self, count: int, features: int) -> nn.Embed:
-        """Make a table of embeddings."""
+        """Makes a table of embeddings."""
         return nn.Embed(count, features, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def layer_norm(self, features: int, epsilon: float) -> LayerNorm:
-        """Make a layer normalisation."""
+        """Makes a layer normalisation."""
         return LayerNorm(features, epsilon, self.dtype, self.param_dtype)
 
 
-class Attention(Projecting):
+class Attention(ProjectionModule):
     """Causal self-attention with grouped keys and values and rotary positions."""
 
     config: LlamaConfig
 
     def setup(self) -> None:
-        """Make the four projections, and the norms of each head if there are any."""
+        """Makes the four projections, and the norms of each head if there are any."""
         c = self.config
         queries = c.num_attention_heads * c.head_dim
         keys = c.num_key_value_heads * c.head_dim
@@ -159,7 +159,7 @@ class Attention(Projecting):
     ) -> tuple[
         Float[Array, "b s d"], tuple[Float[Array, "b u k h"], Float[Array, "b u k h"]]
     ]:
-        """Attend to the past and to `x`; also return the keys and values of both."""
+        """Attends to the past and to `x`; also return the keys and values of both."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
         query, key, value = (
             project(x).reshape(heads)
@@ -178,20 +178,20 @@ class Attention(Projecting):
         return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
 
 
-class MLP(Projecting):
+class MLP(ProjectionModule):
     """SwiGLU: `down(silu(gate(x)) * up(x))`."""
 
     config: LlamaConfig
 
     def setup(self) -> None:
-        """Make the three projections."""
+        """Makes the three projections."""
         c = self.config
         self.gate_proj = self.linear(c.intermediate_size, c.mlp_bias)
         self.up_proj = self.linear(c.intermediate_size, c.mlp_bias)
         self.down_proj = self.linear(c.hidden_size, c.mlp_bias)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        """Apply the layer at every position."""
+        """Applies the layer at every position."""
         return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

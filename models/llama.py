@@ -34,8 +34,8 @@ class Visible(NamedTuple):
     """Which keys each token may attend to; m is the batch size, or 1.
 
     Attributes:
-        all: In layers that see everything before; `None` is plain causal attention.
-        near: In layers with a sliding window; `None` if the model has none. Given
+        all: in layers that see everything before; `None` is plain causal attention.
+        near: in layers with a sliding window; `None` if the model has none. Given
             only together with `all`.
     """
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
     param_dtype: Dtype
 
     def setup(self) -> None:
-        """Make the sublayers under HF's names."""
+        """Makes the sublayers under HF's names."""
         kinds = (self.dtype, self.param_dtype)
         epsilon = self.config.rms_norm_eps
         self.input_layernorm = RMSNorm(epsilon, *kinds)
@@ -68,7 +68,7 @@ class Block(nn.Module):
         rope: Rotation,
         visible: "Visible",
     ) -> tuple[Float[Array, "b s d"], KVCache | None]:
-        """Apply the layer; `past` and the returned cache lack the layer axis."""
+        """Applies the layer; `past` and the returned cache lack the layer axis."""
         mask: Any = visible.all
         if windowed is not None:
             mask = jnp.where(windowed, visible.near, mask)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ class Unembedding(nn.Module):
     param_dtype: Dtype
 
     def setup(self) -> None:
-        """Make the matrix."""
+        """Makes the matrix."""
         shape = (self.config.hidden_size, self.config.vocab_size)
         init = nn.initializers.lecun_normal()
         self.kernel = self.param("kernel", init, shape, self.param_dtype)
@@ -95,14 +95,14 @@ class Llama(nn.Module):
     """The decoder without its loss: tokens to hidden states, hidden states to logits.
 
     Attributes:
-        config: Sizes and switches.
-        scan_layers: Compile one layer and loop over stacked parameters; otherwise
+        config: sizes and switches.
+        scan_layers: compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
-        remat: What the backward pass computes again to save memory: `"none"`,
+        remat: what the backward pass computes again to save memory: `"none"`,
             `"full"` for each layer's inside, `"dots"` for all of it but its matrix
             products.
-        dtype: What the layers compute in; norms, softmax and logits use float32.
-        param_dtype: What `init` makes the parameters in.
+        dtype: what the layers compute in; norms, softmax and logits use float32.
+        param_dtype: what `init` makes the parameters in.
 
     Example:
         >>> config = LlamaConfig(
@@ -126,7 +126,7 @@ class Llama(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        """Make everything but the layers, whose form depends on the call."""
+        """Makes everything but the layers, whose form depends on the call."""
         c = self.config
         self.embed_tokens = nn.Embed(
             c.vocab_size, c.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype
@@ -145,25 +145,25 @@ class Llama(nn.Module):
         segments: Int[Array, "b s"] | None = None,
         return_cache: bool = False,
     ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], KVCache]:
-        """Compute the hidden states after the final norm.
+        """Computes the hidden states after the final norm.
 
         Args:
-            tokens: Token ids; those at padding may be any.
+            tokens: token ids; those at padding may be any.
             mask: True at real tokens, False at padding on either side. It covers
                 `tokens` or, if the past holds padding too, the past and `tokens`.
-            past: Cache of what comes before `tokens`; batch size 1 is a prefix that
+            past: cache of what comes before `tokens`; batch size 1 is a prefix that
                 all sequences share.
-            segments: If a row holds several texts, one after another: the number of
+            segments: if a row holds several texts, one after another: the number of
                 each token's text, rising along the row. A text sees only itself.
                 Without `mask` and `past`.
-            return_cache: Also return the cache of the past and `tokens` together.
+            return_cache: also return the cache of the past and `tokens` together.
 
         Returns:
             Hidden states, or the pair of them and the cache. Those at padding mean
             nothing.
 
         Raises:
-            ValueError: If `mask` covers neither `tokens` nor the past and `tokens`, or
+            ValueError: `mask` covers neither `tokens` nor the past and `tokens`, or
                 `segments` come with either.
         """
         prefix = 0 if past is None else past.keys.shape[2]
@@ -194,8 +194,8 @@ class Llama(nn.Module):
         """Logits in float32, of a few tokens or of the whole vocabulary.
 
         Args:
-            hidden: Hidden states as `__call__` returns them.
-            token_ids: The tokens to compute logits for, in this order; `None` for
+            hidden: hidden states as `__call__` returns them.
+            token_ids: the tokens to compute logits for, in this order; `None` for
                 all. With ids given, nothing of the vocabulary's size is computed.
 
         Returns:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ivon_jax.models.checks import boolean, check, either, integer, number
+from ivon_jax.models.config_fields import boolean, either, integer, number, require
 from ivon_jax.models.rope_config import (
     DynamicRope,
     RopeScaling,
@@ -59,10 +59,10 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
 
     def __post_init__(self) -> None:
-        """Check every size.
+        """Checks every size.
 
         Raises:
-            ValueError: If a size is not positive or not a plausible one, or the
+            ValueError: a size is not positive or not a plausible one, or the
                 heads do not fit each other.
         """
         for name, value in vars(self).items():
@@ -71,21 +71,21 @@ class LlamaConfig:
             elif type(value) is int:
                 limit = _LIMITS.get(name, 2**24)
                 legal = f"an integer from 1 to {limit}"
-                check(0 < value <= limit, name, value, legal)
-        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number")
-        check(
+                require(0 < value <= limit, name, value, legal)
+        require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number")
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_key_value_heads",
             self.num_key_value_heads,
             f"a divisor of num_attention_heads = {self.num_attention_heads}",
         )
         if isinstance(self.rope_scaling, DynamicRope):  # its base is a power
-            check(self.head_dim > 2, "head_dim", self.head_dim, "more than 2")
+            require(self.head_dim > 2, "head_dim", self.head_dim, "more than 2")
         if isinstance(self.rope_scaling, YarnRope):  # it divides by log(theta)
             theta = self.rope_theta
-            check(theta != 1, "rope_theta", theta, "another number than 1 for yarn")
+            require(theta != 1, "rope_theta", theta, "another number than 1 for yarn")
         layers = self.num_hidden_layers if self.sliding_window else 0
-        check(
+        require(
             len(self.windowed_layers) == layers,
             "windowed_layers",
             self.windowed_layers,
@@ -100,10 +100,10 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "LlamaConfig":
-        """Read the dictionary in HF's `config.json`.
+        """Reads the dictionary in HF's `config.json`.
 
         Args:
-            config: The parsed file. Rotary settings may stand at the top
+            config: the parsed file. Rotary settings may stand at the top
                 (`rope_theta`, `rope_scaling`) or, as transformers 5 writes them,
                 inside `rope_parameters`.
 
@@ -111,7 +111,7 @@ class LlamaConfig:
             The configuration.
 
         Raises:
-            ValueError: If a field is missing, or asks for something that changes
+            ValueError: a field is missing, or asks for something that changes
                 the result and is not implemented here.
         """
         _reject_unsupported(config)
@@ -150,7 +150,7 @@ class LlamaConfig:
         """Returns what `from_hf` reads, with the name of transformers' class.
 
         Raises:
-            ValueError: If no class of transformers computes this.
+            ValueError: no class of transformers computes this.
         """
         own = ("rope_scaling", "qkv_bias", "o_bias", "qk_norm", "windowed_layers")
         values = {k: v for k, v in vars(self).items() if k not in own}
@@ -181,17 +181,17 @@ class LlamaConfig:
 def _reject_unsupported(config: Mapping[str, Any]) -> None:
     model_type = config.get("model_type")
     legal = " or ".join(MODEL_TYPES)
-    check(model_type in MODEL_TYPES, "model_type", model_type, legal)
+    require(model_type in MODEL_TYPES, "model_type", model_type, legal)
     act = config.get("hidden_act", "silu")
-    check(act == "silu", "hidden_act", act, "silu")
+    require(act == "silu", "hidden_act", act, "silu")
     quantization = config.get("quantization_config")
-    check(quantization is None, "quantization_config", quantization, "none")
+    require(quantization is None, "quantization_config", quantization, "none")
     partial = config.get("partial_rotary_factor", 1.0)
-    check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    require(partial == 1.0, "partial_rotary_factor", partial, "1.0")
     dropout = either(config.get("attention_dropout"), 0.0)
-    check(dropout == 0.0, "attention_dropout", dropout, "0.0")
+    require(dropout == 0.0, "attention_dropout", dropout, "0.0")
     causal = config.get("is_causal", True)
-    check(causal is True, "is_causal", causal, "true")
+    require(causal is True, "is_causal", causal, "true")
 
 
 def _windows(
@@ -205,9 +205,9 @@ def _windows(
         full = types is None or (
             isinstance(types, list) and all(x == "full_attention" for x in types)
         )
-        check(full, "layer_types", types, "full_attention only")
+        require(full, "layer_types", types, "full_attention only")
         used = boolean(config, "use_sliding_window")
-        check(not used, "use_sliding_window", used, "false for a llama")
+        require(not used, "use_sliding_window", used, "false for a llama")
         return None, ()
     switched = kind.startswith("qwen")
     if switched and not boolean(config, "use_sliding_window"):
@@ -222,6 +222,6 @@ def _windows(
         legal = ("full_attention", "sliding_attention")
         fits = isinstance(types, list) and len(types) == layers
         fits = fits and all(x in legal for x in types)
-        check(fits, "layer_types", types, f"{layers} of {' or '.join(legal)}")
+        require(fits, "layer_types", types, f"{layers} of {' or '.join(legal)}")
         windowed = [x == "sliding_attention" for x in types]
     return (window, tuple(windowed)) if any(windowed) else (None, ())

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ivon_jax.errors import prefixed
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.axes import LAYERS
 from ivon_jax.models.families import tree_path
@@ -69,10 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, damaged, or needs what is not implemented.
     """
-    try:
+    with prefixed(CONFIG):
         values = read_json(folder / CONFIG)
-    except ValueError as error:
-        raise ValueError(f"{CONFIG}: {error}") from None
     if (kind := values.get("peft_type")) != "LORA":
         raise ValueError(f"peft_type is {kind!r:.80}, expected 'LORA'")
     init = values.get("init_lora_weights", True)

@@ -1,11 +1,9 @@
 """Adapters in the files of HF PEFT: `adapter_config.json` and one safetensors file."""
 
-import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from ivon_jax._tree import by_path
+from ivon_jax.errors import prefixed
 from ivon_jax.files import write_bytes
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.axes import LAYERS
@@ -85,7 +84,7 @@ def read_settings(folder: Path) -> LoraConfig:
     Raises:
         ValueError: not an adapter, or one that needs what is not implemented.
     """
-    with _naming(folder):
+    with prefixed(f"adapter {folder}"):
         values = read_config(folder)
         return _settings(values, _read_tensors(folder))
 
@@ -108,7 +107,7 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
     """
     import jax
 
-    with _naming(folder):
+    with prefixed(f"adapter {folder}"):
         values = read_config(folder)
         found = _read_tensors(folder)
         _check_agreement(_settings(values, found), config, _modules(shapes, "a"))
@@ -156,7 +155,7 @@ def check_base(folder: Path, model: str, fingerprint: str) -> None:
     """
     import jax
 
-    with _naming(folder):
+    with prefixed(f"adapter {folder}"):
         values = read_config(folder)
         if (folder / RUN).exists():
             trained_on, theirs = _recorded_base(folder)
@@ -179,13 +178,11 @@ def check_base(folder: Path, model: str, fingerprint: str) -> None:
 
 def _recorded_base(folder: Path) -> tuple[str, str]:
     """The name and fingerprint of the base of an adapter that we exported."""
-    try:
+    with prefixed(RUN):
         facts = read_json(folder / RUN)
         name, fingerprint = facts.get("model"), facts.get("model_fingerprint")
         if not (isinstance(name, str) and isinstance(fingerprint, str)):
             raise ValueError("it has no model and model_fingerprint")
-    except ValueError as error:
-        raise ValueError(f"{RUN}: {error}") from None
     return name, fingerprint
 
 
@@ -196,15 +193,6 @@ def _alike(theirs: str, ours: str) -> bool:
     # PEFT seldom records a revision.
     same = revision in (None, our_revision or "main")
     return same and os.path.realpath(name) == os.path.realpath(our_name)
-
-
-@contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Puts the adapter in front of what is wrong with it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"adapter {folder}: {error}") from None
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:

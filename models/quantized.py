@@ -20,16 +20,16 @@ def is_quantized(path: str) -> bool:
     """Whether a quantised model quantises a leaf: the layers' kernels only.
 
     Args:
-        path: The leaf's, `/`-joined, in the tree with stacked layers.
+        path: the leaf's, `/`-joined, in the tree with stacked layers.
     """
     return path.startswith("layers/") and path.endswith("/kernel")
 
 
 def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
-    """Quantise a kernel.
+    """Quantises a kernel.
 
     Args:
-        kernel: In float32.
+        kernel: in float32.
         quantization: `"int8"` with a scale for each output; or `"nf4"`, the 4-bit
             NormalFloat of Dettmers et al. (2023, arXiv:2305.14314), with a scale for
             each output and each 64 inputs. Scales are float32.
@@ -38,7 +38,7 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
         A `qwix.QArray`.
 
     Raises:
-        ValueError: If qwix is missing, NF4's blocks do not divide the inputs, or its
+        ValueError: qwix is missing, NF4's blocks do not divide the inputs, or its
             entries do not fill bytes.
     """
     try:
@@ -59,14 +59,14 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
 
 
 def promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
-    """Cast what a layer computes with, as flax does, dequantising its kernel.
+    """Casts what a layer computes with, as flax does, dequantising its kernel.
 
     XLA fuses this into the layer's product; only the quantised kernel is stored.
 
     Args:
-        *args: The layer's input, kernel, and bias if it has one.
-        dtype: What to compute in.
-        inexact: Whether that must be a type of floating-point numbers.
+        *args: the layer's input, kernel, and bias if it has one.
+        dtype: what to compute in.
+        inexact: whether that must be a type of floating-point numbers.
 
     Returns:
         The same as arrays of one type.
@@ -76,14 +76,14 @@ def promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
 
 
 def dequantize(params: PyTree, dtype: Dtype) -> PyTree[Array]:
-    """Turn quantised kernels back into arrays, so that adapters can be merged in.
+    """Turns quantised kernels back into arrays, so that adapters can be merged in.
 
     They are what the layers compute with, and no longer small: quantising the merged
     model again, as loading it with a quantization does, rounds the adapters too.
 
     Args:
-        params: As `load` returns them with a quantization.
-        dtype: What the model computes in.
+        params: as `load` returns them with a quantization.
+        dtype: what the model computes in.
 
     Returns:
         The same tree, of arrays of that type.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ivon_jax.models.checks import check, either, number
+from ivon_jax.models.config_fields import either, number, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class LinearRope:
     """Divides all frequencies.
 
     Attributes:
-        factor: By how much.
+        factor: by how much.
     """
 
     factor: float
@@ -24,7 +24,7 @@ class DynamicRope:
     """Raises the base with the length, beyond `max_position_embeddings` only.
 
     Attributes:
-        factor: How fast.
+        factor: how fast.
     """
 
     factor: float
@@ -35,11 +35,11 @@ class Llama3Rope:
     """Llama 3's stretching of the low rotary frequencies to longer contexts.
 
     Attributes:
-        factor: By how much the lowest frequencies are divided.
-        low_freq_factor: Turns within the original context up to which a frequency
+        factor: by how much the lowest frequencies are divided.
+        low_freq_factor: turns within the original context up to which a frequency
             is divided in full.
-        high_freq_factor: Turns from which on a frequency is kept.
-        original_max_position_embeddings: Length of the original context.
+        high_freq_factor: turns from which on a frequency is kept.
+        original_max_position_embeddings: length of the original context.
     """
 
     factor: float
@@ -48,10 +48,10 @@ class Llama3Rope:
     original_max_position_embeddings: float
 
     def __post_init__(self) -> None:
-        """Check that there is something between the two factors."""
+        """Checks that there is something between the two factors."""
         low, high = self.low_freq_factor, self.high_freq_factor
         name = "rope_scaling.high_freq_factor"
-        check(high > low, name, high, f"more than low_freq_factor = {low}")
+        require(high > low, name, high, f"more than low_freq_factor = {low}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,15 @@ class YarnRope:
     """YaRN (Peng et al. 2023): low frequencies divided, cosines and sines scaled.
 
     Attributes:
-        factor: By how much the lowest frequencies are divided.
-        original_max_position_embeddings: Length of the original context.
-        attention_factor: On cosines and sines; from the next two if not given.
-        mscale: Numerator of that factor.
-        mscale_all_dim: Its denominator; both or neither count.
-        beta_fast: Turns within the original context from which on a frequency is
+        factor: by how much the lowest frequencies are divided.
+        original_max_position_embeddings: length of the original context.
+        attention_factor: on cosines and sines; from the next two if not given.
+        mscale: numerator of that factor.
+        mscale_all_dim: its denominator; both or neither count.
+        beta_fast: turns within the original context from which on a frequency is
             kept.
-        beta_slow: Turns up to which it is divided in full.
-        truncate: Whether the borders of the two are rounded outwards.
+        beta_slow: turns up to which it is divided in full.
+        truncate: whether the borders of the two are rounded outwards.
     """
 
     factor: float
@@ -109,7 +109,7 @@ _COMMON |= {_LENGTH, "finetuned"}
 
 
 def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Read the base and the stretching.
+    """Reads the base and the stretching.
 
     Args:
         config: HF's `config.json`. The settings may stand at the top (`rope_theta`,
@@ -120,24 +120,24 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
         The base theta, and the stretching if there is one.
 
     Raises:
-        ValueError: If a setting is missing, illegal or not implemented.
+        ValueError: a setting is missing, illegal or not implemented.
     """
     # The old name counts where both are there, as in transformers 5: it is what a user
     # adds to a file that has the new one. Nothing of the other is left, nor its theta.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    check(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
+    require(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
     name = either(rope.get("rope_type"), rope.get("type", "default"))
     legal = ", ".join(["default", *KINDS])
     is_known = isinstance(name, str) and name in ["default", *KINDS]
-    check(is_known, "rope_type", name, f"one of {legal}")
+    require(is_known, "rope_type", name, f"one of {legal}")
     kind = KINDS.get(name)
     fields = {} if kind is None else {f.name: f for f in dataclasses.fields(kind)}
     known = _COMMON | fields.keys()
     unknown = sorted(map(str, rope.keys() - known))
-    check(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
+    require(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     partial = either(rope.get("partial_rotary_factor"), 1.0)
-    check(partial == 1.0, "partial_rotary_factor", partial, "1.0")
+    require(partial == 1.0, "partial_rotary_factor", partial, "1.0")
     theta = number("rope_theta", theta)
     # As transformers does: beside the settings it comes first, and last the context.
     length = either(rope.get(_LENGTH), config.get("max_position_embeddings"))
@@ -164,6 +164,6 @@ def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 def _value(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     if field.type is bool:
-        check(type(value) is bool, f"rope_scaling.{name}", value, "true or false")
+        require(type(value) is bool, f"rope_scaling.{name}", value, "true or false")
         return value
     return number(f"rope_scaling.{name}", value)

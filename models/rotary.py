@@ -24,7 +24,7 @@ def rotation(config: LlamaConfig, positions: Int[Array, "r s"]) -> Rotation:
 
 
 def rotate(x: Float[Array, "b s n h"], by: Rotation) -> Float[Array, "b s n h"]:
-    """Turn the pairs (i, i + half) of every head by the angles of its position."""
+    """Turns the pairs (i, i + half) of every head by the angles of its position."""
     cos, sin = by
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
@@ -53,7 +53,7 @@ def _frequencies(
 def stretched(
     freqs: Float[np.ndarray, " half"], rope: Llama3Rope
 ) -> Float[np.ndarray, " half"]:
-    """Stretch frequencies as Llama 3.1 does: the low ones in full, the high not."""
+    """Stretchs frequencies as Llama 3.1 does: the low ones in full, the high not."""
     turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
     span = rope.high_freq_factor - rope.low_freq_factor
     keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ivon_jax.errors import prefixed
 from ivon_jax.models import families
 from ivon_jax.models.weights import Tensors
 
@@ -14,28 +15,26 @@ DTYPES = ("F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> families.Config:
-    """Read `config.json` alone.
+    """Reads `config.json` alone.
 
     Raises:
-        ValueError: If it is missing, damaged, or holds what is not implemented.
+        ValueError: it is missing, damaged, or holds what is not implemented.
     """
-    try:
+    with prefixed("config.json"):
         return families.read_config(read_json(folder / "config.json"))
-    except ValueError as error:
-        raise ValueError(f"config.json: {error}") from error
 
 
 def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
-    """Open `config.json` and `model.safetensors`, or the shards its index lists.
+    """Opens `config.json` and `model.safetensors`, or the shards its index lists.
 
     Args:
-        folder: A folder as `save_pretrained` of transformers writes it.
+        folder: a folder as `save_pretrained` of transformers writes it.
 
     Returns:
         The configuration, and the tensors; nothing is read before it is asked for.
 
     Raises:
-        ValueError: If a file is missing, damaged, or holds what is not implemented.
+        ValueError: a file is missing, damaged, or holds what is not implemented.
     """
     config = read_config(folder)
     handles = {file.name: _open(file) for file in weight_files(folder)}
@@ -53,13 +52,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model: the single one, or every shard.
 
     Args:
-        folder: A folder in HF's layout.
+        folder: a folder in HF's layout.
 
     Returns:
         Their paths, sorted.
 
     Raises:
-        ValueError: If there are none, or the index is damaged or names files
+        ValueError: there are none, or the index is damaged or names files
             outside of the folder.
     """
     if (folder / WEIGHTS).is_file():
@@ -78,16 +77,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Reads a file that holds one JSON object.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         The object.
 
     Raises:
-        ValueError: If there is no such file, or something else in it.
+        ValueError: there is no such file, or something else in it.
     """
     if not path.is_file():
         raise ValueError("no such file")
@@ -101,15 +100,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
-    try:
+    with prefixed(INDEX):
         weight_map = read_json(folder / INDEX).get("weight_map")
-    except ValueError as error:
-        raise ValueError(f"{INDEX}: {error}") from error
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{INDEX}: it has no weight_map")
-    for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{INDEX}: {name!r:.80} is no file name")
+        if not isinstance(weight_map, dict):
+            raise ValueError("it has no weight_map")
+        for name in weight_map.values():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{name!r:.80} is no file name")
     return weight_map
 
 

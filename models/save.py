@@ -34,22 +34,22 @@ def save(
     base: Path | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write configuration, safetensors, tokenizer, and what else the base comes with.
+    """Writes configuration, safetensors, tokenizer, and what else the base comes with.
 
     Args:
-        folder: Where to; new or empty. It appears whole or not at all.
-        config: The model's.
-        params: Its parameters, layers stacked; written in their dtype.
-        tokenizer: The model's, of transformers.
-        base: Folder of the model that this one was made of, if it was read from one.
+        folder: where to; new or empty. It appears whole or not at all.
+        config: the model's.
+        params: its parameters, layers stacked; written in their dtype.
+        tokenizer: the model's, of transformers.
+        base: folder of the model that this one was made of, if it was read from one.
             Its `config.json` is kept but for what changed; its other files are copied
             as they are: those of the tokenizer, settings for generation, licences.
-        shard_bytes: Start another file before one grows beyond this. The host holds
+        shard_bytes: start another file before one grows beyond this. The host holds
             one file's tensors at a time.
 
     Raises:
-        ValueError: If transformers has no class for the configuration.
-        OSError: If the folder holds something or cannot be written.
+        ValueError: transformers has no class for the configuration.
+        OSError: the folder holds something or cannot be written.
     """
     if base is None:
         values = config.to_hf()
@@ -109,7 +109,7 @@ def _copy_along(base: Path, out: Path) -> None:
 def _write(
     out: Path, shard: dict[str, np.ndarray], where: dict[str, str], number: int
 ) -> int:
-    """Write one file, note where its tensors are, and return their size."""
+    """Writes one file, note where its tensors are, and return their size."""
     from safetensors.numpy import save_file
 
     save_file(shard, out / _shard_name(number), {"format": "pt"})

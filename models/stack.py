@@ -22,17 +22,17 @@ def stack(
     scan_layers: bool,
     remat: Remat,
 ) -> Stack:
-    """Make a model's layers, inside its compact method.
+    """Makes a model's layers, inside its compact method.
 
     Args:
-        layer: Maps hidden states and further inputs to hidden states and an output.
-        settings: What every layer is made of.
-        count: How many.
-        in_axes: For each further input 0, if each layer has its own along the first
+        layer: maps hidden states and further inputs to hidden states and an output.
+        settings: what every layer is made of.
+        count: how many.
+        in_axes: for each further input 0, if each layer has its own along the first
             axis, or `nn.broadcast`.
-        scan_layers: Compile one layer and loop over parameters stacked under
+        scan_layers: compile one layer and loop over parameters stacked under
             `layers`; otherwise the layers are `layers_0`, `layers_1`, ...
-        remat: What the backward pass computes again: nothing, each layer's inside,
+        remat: what the backward pass computes again: nothing, each layer's inside,
             or all of it but its matrix products.
 
     Returns:
@@ -60,7 +60,7 @@ def stack(
 
 
 def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Stack:
-    """Apply unstacked layers with the signature of the scanned stack."""
+    """Applies unstacked layers with the signature of the scanned stack."""
 
     def apply(x: Array, *inputs: Any) -> tuple[Array, Any]:
         outputs = []
@@ -77,10 +77,10 @@ def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Sta
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn stacked parameters into those of the model with `scan_layers=False`.
+    """Turns stacked parameters into those of the model with `scan_layers=False`.
 
     Args:
-        params: A tree with every layer stacked under `layers`.
+        params: a tree with every layer stacked under `layers`.
 
     Returns:
         The tree with `layers_0`, `layers_1`, ... in its place.
@@ -95,10 +95,10 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn unstacked parameters into those of the model with `scan_layers=True`.
+    """Turns unstacked parameters into those of the model with `scan_layers=True`.
 
     Args:
-        params: A tree with the layers under `layers_0`, `layers_1`, ...
+        params: a tree with the layers under `layers_0`, `layers_1`, ...
 
     Returns:
         The tree with all of them stacked under `layers`.

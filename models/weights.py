@@ -26,9 +26,9 @@ class Tensors:
     """The tensors of a model file: shapes known at once, contents read one by one.
 
     Attributes:
-        shapes: Shape of every tensor under its HF name; linear weights are
+        shapes: shape of every tensor under its HF name; linear weights are
             (out, in), as torch stores them.
-        read: Opens the tensor of a name, which reads the part that it is indexed
+        read: opens the tensor of a name, which reads the part that it is indexed
             with.
     """
 
@@ -60,24 +60,24 @@ def fill(
     quantization: Quantization | None = None,
     place: Place = one_device,
 ) -> dict[str, Any]:
-    """Read all parameters of a model, one tensor at a time, layers stacked.
+    """Reads all parameters of a model, one tensor at a time, layers stacked.
 
     Each tensor is written where it belongs before the next one is read; see
     `place_leaf` for what is held meanwhile.
 
     Args:
-        config: The model they belong to.
-        tensors: Where they come from.
-        dtype: What to convert them to.
-        quantization: What to quantise the kernels of the layers to.
-        place: Where each leaf lives.
+        config: the model they belong to.
+        tensors: where they come from.
+        dtype: what to convert them to.
+        quantization: what to quantise the kernels of the layers to.
+        place: where each leaf lives.
 
     Returns:
         The `params` tree of the configuration's model; without a head if the file
         has none of the tensors of its head.
 
     Raises:
-        ValueError: If tensors are missing, unexpected or of a wrong shape, or one
+        ValueError: tensors are missing, unexpected or of a wrong shape, or one
             holds NaN or infinite values. Shapes are compared before anything is
             allocated.
     """
@@ -122,7 +122,7 @@ def fill(
 
 
 def _check_copy(tensors: Tensors, name: str, original: str) -> None:
-    """Stop if a tensor that would be left out is not what it is taken for."""
+    """Stops if a tensor that would be left out is not what it is taken for."""
     shape = tensors.shapes[original]
     one, other = tensors.read(name), tensors.read(original)
     starts = range(0, shape[0], _ROWS)
@@ -137,7 +137,7 @@ def _check_copy(tensors: Tensors, name: str, original: str) -> None:
 
 
 def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:
-    """Stop all processes if one of them, which read its parts only, found NaN."""
+    """Stops all processes if one of them, which read its parts only, found NaN."""
     found = np.array(bool(bad))
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found)
@@ -178,8 +178,8 @@ def named_tensors(
     """The inverse of `fill`: a model's tensors as HF stores them, one at a time.
 
     Args:
-        config: The model's.
-        params: Its `params` tree, layers stacked; a head may be missing.
+        config: the model's.
+        params: its `params` tree, layers stacked; a head may be missing.
 
     Yields:
         HF names with contents, linear weights as (out, in).
@@ -198,15 +198,15 @@ def compare_shapes(
     found: Mapping[str, tuple[int, ...]],
     unused: str = "",
 ) -> None:
-    """Compare the tensors that are needed with those that are there.
+    """Compares the tensors that are needed with those that are there.
 
     Args:
-        wanted: Shapes by name.
-        found: The same of a file.
-        unused: Those that may be there in vain, as a regular expression.
+        wanted: shapes by name.
+        found: the same of a file.
+        unused: those that may be there in vain, as a regular expression.
 
     Raises:
-        ValueError: If tensors are missing, unexpected or misshaped; it names them.
+        ValueError: tensors are missing, unexpected or misshaped; it names them.
     """
     unexpected = {
         name for name in found.keys() - wanted.keys() if not re.fullmatch(unused, name)

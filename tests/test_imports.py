@@ -18,6 +18,7 @@ CORE = (
     "_tree",
     "_posterior_file",
     "checks",
+    "errors",
     "kinds",
     "particles",
     "prior",

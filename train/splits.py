@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ivon_jax.errors import prefixed
 from ivon_jax.train.config import DataConfig, RunConfig
 from ivon_jax.train.data.examples import (
     data_folder,
@@ -100,17 +101,17 @@ def find_examples(
         with _held_out_of("train" not in splits):
             train = load_examples(task, "train", **sources)
         if (n := data.train_examples) is not None:
-            with _naming("train_examples"):
+            with prefixed("train_examples"):
                 train = subsample(train, n, seed, balanced=task.balanced)
         if (n := data.validation_examples) is not None:
-            with _naming("validation_examples"):
+            with prefixed("validation_examples"):
                 train, found["validation"] = validation_split(train, n, seed)
         found["train"] = train
     if "test" in splits:
         found["test"] = load_examples(task, "eval", **sources)
     scored = "test" if "test" in splits else "validation"
     if (n := data.eval_examples) is not None and scored in found:
-        with _naming("eval_examples"):
+        with prefixed("eval_examples"):
             found[scored] = subsample(
                 found[scored], n, EVAL_SEED, balanced=task.balanced
             )
@@ -128,15 +129,6 @@ def _held_out_of(only: bool) -> Iterator[None]:
         raise ValueError(
             f"validation_examples: were held out of the training data: {error}"
         ) from None
-
-
-@contextlib.contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """Puts the option in front of what was wrong with it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
 
 
 def example_facts(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.metrics._inputs import exp, top_class
 
 # Log-probabilities carry a rounding error: log(0.8) in float32 may exceed the true
@@ -53,7 +54,7 @@ def reliability(
     References:
         DeGroot and Fienberg, "The comparison and evaluation of forecasters", 1983.
     """
-    _check_bins(bins)
+    check("bins", bins, AT_LEAST_ONE)
     log_confidence, correct = top_class(log_probs, labels)
     # Inner edges only, so that nothing can fall outside the first and last bins.
     edges = np.log(np.arange(1, bins) / bins) + _EDGE_TOLERANCE
@@ -120,7 +121,7 @@ def adaptive_ece(
         natural language processing models", EMNLP 2015.
         Nixon et al., "Measuring calibration in deep learning", CVPR workshops 2019.
     """
-    _check_bins(bins)
+    check("bins", bins, AT_LEAST_ONE)
     log_confidence, correct = _sorted_top_class(log_probs, labels)
     smaller, larger_bins = divmod(len(correct), bins)
     sizes = smaller + (np.arange(bins) < larger_bins)
@@ -157,11 +158,6 @@ def aurc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array
     errors = 1 - correct[::-1]
     covered = jnp.arange(1, len(errors) + 1, dtype=errors.dtype)
     return jnp.mean(jnp.cumsum(errors) / covered)
-
-
-def _check_bins(bins: int) -> None:
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
 
 
 def _sorted_top_class(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
+from ivon_jax.errors import one_line
 from ivon_jax.models import LlamaConfig, load
 from ivon_jax.models.cache import fetch
-from ivon_jax.models.checks import one_line
 from ivon_jax.models.known import KNOWN
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ivon_jax.train.data.rows import SUFFIXES, one_line, read_rows
+from ivon_jax.errors import one_line
+from ivon_jax.train.data.rows import SUFFIXES, read_rows
 from ivon_jax.train.data.task import Example, Source, Split, Task
 
 DATA_DIR_VARIABLE = "IVON_JAX_DATA"
@@ -114,7 +115,7 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, 
     except Exception as error:
         raise ValueError(
             f"{name} cannot be read; pass --data-dir or set {DATA_DIR_VARIABLE} to use "
-            f"local files: {one_line(error) or type(error).__name__}"
+            f"local files: {one_line(error)}"
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name} row {number}", row

@@ -12,16 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ivon_jax.errors import one_line
 from ivon_jax.train.data.fields import shown
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 Row = dict[str, Any]
-
-
-def one_line(text: object) -> str:
-    """A message of someone else's making on one line, and not too long."""
-    return " ".join(str(text).split())[:300]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:

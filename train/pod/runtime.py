@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
+from ivon_jax.errors import first_line
 from ivon_jax.models.cache import cache_folder
 
 # A run is the same whatever the environment says of these. It is in float32, and its
@@ -67,7 +68,7 @@ def check_devices() -> None:
     except Exception as error:  # a plugin may raise anything, and does
         asked = jax.config.jax_platforms  # type: ignore[attr-defined]
         name = f"JAX_PLATFORMS: no device of {asked!r}" if asked else "no device"
-        reason = _first_line(error) or "JAX does not say why"
+        reason = first_line(error) or "JAX does not say why"
         raise ValueError(f"{name} can be used ({reason})") from None
 
 
@@ -100,7 +101,7 @@ def explain(error: Exception) -> str | None:
         The line; None if the error is a mistake of this program.
     """
     if isinstance(error, MemoryError):
-        return f"out of memory on the host ({_first_line(error) or 'no more is known'})"
+        return f"out of memory on the host ({first_line(error) or 'no more is known'})"
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     if _is_memory(error):
@@ -110,7 +111,7 @@ def explain(error: Exception) -> str | None:
         )
     if str(error).startswith("INVALID_ARGUMENT"):
         return None
-    return f"JAX's runtime on {jax.default_backend()} failed: {_first_line(error)}"
+    return f"JAX's runtime on {jax.default_backend()} failed: {first_line(error)}"
 
 
 def annotate(error: Exception) -> None:
@@ -132,8 +133,3 @@ def _sizes(error: Exception) -> str:
     """What was asked for, if it is said: the words differ by platform."""
     size = re.search(r"allocat\w+ (\d[\d.]*\s?\w*)", str(error))
     return f"needs {size[1]} more than there is" if size else "does not fit"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""

@@ -22,8 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from ivon_jax.errors import one_line
 from ivon_jax.files import write_bytes
-from ivon_jax.models.checks import one_line
 from ivon_jax.train.runs.progress import say
 
 SEAL = "sha256.json"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from ivon_jax.files import naming
+from ivon_jax.errors import writing
 from ivon_jax.train.runs import run
 
 
@@ -51,7 +51,7 @@ class Jsonl:
         # JSON has no infinity and no NaN.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         text = json.dumps({"step": step, **finite}).encode() + b"\n"
-        with naming(self._path):
+        with writing(self._path):
             if self._file.write(text) < len(text):
                 raise OSError("there was no room for all of a line")
 
