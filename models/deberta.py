@@ -29,7 +29,7 @@ from ivon_jax.models.stack import Remat, stack
 
 
 class Convolved(NamedTuple):
-    """What the convolution adds to the first layer's output, and its normalisation."""
+    """The convolution's output, and scale and bias of the norm that follows it."""
 
     out: Float[Array, "b s d"]
     scale: Float[Array, " d"]
@@ -37,12 +37,12 @@ class Convolved(NamedTuple):
 
 
 class Residual(ProjectionModule):
-    """A projection, added to what it came from, and normalised."""
+    """Dense, dropout, add `residual`, LayerNorm."""
 
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Makes the parts."""
+        """Makes the sublayers."""
         c = self.config
         self.dense = self.linear(c.hidden_size)
         self.LayerNorm = self.layer_norm(c.hidden_size, c.layer_norm_eps)
@@ -51,7 +51,7 @@ class Residual(ProjectionModule):
     def __call__(
         self, x: Float[Array, "b s e"], residual: Float[Array, "b s d"]
     ) -> Float[Array, "b s d"]:
-        """Applies the layer at every position."""
+        """Applies the layer at every position of `x`."""
         out = self.dropout(self.dense(x), not self.has_rng("dropout"))
         return split_batch(self.LayerNorm(out + residual))
 
@@ -108,7 +108,7 @@ class Layer(ProjectionModule):
         mask: Bool[Array, "b 1 s s"] | None,
         convolved: Convolved | None,
     ) -> tuple[Float[Array, "b s d"], None]:
-        """Applies the layer; what was convolved is added after the first one."""
+        """Applies the layer; the first one also adds the convolution's output."""
         attended = self.attention(x, relative, mask)
         x = self.output(self.intermediate(attended), attended)
         if convolved is not None:
@@ -127,7 +127,7 @@ class Convolution(ProjectionModule):
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Makes the kernel, and the norm that the first layer's output goes through."""
+        """Makes the convolution, and the norm of the first layer's output."""
         c = self.config
         self.conv = nn.Conv(
             c.hidden_size,
@@ -143,7 +143,7 @@ class Convolution(ProjectionModule):
     def __call__(
         self, x: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None
     ) -> Convolved:
-        """Convolves; nothing comes out at padding."""
+        """Convolves the embeddings; zero at padding."""
         out = self.conv(x)
         if mask is not None:
             out = jnp.where(mask[..., None], out, 0)
@@ -158,7 +158,7 @@ class Embeddings(ProjectionModule):
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Makes the tables that there are."""
+        """Makes the tables of the configuration."""
         c = self.config
         size = c.embedding_size or c.hidden_size
         self.word_embeddings = self.embedding(c.vocab_size, size)
@@ -177,11 +177,11 @@ class Embeddings(ProjectionModule):
         types: Int[Array, "b s"] | None,
         mask: Bool[Array, "b s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Embeds tokens; padding, whatever its ids and positions, becomes zero."""
+        """Embeds tokens; padding becomes zero, whatever its ids."""
         c = self.config
         index = jnp.arange(tokens.shape[1])[None]
         if mask is not None:
-            # What has no embedding is read as NaN: so would be the gradients.
+            # An id without an embedding is read as NaN, which spoils the gradients.
             tokens = jnp.where(mask, tokens, 0)
             types = None if types is None else jnp.where(mask, types, 0)
             if tokens.shape[1] > c.max_position_embeddings:
@@ -209,7 +209,7 @@ class Pooler(ProjectionModule):
         self.dropout = nn.Dropout(self.config.pooler_dropout)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b d"]:
-        """Applies it."""
+        """Pools the hidden states."""
         first = self.dropout(x[:, 0], not self.has_rng("dropout"))
         return ACTIVATIONS[self.config.pooler_hidden_act](self.dense(first))
 
@@ -229,13 +229,10 @@ class Deberta(ProjectionModule):
 
     Attributes:
         config: sizes and switches.
-        dtype: what the layers compute in; norms, softmax and logits use float32.
-        param_dtype: what `init` makes the parameters in.
-        scan_layers: compile one layer and loop over stacked parameters; otherwise
-            the layers are `layers_0`, `layers_1`, ...
-        remat: what the backward pass computes again to save memory: `"none"`,
-            `"full"` for each layer's inside, `"dots"` for all of it but its matrix
-            products.
+        dtype: of the computation; norms, softmax and logits use float32.
+        param_dtype: of the parameters that `init` makes.
+        scan_layers: see `Llama`.
+        remat: see `Llama`.
 
     Example:
         >>> config = DebertaConfig(
@@ -281,14 +278,14 @@ class Deberta(ProjectionModule):
         """Computes the head's outputs.
 
         Args:
-            tokens: token ids, the first of which stands for the whole; those at
+            tokens: token ids; the head reads the first one's hidden state. Those at
                 padding may be any.
             mask: True at real tokens, False at padding on either side.
             types: 0 for tokens of the first text, 1 for those of the second; read
                 only by models with embeddings of types.
 
         Returns:
-            Logits, or numbers, in float32.
+            Logits, or regression outputs, float32.
         """
         pooled = self.pooler(self.hidden_states(tokens, mask=mask, types=types))
         pooled = self.dropout(pooled, not self.has_rng("dropout"))
@@ -309,8 +306,8 @@ class Deberta(ProjectionModule):
         first = jnp.arange(c.num_hidden_layers) == 0 if c.conv_kernel_size else None
         pairs = None
         if mask is not None:
-            # Padding attends to nothing, hence evenly to all: what it then computes
-            # counts where it comes first, in the pooler.
+            # Padding attends to nothing, hence evenly to all. Its hidden state counts
+            # only where padding comes first, in the pooler.
             pairs = mask[:, None, :, None] & mask[:, None, None, :]
         layers = stack(
             Layer,

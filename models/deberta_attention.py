@@ -13,11 +13,11 @@ from ivon_jax.models.layers import ProjectionModule
 
 
 class Relative(NamedTuple):
-    """Relative positions: their embeddings, and which of them each pair of tokens has.
+    """Embeddings of relative positions, and the index of each pair's position.
 
     Attributes:
         embeddings: of all r distances, normalised if the model does so.
-        distance: index of the distance from query to key.
+        distance: index into `embeddings` for each query and key.
     """
 
     embeddings: Float[Array, "r d"]
@@ -25,13 +25,13 @@ class Relative(NamedTuple):
 
 
 def relative_positions(length: int, buckets: int | None, largest: int) -> np.ndarray:
-    """Distances between the tokens of a sequence, the far ones in buckets.
+    """Returns distances between the tokens of a sequence, the far ones in buckets.
 
     Args:
         length: of the sequence.
-        buckets: half of them hold a distance each, the rest grow logarithmically;
-            None for plain distances.
-        largest: the distance that the last bucket holds.
+        buckets: number of buckets: half of them hold a distance each, the rest grow
+            logarithmically; None for plain distances.
+        largest: distance of the last bucket.
 
     Returns:
         The distance of query i to key j, at [i, j], int32.
@@ -44,7 +44,7 @@ def relative_positions(length: int, buckets: int | None, largest: int) -> np.nda
     distance = index[:, None] - index[None]
     if buckets is None:
         return distance
-    # In float32, as HF's class: an edge between buckets may be a matter of rounding.
+    # In float32, as HF's class: rounding decides at the edges of buckets.
     half = buckets // 2
     far = np.maximum(np.abs(distance), half).astype(np.float32)
     scale = np.log(np.float32((largest - 1) / half))
@@ -59,7 +59,7 @@ class SelfAttention(ProjectionModule):
     config: DebertaConfig
 
     def setup(self) -> None:
-        """Makes the projections of content, and of positions if they have their own."""
+        """Makes the projections of content and, unless shared, of positions."""
         c = self.config
         self.query_proj = self.linear(c.hidden_size)
         self.key_proj = self.linear(c.hidden_size)
@@ -76,7 +76,7 @@ class SelfAttention(ProjectionModule):
         relative: Relative | None,
         mask: Bool[Array, "b 1 s s"] | None,
     ) -> Float[Array, "b s d"]:
-        """Attends from each token to every real one."""
+        """Attends from each token to all that are not padding."""
         c, training = self.config, self.has_rng("dropout")
         query, key, value = (
             self._heads(project(x))
@@ -102,7 +102,7 @@ class SelfAttention(ProjectionModule):
         embeddings: Float[Array, "r d"],
         distance: Int[Array, "s s"],
     ) -> Float[Array, "#b #h s s"]:
-        """Scores of each query with the key's position, and of each key with its."""
+        """Returns scores of content to position, and of position to content."""
         c = self.config
         scores = jnp.zeros((1, 1, *distance.shape))
         if "c2p" in c.pos_att_type:

@@ -1,4 +1,4 @@
-"""The shape and the switches of a DeBERTa-v2 or v3, read from HF's `config.json`."""
+"""Sizes and switches of a DeBERTa-v2 or v3, read from HF's `config.json`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,8 +9,9 @@ from ivon_jax.models.layers import ACTIVATIONS
 
 DEBERTA_TYPES = ("deberta-v2",)
 POSITION_TERMS = ("c2p", "p2c")
-# Sizes beyond these come from damaged files; they would only exhaust the memory.
+# Larger sizes come from damaged files, and would exhaust the memory.
 _LARGEST, _MOST_LAYERS = 2**24, 2**12
+_PROBLEMS = ("regression", "single_label_classification")
 _MAY_BE_ZERO = ("type_vocab_size", "conv_kernel_size")
 _RATES = (
     "hidden_dropout_prob",
@@ -22,11 +23,11 @@ _RATES = (
 
 @dataclasses.dataclass(frozen=True)
 class DebertaConfig:
-    """Everything that decides what a DeBERTa classifier computes.
+    """Configuration of a DeBERTa classifier.
 
-    Names follow HF's `config.json`. Relative positions are `position_buckets` wide on
-    each side, on a logarithmic scale, or else `max_relative_positions` wide; neither
-    is -1 here. Dropout acts where a `dropout` key is given.
+    Names follow HF's `config.json`. Relative positions reach `position_buckets` to
+    each side, on a logarithmic scale, or else `max_relative_positions`; both are None
+    here where HF has -1. Dropout is active where a `dropout` key is given.
 
     Example:
         >>> config = DebertaConfig(
@@ -70,7 +71,7 @@ class DebertaConfig:
         """Checks every field.
 
         Raises:
-            ValueError: one is out of range, or does not fit the others.
+            ValueError: a field is out of range, or contradicts another.
         """
         for name, value in vars(self).items():
             if name in _RATES and value is not None:
@@ -96,14 +97,14 @@ class DebertaConfig:
         width = self.conv_kernel_size
         require(width % 2 == 1 or not width, "conv_kernel_size", width, "an odd number")
         if self.position_buckets is not None:
-            # The logarithmic part runs from half of the buckets to the largest.
+            # The logarithmic part begins at half of the buckets.
             fits = 1 < self.position_buckets < 2 * (self.largest_position - 1)
             legal = f"2 to {2 * self.largest_position - 3}"
             require(fits, "position_buckets", self.position_buckets, legal)
 
     @property
     def largest_position(self) -> int:
-        """The largest distance that has an embedding of its own, or a bucket's."""
+        """The largest distance with an embedding."""
         return self.max_relative_positions or self.max_position_embeddings
 
     @property
@@ -122,7 +123,7 @@ class DebertaConfig:
         return self.hidden_size // self.num_attention_heads
 
     def with_one_layer(self) -> "DebertaConfig":
-        """Returns the same shape one layer deep."""
+        """Returns the same configuration with one layer."""
         return dataclasses.replace(self, num_hidden_layers=1)
 
     @classmethod
@@ -136,8 +137,8 @@ class DebertaConfig:
             The configuration.
 
         Raises:
-            ValueError: a field is missing, or asks for something that changes
-                the result and is not implemented here.
+            ValueError: a field is missing, or asks for an unimplemented feature that
+                changes the result.
         """
         _reject_unsupported(config)
         values: dict[str, Any] = {}
@@ -154,7 +155,7 @@ class DebertaConfig:
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns what `from_hf` reads, with the name of transformers' class."""
+        """Returns the fields of `config.json`, with transformers' class name."""
         none = {"position_buckets": -1, "max_relative_positions": -1}
         values = {
             name: either(value, none.get(name)) for name, value in vars(self).items()
@@ -188,11 +189,8 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
         require(
             integer(config, name, wanted) == wanted, name, config.get(name), f"{wanted}"
         )
-    kind = config.get("problem_type")
-    kinds = (None, "regression", "single_label_classification")
-    require(
-        kind in kinds, "problem_type", kind, "regression or single_label_classification"
-    )
+    problem, legal = config.get("problem_type"), _PROBLEMS
+    require(problem in (None, *legal), "problem_type", problem, " or ".join(legal))
 
 
 def _text(config: Mapping[str, Any], field: str) -> str:
@@ -225,13 +223,13 @@ def _split(text: str) -> list[str]:
 
 
 def _num_labels(config: Mapping[str, Any]) -> int:
-    """The new spelling, names of labels; the old one counts where it is there too."""
+    """Returns `num_labels`, or else the number of labels in `id2label`."""
     names = config.get("id2label")
     require(isinstance(names, dict | None), "id2label", names, "a JSON object")
     return integer(config, "num_labels", 2 if names is None else len(names))
 
 
-# How fields are read from HF's file: by name, or else by type.
+# Readers of the fields of HF's file, by name or else by type.
 _READERS: Mapping[Any, Callable[[Mapping[str, Any], str], Any]] = {
     "norm_rel_ebd": _has_norm,
     "pos_att_type": _position_terms,

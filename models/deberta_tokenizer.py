@@ -1,8 +1,8 @@
-"""The tokenizer of a DeBERTa's folder, put right where transformers 5 is wrong.
+"""The tokenizer of a DeBERTa's folder, with two faults of transformers 5 corrected.
 
-It takes the pieces from the files, but neither the table by which sentencepiece
-normalises text nor the pieces of single bytes: "½", "…" and "ﬁ" would be unknown.
-Of a folder without either file it makes a tokenizer that knows no word.
+transformers reads the pieces, but neither sentencepiece's normalisation table nor its
+single bytes: "½", "…" and "ﬁ" would be unknown. For a folder without tokenizer files
+it makes a tokenizer with an empty vocabulary.
 """
 
 from pathlib import Path
@@ -13,14 +13,13 @@ def read_tokenizer(folder: Path) -> Any:
     """Loads the tokenizer of a DeBERTa-v2 or v3.
 
     Args:
-        folder: in HF's layout, with `tokenizer.json` or else `spm.model`, the file of
-            sentencepiece.
+        folder: in HF's layout, with `tokenizer.json` or sentencepiece's `spm.model`.
 
     Returns:
-        A tokenizer of transformers; what another class than DeBERTa's makes, as it is.
+        A tokenizer of transformers; unchanged if it is of another class than DeBERTa's.
 
     Raises:
-        ValueError: neither file is there, or it is damaged.
+        ValueError: both files are missing, or the file is damaged.
     """
     from tokenizers import Tokenizer, normalizers
     from transformers import AutoTokenizer, DebertaV2Tokenizer
@@ -29,14 +28,15 @@ def read_tokenizer(folder: Path) -> Any:
     held = None
     if file.is_file():
         held = Tokenizer.from_file(str(file))
-    elif pieces.is_file():  # transformers takes a damaged one for tiktoken's
+    elif pieces.is_file():  # transformers would read a damaged one as tiktoken's
         held = _from_sentencepiece(pieces)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not isinstance(tokenizer, DebertaV2Tokenizer):
         return tokenizer
     if held is None:
-        raise ValueError("neither tokenizer.json nor spm.model is there")
-    if tokenizer.do_lower_case and not file.is_file():  # which says so itself
+        raise ValueError("tokenizer.json and spm.model are missing")
+    # tokenizer.json has its own normalizer for this.
+    if tokenizer.do_lower_case and not file.is_file():
         held.normalizer = normalizers.Sequence(
             [normalizers.Lowercase(), held.normalizer]
         )
@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _from_sentencepiece(path: Path) -> Any:
-    """Makes the model and the normalizer of a file of sentencepiece."""
+    """Builds the model and the normalizer of a sentencepiece file."""
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, models, normalizers
 
@@ -61,14 +61,14 @@ def _from_sentencepiece(path: Path) -> Any:
         )
         steps: list[Any] = []
         if table := spec.precompiled_charsmap:
-            # The table holds NFKC, for which NFC changes nothing; but the library
-            # looks up the letter alone where an accent follows as its own character.
+            # The table holds NFKC, so NFC changes nothing but this: the library looks
+            # up only the letter where an accent follows as a character of its own.
             steps = [normalizers.NFC(), normalizers.Precompiled(table)]
-    except Exception as error:  # protobuf's and the library's have nothing in common
+    except Exception as error:  # protobuf's and tokenizers' errors share no base class
         raise ValueError(f"{path.name} is damaged: {error}") from error
     if trainer.model_type != trainer.UNIGRAM:
-        kind = trainer.ModelType.Name(trainer.model_type)
-        raise ValueError(f"{path.name} is of model_type {kind}, expected UNIGRAM")
+        name = trainer.ModelType.Name(trainer.model_type)
+        raise ValueError(f"{path.name} has model_type {name}, expected UNIGRAM")
     if spec.remove_extra_whitespaces:
         steps.append(normalizers.Replace(Regex(r"\A +| +\z| +(?= )"), ""))
     tokenizer = Tokenizer(unigram)

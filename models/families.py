@@ -1,4 +1,4 @@
-"""The architectures, and what loading, saving and planning need to know of each."""
+"""The table of architectures, for loading, saving and planning."""
 
 import dataclasses
 import re
@@ -20,15 +20,14 @@ class Family:
 
     Attributes:
         model_types: HF's names of it.
-        config: the class of its configurations; `from_hf` makes one.
-        module: makes its Linen module of a configuration.
-        names: HF's names of the modules in our tree that begin so; `{}` stands for
-            the number of a stacked layer. The longest beginning counts.
-        unused: tensors, as a regular expression, that files may hold in vain.
-        copies: tensors that files may hold although the model has them under another
+        config: class of its configurations.
+        module: maps a configuration to the Linen module.
+        names: HF's module names by prefix of the path in our tree; `{}` stands for the
+            index of a stacked layer. The longest prefix counts.
+        unused: regex of tensor names to ignore.
+        copies: tensors that may be stored although the model has them under another
             name, given here.
-        head: layers that a file may lack, all of them together: they belong to one
-            task, and are trained whole.
+        head: task-specific layers, trained whole; a file may lack all of them.
     """
 
     model_types: tuple[str, ...]
@@ -68,7 +67,7 @@ DEBERTA = Family(
         "pooler": "pooler",
         "classifier": "classifier",
     },
-    # The heads of pretraining, and embeddings of positions that are switched off.
+    # Pretraining heads, and position embeddings that are switched off.
     unused=r"(cls|lm_predictions|mask_predictions)\..*"
     r"|deberta\.embeddings\.position_(ids|embeddings\.weight)"
     r"|deberta\.encoder\.(rel_embeddings|LayerNorm)\..*",
@@ -78,12 +77,12 @@ FAMILIES = (LLAMA, DEBERTA)
 
 
 def family_of(config: Any) -> Family:
-    """Finds the architecture that a configuration is of."""
+    """Returns the architecture of a configuration."""
     return next(family for family in FAMILIES if isinstance(config, family.config))
 
 
 def with_outputs(config: Config, count: int) -> Config:
-    """Gives the head of an architecture that has one so many outputs."""
+    """Sets the number of outputs of the head, if the architecture has one."""
     if not family_of(config).head:
         return config
     head: dict[str, Any] = {"num_labels": count}
@@ -91,29 +90,28 @@ def with_outputs(config: Config, count: int) -> Config:
 
 
 def read_config(values: Mapping[str, Any]) -> Config:
-    """Reads the dictionary in HF's `config.json`, whichever architecture it is of.
+    """Reads the dictionary in HF's `config.json` of any architecture.
 
     Raises:
-        ValueError: no architecture here is that, or it is one with something that
-            is not implemented.
+        ValueError: the architecture, or one of its settings, is not implemented.
     """
-    kind = values.get("model_type")
+    model_type = values.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
-    require(kind in list(by_type), "model_type", kind, " or ".join(by_type))
+    require(model_type in list(by_type), "model_type", model_type, " or ".join(by_type))
     layers = values.get("per_layer_config")
     require(not layers, "per_layer_config", layers, "none")
-    return by_type[kind].config.from_hf(values)  # type: ignore[index]
+    return by_type[model_type].config.from_hf(values)  # type: ignore[index]
 
 
 def hf_names(module: str, num_layers: int) -> list[str]:
-    """HF's names of one of our modules.
+    """Returns HF's names of a module in our tree.
 
     Args:
-        module: path in our tree, as `layers/self_attn/q_proj`.
-        num_layers: how many layers are stacked under `layers`.
+        module: its path, as `layers/self_attn/q_proj`.
+        num_layers: number of layers stacked under `layers`.
 
     Returns:
-        One name, or one a layer for what is stacked.
+        One name, or one for each stacked layer.
 
     Example:
         >>> hf_names("layers/mlp/up_proj", 2)
@@ -133,24 +131,24 @@ def hf_names(module: str, num_layers: int) -> list[str]:
 
 
 def tree_path(name: str) -> str:
-    """The inverse of `hf_names`: the path in our tree of a module of HF's.
+    """Returns the path in our tree of one of HF's modules: the inverse of `hf_names`.
 
     Args:
         name: HF's name, as `model.layers.0.self_attn.q_proj`.
 
     Returns:
-        The path, the same for all layers that are stacked.
+        The path, the same for all stacked layers.
 
     Raises:
-        KeyError: no architecture here has such a module.
+        KeyError: no architecture has such a module.
 
     Example:
         >>> tree_path("model.layers.1.mlp.up_proj")
         'layers/mlp/up_proj'
     """
-    begins = {v: k for family in FAMILIES for k, v in family.names.items()}
-    for theirs in sorted(begins, key=len, reverse=True):
+    prefixes = {v: k for family in FAMILIES for k, v in family.names.items()}
+    for theirs in sorted(prefixes, key=len, reverse=True):
         pattern = re.escape(theirs).replace(r"\{\}", r"\d+") + r"((?:\.\w+)*)"
         if found := re.fullmatch(pattern, name, re.ASCII):
-            return begins[theirs] + found[1].replace(".", "/")
+            return prefixes[theirs] + found[1].replace(".", "/")
     raise KeyError(name)

@@ -86,7 +86,7 @@ def test_files_that_are_none(tmp_path):
         with pytest.raises(ValueError, match=r"^spm\.model is damaged: "):
             read_tokenizer(tmp_path)
     write(tmp_path, model_type="bpe")
-    with pytest.raises(ValueError, match=r"^spm\.model is of model_type BPE, expected"):
+    with pytest.raises(ValueError, match=r"^spm\.model has model_type BPE, expected"):
         read_tokenizer(tmp_path)
     (tmp_path / "spm.model").unlink()
     with pytest.raises(ValueError, match=r"neither tokenizer\.json nor spm\.model"):
