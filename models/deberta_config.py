@@ -189,8 +189,8 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
         require(
             integer(config, name, wanted) == wanted, name, config.get(name), f"{wanted}"
         )
-    problem, legal = config.get("problem_type"), _PROBLEMS
-    require(problem in (None, *legal), "problem_type", problem, " or ".join(legal))
+    problem, legal = config.get("problem_type"), " or ".join(_PROBLEMS)
+    require(problem in (None, *_PROBLEMS), "problem_type", problem, legal)
 
 
 def _text(config: Mapping[str, Any], field: str) -> str:

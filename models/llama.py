@@ -1,9 +1,9 @@
-"""Llama and its relatives (SmolLM2, Mistral, Qwen): one decoder, told apart by flags.
+"""Llama and its relatives (SmolLM2, Mistral, Qwen): one decoder with switches.
 
-The parameter tree carries HF's names (`layers/self_attn/q_proj/kernel`, ...), with
-all layers stacked on a leading axis unless `scan_layers` is off. Every projection
-is a plain `nn.Dense`, so adapters can be added from outside by interception; they
-live in a `lora` collection, which the scan over layers already carries.
+The parameter tree has HF's names (`layers/self_attn/q_proj/kernel`, ...), with all
+layers stacked on a leading axis unless `scan_layers` is off. Every projection is a
+plain `nn.Dense`, so adapters can be added by interception; the scan over layers carries
+their collection, `lora`.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from ivon_jax.models.stack import Remat, Stack, stack
 
 
 class KVCache(NamedTuple):
-    """Rotated keys, and values, of tokens already seen, for every layer.
+    """Rotated keys, and values, of previous tokens in every layer.
 
     With batch size 1 the cache is a prefix shared by the whole batch.
     """
@@ -34,9 +34,8 @@ class Visible(NamedTuple):
     """Which keys each token may attend to; m is the batch size, or 1.
 
     Attributes:
-        all: in layers that see everything before; `None` is plain causal attention.
-        near: in layers with a sliding window; `None` if the model has none. Given
-            only together with `all`.
+        all: in layers without a window; None is plain causal attention.
+        near: in layers with a sliding window; None if there are none. Requires `all`.
     """
 
     all: Bool[Array, "m 1 s u"] | None
@@ -53,12 +52,12 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         """Makes the sublayers under HF's names."""
-        kinds = (self.dtype, self.param_dtype)
+        dtypes = (self.dtype, self.param_dtype)
         epsilon = self.config.rms_norm_eps
-        self.input_layernorm = RMSNorm(epsilon, *kinds)
-        self.self_attn = Attention(self.config, *kinds)
-        self.post_attention_layernorm = RMSNorm(epsilon, *kinds)
-        self.mlp = MLP(self.config, *kinds)
+        self.input_layernorm = RMSNorm(epsilon, *dtypes)
+        self.self_attn = Attention(self.config, *dtypes)
+        self.post_attention_layernorm = RMSNorm(epsilon, *dtypes)
+        self.mlp = MLP(self.config, *dtypes)
 
     def __call__(
         self,
@@ -79,7 +78,7 @@ class Block(nn.Module):
 
 
 class Unembedding(nn.Module):
-    """An output matrix of its own, `kernel` of shape (hidden, vocabulary)."""
+    """The output matrix, if untied: `kernel` of shape (hidden, vocabulary)."""
 
     config: LlamaConfig
     param_dtype: Dtype
@@ -98,11 +97,10 @@ class Llama(nn.Module):
         config: sizes and switches.
         scan_layers: compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
-        remat: what the backward pass computes again to save memory: `"none"`,
-            `"full"` for each layer's inside, `"dots"` for all of it but its matrix
-            products.
-        dtype: what the layers compute in; norms, softmax and logits use float32.
-        param_dtype: what `init` makes the parameters in.
+        remat: recomputation in the backward pass, to save memory: `"none"`, `"full"`
+            for whole layers, `"dots"` for all but matrix products.
+        dtype: of the computation; norms, softmax and logits use float32.
+        param_dtype: of the parameters that `init` makes.
 
     Example:
         >>> config = LlamaConfig(
@@ -126,7 +124,7 @@ class Llama(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        """Makes everything but the layers, whose form depends on the call."""
+        """Makes all parts but the layers, which depend on the call."""
         c = self.config
         self.embed_tokens = nn.Embed(
             c.vocab_size, c.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype
@@ -150,21 +148,20 @@ class Llama(nn.Module):
         Args:
             tokens: token ids; those at padding may be any.
             mask: True at real tokens, False at padding on either side. It covers
-                `tokens` or, if the past holds padding too, the past and `tokens`.
-            past: cache of what comes before `tokens`; batch size 1 is a prefix that
+                `tokens` or, if the past has padding too, the past and `tokens`.
+            past: cache of the tokens before `tokens`; with batch size 1 a prefix that
                 all sequences share.
-            segments: if a row holds several texts, one after another: the number of
-                each token's text, rising along the row. A text sees only itself.
-                Without `mask` and `past`.
+            segments: for rows of several texts: index of each token's text, rising
+                along the row. A text attends only to itself. Excludes the two above.
             return_cache: also return the cache of the past and `tokens` together.
 
         Returns:
-            Hidden states, or the pair of them and the cache. Those at padding mean
-            nothing.
+            Hidden states, or the pair of them and the cache. Those at padding are
+            arbitrary.
 
         Raises:
-            ValueError: `mask` covers neither `tokens` nor the past and `tokens`, or
-                `segments` come with either.
+            ValueError: `mask` has another length, or `segments` come with `mask` or
+                `past`.
         """
         prefix = 0 if past is None else past.keys.shape[2]
         window = self.config.sliding_window
@@ -175,14 +172,14 @@ class Llama(nn.Module):
         else:
             raise ValueError("segments: exclude mask and past")
         if mask is not None:
-            # An id without an embedding is read as NaN, which no mask takes out again.
+            # An id without an embedding is read as NaN, which no mask removes.
             tokens = jnp.where(mask[:, -tokens.shape[1] :], tokens, 0)
         x = split_batch(self.embed_tokens(tokens))
         rope = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None
         x, cache = self._layers(return_cache)(x, past, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
-            self.lm_head.kernel  # noqa: B018, only made when first looked at
+            self.lm_head.kernel  # noqa: B018, made on first access
         hidden = self.norm(x)
         return hidden if cache is None else (hidden, cache)
 
@@ -191,12 +188,12 @@ class Llama(nn.Module):
         hidden: Float[Array, "*n d"],
         token_ids: Int[Array, "c"] | None = None,
     ) -> Float[Array, "*n c"]:
-        """Logits in float32, of a few tokens or of the whole vocabulary.
+        """Returns logits in float32, of a few tokens or of the whole vocabulary.
 
         Args:
-            hidden: hidden states as `__call__` returns them.
-            token_ids: the tokens to compute logits for, in this order; `None` for
-                all. With ids given, nothing of the vocabulary's size is computed.
+            hidden: hidden states of `__call__`.
+            token_ids: tokens to compute logits for, in this order; None for all. With
+                ids, nothing of the vocabulary's size is computed.
 
         Returns:
             The logits.
@@ -231,7 +228,7 @@ def _visibility(
     prefix: int,
     window: int | None,
 ) -> tuple[Int[Array, "r s"], Visible]:
-    """Positions of the tokens, and which keys each may attend to."""
+    """Returns positions of the tokens, and the keys that each may attend to."""
     length = tokens.shape[1]
     index = jnp.arange(prefix, prefix + length)[None]
     if mask is None and not prefix and window is None:
@@ -258,7 +255,7 @@ def _visibility(
 def _segmented(
     segments: Int[Array, "b s"], window: int | None
 ) -> tuple[Int[Array, "b s"], Visible]:
-    """The same where rows hold several texts: positions start anew with each."""
+    """Returns the same for rows of several texts; positions restart with each."""
     index = jnp.arange(segments.shape[1])[None]
     first = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
     starts = jax.lax.cummax(jnp.where(first, index, 0), axis=1)

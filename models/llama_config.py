@@ -1,4 +1,4 @@
-"""The shape and the switches of a Llama-like model, read from HF's `config.json`."""
+"""Sizes and switches of a Llama-like model, read from HF's `config.json`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from ivon_jax.models.rope_config import (
 
 MODEL_TYPES = ("llama", "mistral", "ministral", "qwen2", "qwen3")
 
-# Sizes beyond these, or else beyond 2**24, come from damaged files; they would only
-# exhaust the memory.
+# Larger sizes (of others, beyond 2**24) come from damaged files, and would exhaust the
+# memory.
 _LIMITS = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Everything that decides what a Llama-like decoder computes.
+    """Configuration of a Llama-like decoder.
 
     Names follow HF's `config.json`. `qkv_bias` and `o_bias` split its
     `attention_bias`: Qwen2 has biases on q, k and v but not on the output. With
     `qk_norm` every head's query and key is normalised, as in Qwen3. Layers marked in
-    `windowed_layers` see the last `sliding_window` tokens, their own included.
+    `windowed_layers` attend to the last `sliding_window` tokens, the current included.
 
     Example:
         >>> config = LlamaConfig(
@@ -62,8 +62,8 @@ class LlamaConfig:
         """Checks every size.
 
         Raises:
-            ValueError: a size is not positive or not a plausible one, or the
-                heads do not fit each other.
+            ValueError: a size is not positive or implausibly large, or fields
+                contradict each other.
         """
         for name, value in vars(self).items():
             if name in ("rms_norm_eps", "rope_theta"):
@@ -83,17 +83,17 @@ class LlamaConfig:
             require(self.head_dim > 2, "head_dim", self.head_dim, "more than 2")
         if isinstance(self.rope_scaling, YarnRope):  # it divides by log(theta)
             theta = self.rope_theta
-            require(theta != 1, "rope_theta", theta, "another number than 1 for yarn")
+            require(theta != 1, "rope_theta", theta, "a number other than 1 for yarn")
         layers = self.num_hidden_layers if self.sliding_window else 0
         require(
             len(self.windowed_layers) == layers,
             "windowed_layers",
             self.windowed_layers,
-            f"{layers} of them (one a layer if there is a sliding_window)",
+            f"{layers} of them (one for each layer if there is a sliding_window)",
         )
 
     def with_one_layer(self) -> "LlamaConfig":
-        """Returns the same shape one layer deep, with the same parameters in it."""
+        """Returns the same configuration with one layer, and no window."""
         return dataclasses.replace(
             self, num_hidden_layers=1, sliding_window=None, windowed_layers=()
         )
@@ -103,26 +103,26 @@ class LlamaConfig:
         """Reads the dictionary in HF's `config.json`.
 
         Args:
-            config: the parsed file. Rotary settings may stand at the top
-                (`rope_theta`, `rope_scaling`) or, as transformers 5 writes them,
-                inside `rope_parameters`.
+            config: the parsed file. Rotary settings may be at the top (`rope_theta`,
+                `rope_scaling`) or, as transformers 5 writes them, in
+                `rope_parameters`.
 
         Returns:
             The configuration.
 
         Raises:
-            ValueError: a field is missing, or asks for something that changes
-                the result and is not implemented here.
+            ValueError: a field is missing, or asks for an unimplemented feature that
+                changes the result.
         """
         _reject_unsupported(config)
-        kind = config["model_type"]
+        model_type = config["model_type"]
         hidden = integer(config, "hidden_size")
         heads = integer(config, "num_attention_heads")
-        # Where a field is absent HF's classes differ.
-        kv_heads = heads if kind == "llama" else None
-        head_dim = 128 if kind == "qwen3" else hidden // max(heads, 1)
+        # HF's classes differ in their defaults.
+        kv_heads = heads if model_type == "llama" else None
+        head_dim = 128 if model_type == "qwen3" else hidden // max(heads, 1)
         theta, scaling = read_rope(config)
-        bias = kind in ("llama", "qwen3") and boolean(config, "attention_bias")
+        bias = model_type in ("llama", "qwen3") and boolean(config, "attention_bias")
         layers = integer(config, "num_hidden_layers")
         window, windowed = _windows(config, layers)
         return cls(
@@ -137,20 +137,20 @@ class LlamaConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=boolean(config, "tie_word_embeddings"),
-            qkv_bias=kind == "qwen2" or bias,
+            qkv_bias=model_type == "qwen2" or bias,
             o_bias=bias,
-            mlp_bias=kind == "llama" and boolean(config, "mlp_bias"),
-            qk_norm=kind == "qwen3",
+            mlp_bias=model_type == "llama" and boolean(config, "mlp_bias"),
+            qk_norm=model_type == "qwen3",
             sliding_window=window,
             windowed_layers=windowed,
             max_position_embeddings=integer(config, "max_position_embeddings"),
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns what `from_hf` reads, with the name of transformers' class.
+        """Returns the fields of `config.json`, with transformers' class name.
 
         Raises:
-            ValueError: no class of transformers computes this.
+            ValueError: no class of transformers has this configuration.
         """
         own = ("rope_scaling", "qkv_bias", "o_bias", "qk_norm", "windowed_layers")
         values = {k: v for k, v in vars(self).items() if k not in own}
@@ -164,17 +164,17 @@ class LlamaConfig:
                 for windowed in self.windowed_layers or [False] * self.num_hidden_layers
             ],
         }
-        for kind in MODEL_TYPES:
-            candidate = {"model_type": kind, **values}
-            if not kind.startswith("qwen"):
+        for model_type in MODEL_TYPES:
+            candidate = {"model_type": model_type, **values}
+            if not model_type.startswith("qwen"):
                 del candidate["use_sliding_window"]
-            if kind in ("llama", "mistral"):  # these know no kinds of layers
+            if model_type in ("llama", "mistral"):  # whose files have no such field
                 del candidate["layer_types"]
             if LlamaConfig.from_hf(candidate) == self:
-                name = f"{kind.capitalize()}ForCausalLM"
+                name = f"{model_type.capitalize()}ForCausalLM"
                 return {"architectures": [name], **candidate}
         raise ValueError(
-            f"config: not what one of {', '.join(MODEL_TYPES)} computes: {self}"
+            f"config: no model_type of {', '.join(MODEL_TYPES)} has it: {self}"
         )
 
 
@@ -197,11 +197,11 @@ def _reject_unsupported(config: Mapping[str, Any]) -> None:
 def _windows(
     config: Mapping[str, Any], layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
-    """The sliding window, and which layers have it."""
+    """Returns the sliding window, and for each layer whether it has it."""
     if layers > _LIMITS["num_hidden_layers"]:
         return None, ()  # refused by the constructor, before anything is allocated
-    kind, types = config["model_type"], config.get("layer_types")
-    if kind == "llama":
+    model_type, types = config["model_type"], config.get("layer_types")
+    if model_type == "llama":
         full = types is None or (
             isinstance(types, list) and all(x == "full_attention" for x in types)
         )
@@ -209,7 +209,7 @@ def _windows(
         used = boolean(config, "use_sliding_window")
         require(not used, "use_sliding_window", used, "false for a llama")
         return None, ()
-    switched = kind.startswith("qwen")
+    switched = model_type.startswith("qwen")
     if switched and not boolean(config, "use_sliding_window"):
         return None, ()
     if config.get("sliding_window", 4096) is None:

@@ -1,4 +1,4 @@
-"""How rotary embeddings are stretched to longer contexts, as `config.json` says it."""
+"""Rotary scaling: how embeddings are stretched to longer contexts (`config.json`)."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ class LinearRope:
     """Divides all frequencies.
 
     Attributes:
-        factor: by how much.
+        factor: the divisor.
     """
 
     factor: float
@@ -21,10 +21,10 @@ class LinearRope:
 
 @dataclasses.dataclass(frozen=True)
 class DynamicRope:
-    """Raises the base with the length, beyond `max_position_embeddings` only.
+    """Raises the base with the length, only beyond `max_position_embeddings`.
 
     Attributes:
-        factor: how fast.
+        factor: rate of the growth.
     """
 
     factor: float
@@ -32,13 +32,13 @@ class DynamicRope:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Rope:
-    """Llama 3's stretching of the low rotary frequencies to longer contexts.
+    """Llama 3's stretching of the low rotary frequencies.
 
     Attributes:
-        factor: by how much the lowest frequencies are divided.
-        low_freq_factor: turns within the original context up to which a frequency
-            is divided in full.
-        high_freq_factor: turns from which on a frequency is kept.
+        factor: divisor of the lowest frequencies.
+        low_freq_factor: up to this number of turns within the original context a
+            frequency is divided in full.
+        high_freq_factor: from this number of turns on a frequency is unchanged.
         original_max_position_embeddings: length of the original context.
     """
 
@@ -48,7 +48,7 @@ class Llama3Rope:
     original_max_position_embeddings: float
 
     def __post_init__(self) -> None:
-        """Checks that there is something between the two factors."""
+        """Checks the order of the two factors."""
         low, high = self.low_freq_factor, self.high_freq_factor
         name = "rope_scaling.high_freq_factor"
         require(high > low, name, high, f"more than low_freq_factor = {low}")
@@ -59,14 +59,14 @@ class YarnRope:
     """YaRN (Peng et al. 2023): low frequencies divided, cosines and sines scaled.
 
     Attributes:
-        factor: by how much the lowest frequencies are divided.
+        factor: divisor of the lowest frequencies.
         original_max_position_embeddings: length of the original context.
-        attention_factor: on cosines and sines; from the next two if not given.
+        attention_factor: factor on cosines and sines; None: from the next two.
         mscale: numerator of that factor.
-        mscale_all_dim: its denominator; both or neither count.
-        beta_fast: turns within the original context from which on a frequency is
-            kept.
-        beta_slow: turns up to which it is divided in full.
+        mscale_all_dim: its denominator; used only if both are given.
+        beta_fast: from this number of turns within the original context on a frequency
+            is unchanged.
+        beta_slow: up to this number of turns it is divided in full.
         truncate: whether the borders of the two are rounded outwards.
     """
 
@@ -81,7 +81,7 @@ class YarnRope:
 
     @property
     def scale(self) -> float:
-        """The factor on cosines and sines."""
+        """Factor on cosines and sines."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -95,43 +95,45 @@ class YarnRope:
 
 
 RopeScaling = LinearRope | DynamicRope | Llama3Rope | YarnRope
-KINDS: dict[str, type[RopeScaling]] = {
+ROPE_TYPES: dict[str, type[RopeScaling]] = {
     "linear": LinearRope,
     "dynamic": DynamicRope,
     "llama3": Llama3Rope,
     "yarn": YarnRope,
 }
 _LENGTH = "original_max_position_embeddings"
-# What every kind may have; the last two change nothing, except the length where it is a
-# field of the kind.
+# Fields that every type may have. The last two change nothing, except the length where
+# it is a field of the type.
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _COMMON |= {_LENGTH, "finetuned"}
 
 
 def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Reads the base and the stretching.
+    """Reads the base and the scaling.
 
     Args:
-        config: HF's `config.json`. The settings may stand at the top (`rope_theta`,
+        config: HF's `config.json`. The settings may be at the top (`rope_theta`,
             `rope_scaling`) or, as transformers 5 writes them, in `rope_parameters`,
-            which `rope_scaling` replaces as a whole where both are there.
+            which `rope_scaling` overrides as a whole.
 
     Returns:
-        The base theta, and the stretching if there is one.
+        The base theta, and the scaling if there is one.
 
     Raises:
         ValueError: a setting is missing, illegal or not implemented.
     """
-    # The old name counts where both are there, as in transformers 5: it is what a user
-    # adds to a file that has the new one. Nothing of the other is left, nor its theta.
+    # As in transformers 5 the old name takes precedence, with its theta: users add it
+    # to files that have the new one.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     require(isinstance(rope, Mapping), "rope_scaling", rope, "a mapping")
     name = either(rope.get("rope_type"), rope.get("type", "default"))
-    legal = ", ".join(["default", *KINDS])
-    is_known = isinstance(name, str) and name in ["default", *KINDS]
+    legal = ", ".join(["default", *ROPE_TYPES])
+    is_known = isinstance(name, str) and name in ["default", *ROPE_TYPES]
     require(is_known, "rope_type", name, f"one of {legal}")
-    kind = KINDS.get(name)
-    fields = {} if kind is None else {f.name: f for f in dataclasses.fields(kind)}
+    rope_type = ROPE_TYPES.get(name)
+    fields = (
+        {} if rope_type is None else {f.name: f for f in dataclasses.fields(rope_type)}
+    )
     known = _COMMON | fields.keys()
     unknown = sorted(map(str, rope.keys() - known))
     require(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")
@@ -139,12 +141,12 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     partial = either(rope.get("partial_rotary_factor"), 1.0)
     require(partial == 1.0, "partial_rotary_factor", partial, "1.0")
     theta = number("rope_theta", theta)
-    # As transformers does: beside the settings it comes first, and last the context.
+    # In transformers' order: top level, scaling, max_position_embeddings.
     length = either(rope.get(_LENGTH), config.get("max_position_embeddings"))
     rope = {**rope, _LENGTH: either(config.get(_LENGTH), length)}
-    if kind is None:
+    if rope_type is None:
         return theta, None
-    return theta, kind(
+    return theta, rope_type(
         **{
             name: _value(name, rope.get(name), field)
             for name, field in fields.items()
@@ -154,11 +156,11 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def write_rope(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    """Returns what `read_rope` reads at `rope_scaling`."""
+    """Returns `rope_scaling` as `read_rope` reads it."""
     if scaling is None:
         return None
     values = {k: v for k, v in vars(scaling).items() if v is not None}
-    name = next(name for name, kind in KINDS.items() if kind is type(scaling))
+    name = next(name for name, own in ROPE_TYPES.items() if own is type(scaling))
     return {"rope_type": name, **values}
 
 

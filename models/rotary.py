@@ -14,7 +14,7 @@ Rotation = tuple[Float[Array, "r s 1 half"], Float[Array, "r s 1 half"]]
 
 
 def rotation(config: LlamaConfig, positions: Int[Array, "r s"]) -> Rotation:
-    """Cosines and sines, float32, that `rotate` turns the heads with."""
+    """Returns cosines and sines for `rotate`, float32."""
     freqs = _frequencies(config, positions)
     angles = positions[:, :, None, None].astype(jnp.float32) * freqs[None, None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -23,18 +23,18 @@ def rotation(config: LlamaConfig, positions: Int[Array, "r s"]) -> Rotation:
     return cos, sin
 
 
-def rotate(x: Float[Array, "b s n h"], by: Rotation) -> Float[Array, "b s n h"]:
-    """Turns the pairs (i, i + half) of every head by the angles of its position."""
-    cos, sin = by
+def rotate(x: Float[Array, "b s n h"], rope: Rotation) -> Float[Array, "b s n h"]:
+    """Rotates the pairs (i, i + half) of every head by the angles of its position."""
+    cos, sin = rope
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def _frequencies(
     config: LlamaConfig, positions: Int[Array, "r s"]
 ) -> Float[Array, " half"]:
-    """Angles per position of every pair."""
+    """Returns the angle per position of every pair."""
     half = np.arange(0, config.head_dim, 2) / config.head_dim
     freqs = config.rope_theta**-half
     match config.rope_scaling:
@@ -53,7 +53,7 @@ def _frequencies(
 def stretched(
     freqs: Float[np.ndarray, " half"], rope: Llama3Rope
 ) -> Float[np.ndarray, " half"]:
-    """Stretchs frequencies as Llama 3.1 does: the low ones in full, the high not."""
+    """Stretches frequencies as Llama 3.1 does: low ones in full, high ones not."""
     turns = rope.original_max_position_embeddings * freqs / (2 * math.pi)
     span = rope.high_freq_factor - rope.low_freq_factor
     keep = np.clip((turns - rope.low_freq_factor) / span, 0, 1)
@@ -74,7 +74,7 @@ def _dynamic(
 
 
 def _yarn_ramp(config: LlamaConfig, rope: YarnRope) -> np.ndarray:
-    """Rises from 0, for pairs that turn fast, to 1 for those that turn slowly."""
+    """Returns a ramp from 0, for fast pairs, to 1, for slow ones."""
     dim, original = config.head_dim, rope.original_max_position_embeddings
 
     def pair_with(turns: float) -> float:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from ivon_jax._state import find_states
 
+from ivon_jax._state import find_states
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
