@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,17 +55,18 @@ def test_unexpected_extra_args_are_accepted(make):
     expected = tx.update(params, opt_state, params, key=KEY)
     extra = {"value": jnp.zeros([]), "unknown": "text"}
     actual = tx.update(params, opt_state, params, key=KEY, **extra)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    chex.assert_trees_all_equal(actual, expected)
 
 
 @every_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_one_trace_and_a_state_that_keeps_its_type(make, dtype):
-    tx, params, traces = make(), draw_params(dtype), []
+    tx, params = make(), draw_params(dtype)
+    chex.clear_trace_counter()
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(key, params, opt_state):
-        traces.append(key)
         grads = sample(key, params, opt_state)
         updates, opt_state = tx.update(grads, opt_state, params, key=key)
         return optax.apply_updates(params, updates), opt_state
@@ -74,7 +76,6 @@ def test_one_trace_and_a_state_that_keeps_its_type(make, dtype):
     for index in range(3):
         key = jax.random.fold_in(KEY, index)
         params, opt_state = step(key, params, opt_state)
-    assert len(traces) == 1
     assert shapes(opt_state) == before
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
     (state,) = find_states(opt_state)
@@ -268,7 +269,7 @@ def test_posterior_is_read_off_the_state():
         np.testing.assert_allclose(precision, 50.0 * 4.0)
     posterior = Posterior.from_state(params, opt_state)
     theta, drawn = sample(KEY, params, opt_state, 3), posterior.draw(KEY, 3)
-    jax.tree.map(np.testing.assert_array_equal, theta, drawn)
+    chex.assert_trees_all_equal(theta, drawn)
     noise = posterior_noise(KEY, opt_state, 3)
     np.testing.assert_allclose(theta["a"] - params["a"], noise["a"], atol=1e-6)
     assert all(float(s0) == 50.0 for s0 in posterior.prior_precision.values())

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.extend.core
@@ -67,7 +68,7 @@ def setup(base, config, *inputs):
 def test_base_tree_and_output_are_the_models_own_at_init():
     model, params, fresh, adapters = setup(Mlp(), ALL, X)
     variables = model.init({"params": KEY, "lora": KEY}, X)
-    jax.tree.map(np.testing.assert_array_equal, variables["params"], params)
+    chex.assert_trees_all_equal(variables["params"], params)
     plain = Mlp().apply({"params": params}, X)
     adapted = model.apply({"params": params, "lora": fresh}, X)
     np.testing.assert_array_equal(adapted, plain)
@@ -222,7 +223,7 @@ def test_merged_plain_model_equals_adapted(name, patterns):
     )
     back = unmerge(merged, adapters, config)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), back, params)
-    jax.tree.map(np.testing.assert_array_equal, merge(params, fresh, config), params)
+    chex.assert_trees_all_equal(merge(params, fresh, config), params)
 
 
 def test_merge_of_a_stranger_is_an_error():

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def test_draws_are_the_members_in_turn():
     assert posterior.size == 3 and posterior.spread
     for index in range(7):
         drawn = posterior.draw(jax.random.key(index), index)
-        jax.tree.map(np.testing.assert_array_equal, drawn, alone[index % 3])
+        chex.assert_trees_all_equal(drawn, alone[index % 3])
 
 
 def test_the_mean_is_that_of_the_members():
@@ -63,7 +64,7 @@ def test_a_file_gives_the_same_members_and_numbers(tmp_path):
     loaded, facts = load_posterior(tmp_path / "p")
     assert isinstance(loaded, Particles)
     assert facts == {"step": 7, "ess": 2.5}
-    jax.tree.map(np.testing.assert_array_equal, loaded.members, posterior.members)
+    chex.assert_trees_all_equal(loaded.members, posterior.members)
     message = "a posterior of kind 'particles', which ivon_jax.load_posterior reads"
     with pytest.raises(ValueError, match=message):
         Posterior.load(tmp_path / "p")

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +39,7 @@ def draw(seed, ties=False, shapes=SHAPES):
 
 def assert_equal(actual, expected):
     """The same trees of the same arrays, bit for bit."""
-    leaves, treedef = jax.tree.flatten(actual)
-    others, other_treedef = jax.tree.flatten(expected)
-    assert treedef == other_treedef
-    for leaf, other in zip(leaves, others, strict=True):
-        assert leaf.dtype == other.dtype
-        np.testing.assert_array_equal(leaf, other)
+    chex.assert_trees_all_equal(actual, expected, strict=True)
 
 
 def pruned(posterior):

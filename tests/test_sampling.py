@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,11 +41,7 @@ def make():
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, tolerance, tolerance),
-        actual,
-        expected,
-    )
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def mean(trees):

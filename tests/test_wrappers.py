@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,9 +80,7 @@ def trajectory(tx, params=PARAMS):
 
 
 def assert_same(actual, expected, rtol=1e-6):
-    jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(a, e, rtol, rtol), actual, expected
-    )
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)
 
 
 def partitioned(bias, rest):
@@ -140,7 +139,7 @@ def test_wrapped_equals_plain(make, plain_path):
 def test_noise_is_the_same_as_unwrapped(make):
     first = sample(KEYS[0], PARAMS, plain().init(PARAMS), 2)
     wrapped = sample(KEYS[0], PARAMS, make().init(PARAMS), 2)
-    jax.tree.map(np.testing.assert_array_equal, wrapped, first)
+    chex.assert_trees_all_equal(wrapped, first)
 
 
 def adam_alone(leaf):
@@ -328,7 +327,7 @@ def test_noise_does_not_depend_on_sharding():
     theta = jax.jit(sample)(KEYS[0], params, tx.init(params))
     there = jax.jit(sample)(KEYS[0], sharded, tx.init(sharded))
     assert len(there["v"].sharding.device_set) == 8
-    jax.tree.map(np.testing.assert_array_equal, there, theta)
+    chex.assert_trees_all_equal(there, theta)
     moved = one(KEYS[0], sharded, tx.init(sharded))
     assert_same(moved, one(KEYS[0], params, tx.init(params)))
 

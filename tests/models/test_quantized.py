@@ -6,6 +6,7 @@ Expected values come from the same model with the dequantised kernels.
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +99,7 @@ def test_only_the_layers_kernels_are_quantised(folder, kind):
     original, params = loaded(folder, None).params, loaded(folder, kind).params
     assert len(kernels(params)) == 7
     same = dict(params, layers=None), dict(original, layers=None)
-    jax.tree.map(np.testing.assert_array_equal, *same)
+    chex.assert_trees_all_equal(*same)
     bits = {"int8": 8 + 32 / BLOCK, "nf4": 4 + 32 / BLOCK}[kind]
     for kernel in kernels(params):
         assert kernel.shape[1] in (BLOCK, 2 * BLOCK)
@@ -160,7 +161,7 @@ def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
 @pytest.mark.parametrize("kind", [None, *KINDS])
 def test_a_mesh_changes_no_number(folder, kind, mesh):
     alone, split = loaded(folder, kind), loaded(folder, kind, mesh)
-    jax.tree.map(np.testing.assert_array_equal, split.params, alone.params)
+    chex.assert_trees_all_equal(split.params, alone.params)
     out = [jax.jit(m.model.apply)({"params": m.params}, TOKENS) for m in (alone, split)]
     np.testing.assert_allclose(*out, rtol=1e-4, atol=1e-5)
 

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_slices_of_processes_make_up_the_batch(pack):
     ]
     for _ in range(5):
         joined = jax.tree.map(lambda *p: np.concatenate(p), *map(next, parts))
-        jax.tree.map(np.testing.assert_array_equal, joined, next(whole))
+        chex.assert_trees_all_equal(joined, next(whole))
 
 
 @pytest.mark.parametrize(("batch_size", "pack"), [(0, 1), (-4, 2), (4, 3)])
