@@ -11,6 +11,8 @@ import tiny
 
 from ivon_jax._state import find_states
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.deberta import Deberta
+from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import collate
@@ -18,7 +20,7 @@ from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Hyper, Method, Minibatch, Result
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 from ivon_jax.train.pod.sharding import BATCH_AXES, put_batch
-from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.problem import Problem, make_network, prepare
 from ivon_jax.train.step import TrainState, train_step
 
 ROWS = 8
@@ -127,6 +129,31 @@ def test_every_part_has_a_dropout_mask_of_its_own(
         assert differences.min() > 1e-4
     else:
         assert differences.max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("own", "adapters", "train", "wanted"),
+    [
+        ({}, 0.0, "lora", 0.2),
+        ({}, 0.3, "lora", 0.3),
+        ({}, 0.3, "full", 0.2),  # no adapters, so none of theirs
+        ({"hidden_dropout_prob": 0.0}, 0.0, "full", 0.1),
+        ({"hidden_dropout_prob": 0.0, "cls_dropout": 0.4}, 0.0, "lora", 0.4),
+    ],
+)
+def test_an_encoders_own_dropout_counts(own, adapters, train, wanted):
+    rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
+    config = DebertaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        **rates | own,
+    )
+    lora = LoraConfig(dropout=adapters)
+    network = make_network(TrainConfig(train=train), Deberta(config), lora)
+    assert network.dropout == wanted
 
 
 def test_parts_are_all_rows_once_with_keys_of_their_own():
