@@ -1,8 +1,8 @@
 """Configuration and weights from a GGUF file, the format of llama.cpp.
 
 The header is parsed here rather than by `gguf.GGUFReader`, which trusts it: a
-damaged count makes that reader loop for ever. Only its tables of tensor types and
-its dequantisation are used.
+damaged count makes that reader loop for ever. Of the `gguf` package only the tables of
+tensor types and the dequantisation are used.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ _FIELDS = {
     "context_length": "max_position_embeddings",
 }
 
-# Of each kind of `rope.scaling.type`, what belongs to it.
+# The fields of each `rope.scaling.type`.
 _ROPE_FIELDS = {
     "linear": {"factor": "factor"},
     "yarn": {
@@ -72,9 +72,9 @@ _FACTORS = "rope_freqs.weight"
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A tensor as the header describes it; `shape` is (out, in) as torch has it."""
+    """A tensor as described in the header; `shape` is torch's (out, in)."""
 
-    kind: int
+    tensor_type: int
     shape: tuple[int, ...]
     offset: int
     size: int
@@ -105,32 +105,36 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode()
 
-    def value(self, kind: int, keep_array: bool = False) -> Any:
-        if kind == _STRING:
+    def value(self, value_type: int, keep_array: bool = False) -> Any:
+        if value_type == _STRING:
             return self.string()
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             return self.array() if keep_array else self.skip_array()
-        if kind not in _SCALARS:
-            raise ValueError(f"the GGUF header has a field of unknown type {kind}")
-        return self.scalar(_SCALARS[kind])
+        if value_type not in _SCALARS:
+            raise ValueError(
+                f"the GGUF header has a field of unknown type {value_type}"
+            )
+        return self.scalar(_SCALARS[value_type])
 
     def array(self) -> list[Any]:
-        kind, length = self.scalar("I"), self.scalar("Q")
-        if kind == _ARRAY:
+        item_type, length = self.scalar("I"), self.scalar("Q")
+        if item_type == _ARRAY:
             raise ValueError("the GGUF header has an array of arrays")
-        return [self.value(kind) for _ in range(length)]
+        return [self.value(item_type) for _ in range(length)]
 
     def skip_array(self) -> str:
-        # Only tokenizers have arrays, and they are seldom wanted; the text is what
-        # an error message shows where a single value was expected.
-        kind, length = self.scalar("I"), self.scalar("Q")
-        if kind == _STRING:
+        # Only tokenizers have arrays, and they are seldom wanted; error messages show
+        # the text where a single value was expected.
+        item_type, length = self.scalar("I"), self.scalar("Q")
+        if item_type == _STRING:
             for _ in range(length):
                 self.take(self.scalar("Q"))
-        elif kind in _SCALARS:
-            self.take(length * struct.calcsize("<" + _SCALARS[kind]))
+        elif item_type in _SCALARS:
+            self.take(length * struct.calcsize("<" + _SCALARS[item_type]))
         else:
-            raise ValueError(f"the GGUF header has an array of unknown type {kind}")
+            raise ValueError(
+                f"the GGUF header has an array of unknown type {item_type}"
+            )
         return f"array of {length}"
 
 
@@ -145,8 +149,8 @@ def read_gguf(path: Path) -> tuple[LlamaConfig, Tensors]:
         when read.
 
     Raises:
-        ValueError: the file is damaged or no GGUF, or holds a model or a setting
-            that is not implemented.
+        ValueError: the file is damaged or not GGUF, or its model or a setting is not
+            implemented.
         OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
@@ -174,14 +178,14 @@ def read_fields(path: Path, arrays: Collection[str]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        arrays: names of fields to read even if they are arrays, as lists; of other
-            arrays a text says only how long they are.
+        arrays: names of array fields to read as lists; others become a text with their
+            length.
 
     Returns:
         The fields by name.
 
     Raises:
-        ValueError: the file is damaged or no GGUF.
+        ValueError: the file is damaged or not GGUF.
         OSError: the file cannot be opened.
     """
     with (
@@ -212,26 +216,26 @@ def _parse(data: mmap.mmap, arrays: Collection[str] = ()) -> _Header:
         raise ValueError(f"general.alignment is {alignment!r}, expected a power of 2")
     start = -(-cursor.at // alignment) * alignment
     tensors = {
-        name: _entry(name, kind, shape, start + offset, len(data))
-        for name, (kind, shape, offset) in raw.items()
+        name: _entry(name, tensor_type, shape, start + offset, len(data))
+        for name, (tensor_type, shape, offset) in raw.items()
     }
     return _Header(fields, tensors)
 
 
 def _entry(
-    name: str, kind: int, shape: tuple[int, ...], offset: int, limit: int
+    name: str, tensor_type: int, shape: tuple[int, ...], offset: int, limit: int
 ) -> _Entry:
     from gguf.constants import GGML_QUANT_SIZES
 
-    if kind not in GGML_QUANT_SIZES:
-        raise ValueError(f"tensor {name!a:.80} has the unknown type {kind}")
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if tensor_type not in GGML_QUANT_SIZES:
+        raise ValueError(f"tensor {name!a:.80} has the unknown type {tensor_type}")
+    block, block_bytes = GGML_QUANT_SIZES[tensor_type]
     if len(shape) not in (1, 2) or shape[-1] % block or 0 in shape:
         raise ValueError(f"tensor {name!a:.80} has the impossible shape {shape!s:.80}")
     size = math.prod(shape) // block * block_bytes
     if offset + size > limit:
         raise ValueError(f"tensor {name!a:.80} reaches beyond the end of the file")
-    return _Entry(kind, shape, offset, size)
+    return _Entry(tensor_type, shape, offset, size)
 
 
 def _config(header: _Header) -> LlamaConfig:
@@ -242,23 +246,25 @@ def _config(header: _Header) -> LlamaConfig:
             f"split.count is {parts!r:.80}, expected 0 or 1; join the parts with"
             " llama-gguf-split --merge"
         )
-    kind = fields.get("general.architecture")
-    if kind not in ARCHITECTURES:
+    model_type = fields.get("general.architecture")
+    if model_type not in ARCHITECTURES:
         legal = " or ".join(ARCHITECTURES)
-        raise ValueError(f"general.architecture is {kind!r:.80}, expected {legal}")
+        raise ValueError(
+            f"general.architecture is {model_type!r:.80}, expected {legal}"
+        )
     if "token_embd.weight" not in tensors:
         raise ValueError("tensor token_embd.weight is missing")
     own = {
-        name.removeprefix(f"{kind}."): value
+        name.removeprefix(f"{model_type}."): value
         for name, value in fields.items()
-        if name.startswith(f"{kind}.")
+        if name.startswith(f"{model_type}.")
     }
-    if (name := "attention.head_count_kv") not in own:  # absent: as many as heads
+    if (name := "attention.head_count_kv") not in own:  # the number of heads if absent
         own[name] = own.get("attention.head_count")
     config = LlamaConfig.from_hf(
         {hf: own.pop(name) for name, hf in _FIELDS.items() if name in own}
         | {
-            "model_type": kind,
+            "model_type": model_type,
             "vocab_size": tensors["token_embd.weight"].shape[0],
             "tie_word_embeddings": "output.weight" not in tensors,
             "attention_bias": "blk.0.attn_q.bias" in tensors,
@@ -266,7 +272,7 @@ def _config(header: _Header) -> LlamaConfig:
             "rope_scaling": _rope_scaling(own),
         }
     )
-    # Settings that are fine at one value only; others would change the result.
+    # Settings with one implemented value; others would change the result.
     neutral = {
         "vocab_size": config.vocab_size,
         "rope.dimension_count": config.head_dim,
@@ -278,30 +284,30 @@ def _config(header: _Header) -> LlamaConfig:
     for name, value in own.items():
         if name not in neutral or value != neutral[name]:
             legal = repr(neutral.get(name, "it absent: it is not implemented"))
-            field = ascii(f"{kind}.{name}")[1:-1][:80]
+            field = ascii(f"{model_type}.{name}")[1:-1][:80]
             raise ValueError(f"{field} is {value!r:.80}, expected {legal}")
     return config
 
 
 def _rope_scaling(own: dict[str, Any]) -> dict[str, Any]:
-    """Takes out of the fields what HF calls `rope_scaling`."""
-    kind = own.pop("rope.scaling.type", "none")
-    own.pop("rope.scaling.finetuned", None)  # says nothing about what is computed
-    if kind == "none":
+    """Takes HF's `rope_scaling` out of the fields."""
+    rope_type = own.pop("rope.scaling.type", "none")
+    own.pop("rope.scaling.finetuned", None)  # changes nothing
+    if rope_type == "none":
         return {}
     found = {
         hf: own.pop(f"rope.scaling.{name}")
-        for name, hf in _ROPE_FIELDS.get(kind, {}).items()
+        for name, hf in _ROPE_FIELDS.get(rope_type, {}).items()
         if f"rope.scaling.{name}" in own
     }
-    return {"rope_type": kind, **found}
+    return {"rope_type": rope_type, **found}
 
 
 def _recognised(factors: np.ndarray, config: LlamaConfig) -> Llama3Rope:
-    """What stretches the frequencies by the factors that a file gives for each.
+    """Returns the scaling that a file's factors, one for each frequency, stem from.
 
-    The file does not say how they came about; all of Meta's models have the same
-    borders, and differ in the largest factor only.
+    The file has no other settings. All of Meta's models have the same borders, and
+    differ only in the largest factor.
     """
     rope = Llama3Rope(float(factors.max()), 1.0, 4.0, 8192.0)
     plain = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
@@ -309,14 +315,14 @@ def _recognised(factors: np.ndarray, config: LlamaConfig) -> Llama3Rope:
     fits = factors.shape == wanted.shape and np.allclose(factors, wanted, rtol=1e-3)
     if config.rope_scaling is not None or not fits:
         raise ValueError(
-            f"tensor {_FACTORS} stretches the rotary frequencies in another way than"
-            " Llama 3.1 to 3.3, which is not implemented"
+            f"tensor {_FACTORS} does not stretch the rotary frequencies as Llama 3.1 to"
+            " 3.3 do, which is not implemented"
         )
     return rope
 
 
 def _hf_name(name: str) -> str:
-    """HF's name of a tensor; unknown names stay, to be reported as unexpected."""
+    """Returns HF's name of a tensor; unknown names stay, and are then unexpected."""
     stem, _, suffix = name.rpartition(".")
     if stem in _TENSORS:
         prefix = _TENSORS[stem]
@@ -332,17 +338,19 @@ def _dequantize(data: mmap.mmap, entry: _Entry) -> np.ndarray:
     from gguf.quants import dequantize
 
     raw = np.frombuffer(data, np.uint8, entry.size, entry.offset)
-    kind = GGMLQuantizationType(entry.kind)
+    tensor_type = GGMLQuantizationType(entry.tensor_type)
     try:
         with np.errstate(all="ignore"):  # non-finite values are reported by name later
-            values = dequantize(raw.reshape(*entry.shape[:-1], -1), kind)
+            values = dequantize(raw.reshape(*entry.shape[:-1], -1), tensor_type)
     except NotImplementedError as error:
-        raise ValueError(f"tensor type {kind.name} is not implemented") from error
+        raise ValueError(
+            f"tensor type {tensor_type.name} is not implemented"
+        ) from error
     return values.reshape(entry.shape)
 
 
 def _undo_permutation(name: str, tensor: np.ndarray, config: LlamaConfig) -> np.ndarray:
-    """Puts the rows of q and k back from interleaved pairs to HF's two halves."""
+    """Reorders rows of q and k from interleaved pairs to HF's two halves."""
     if "q_proj" in name:
         heads = config.num_attention_heads
     elif "k_proj" in name:

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file, so that its ids are llama.cpp's and the folder's.
+"""The tokenizer of a GGUF file, with the token ids of llama.cpp and of HF's folder.
 
-Byte-level BPE is put together here from the `tokenizers` library's parts: of the way in
-which text is cut before merging a file has only llama.cpp's name, which also decides
-whether BOS comes first. What sentencepiece made is read by transformers.
+Byte-level BPE is built here from the parts of `tokenizers`: a file names llama.cpp's
+pre-tokenizer only, which also decides whether BOS comes first. Files of sentencepiece
+are read by transformers.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from ivon_jax.errors import one_line
 from ivon_jax.models.gguf_io import read_fields
 
 _PREFIX = "tokenizer.ggml."
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens that are never cut into pieces
+_CONTROL, _USER_DEFINED = 3, 4  # types of tokens that are never split
 _SPECIAL = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -24,14 +24,14 @@ _SPECIAL = {
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """What a file's name for its way of cutting text stands for.
+    """A pre-tokenizer of llama.cpp.
 
     Attributes:
-        pattern: matches each piece; GPT-2's own if empty.
-        single_digits: whether each digit is a piece, before the pattern counts.
-        bos: whether BOS comes first in a file that does not say.
-        whole: whether a piece that is a token is taken whole, without merging.
-        nfc: whether text is composed first; llama.cpp leaves that out.
+        pattern: regex of a piece; GPT-2's if empty.
+        single_digits: whether digits are split first, each a piece.
+        bos: whether BOS comes first if the file does not say.
+        whole: whether a piece in the vocabulary is one token, without merging.
+        nfc: whether text is normalised to NFC first, which llama.cpp omits.
     """
 
     pattern: str = ""
@@ -41,7 +41,7 @@ class _Cut:
     nfc: bool = False
 
 
-# As the models' own tokenizer.json files have them.
+# From the models' tokenizer.json files.
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -79,8 +79,7 @@ def read_tokenizer(path: Path) -> Any:
         A fast tokenizer of transformers.
 
     Raises:
-        ValueError: the file is damaged, its tokenizer incomplete, or of a kind that
-            is not implemented.
+        ValueError: the file is damaged, or its tokenizer incomplete or not implemented.
         OSError: the file cannot be opened.
     """
     arrays = {_PREFIX + part for part in ("tokens", "merges", "token_type")}
@@ -88,11 +87,11 @@ def read_tokenizer(path: Path) -> Any:
         name.removeprefix(_PREFIX): value
         for name, value in read_fields(path, arrays).items()
     }
-    kind, name = fields.get("model"), fields.get("pre")
-    if kind == "llama":
+    model, name = fields.get("model"), fields.get("pre")
+    if model == "llama":
         return _sentencepiece(path, fields)
-    if kind != "gpt2":
-        raise ValueError(f"{_PREFIX}model is {kind!r:.80}, expected 'gpt2' or 'llama'")
+    if model != "gpt2":
+        raise ValueError(f"{_PREFIX}model is {model!r:.80}, expected 'gpt2' or 'llama'")
     if not isinstance(name, str) or name not in CUTS:
         raise ValueError(
             f"{_PREFIX}pre is {name!r:.80}, expected one of {', '.join(CUTS)}; others"
@@ -122,7 +121,7 @@ def _sentencepiece(path: Path, fields: dict[str, Any]) -> Any:
     spaced = _flag(fields, "add_space_prefix", True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # whatever a damaged one makes transformers do
+    except Exception as error:  # transformers may raise anything
         raise ValueError(one_line(error)) from error
     for name, value in ends.items():
         setattr(tokenizer, name, value)
@@ -138,7 +137,7 @@ def _sentencepiece(path: Path, fields: dict[str, Any]) -> Any:
 
 
 def _ends(fields: dict[str, Any], bos: bool) -> dict[str, bool]:
-    """Whether BOS comes first and EOS last, given the default for BOS."""
+    """Returns whether BOS comes first and EOS last, given the default for BOS."""
     if _flag(fields, "add_sep_token", False):
         raise ValueError(f"{_PREFIX}add_sep_token is True, which is not implemented")
     ends = {
@@ -175,7 +174,9 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], cut: _Cut) -> Any:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pieces = {piece for merge in merges for piece in (*merge, "".join(merge))}
     if not pieces <= vocabulary.keys() or any(len(merge) != 2 for merge in merges):
-        raise ValueError("tokenizer.ggml.merges joins what tokenizer.ggml.tokens lacks")
+        raise ValueError(
+            "tokenizer.ggml.merges has tokens that tokenizer.ggml.tokens lacks"
+        )
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=cut.whole))
     parts: list[Any] = []
     if cut.single_digits:
@@ -191,12 +192,13 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], cut: _Cut) -> Any:
     if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = fields.get("token_type", [])
-    if not isinstance(kinds, list):
-        raise ValueError(f"{_PREFIX}token_type is {kinds!r:.40}, expected a list")
-    for token, kind in zip(tokens, kinds, strict=False):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, special=kind == _CONTROL, normalized=False)
+    types = fields.get("token_type", [])
+    if not isinstance(types, list):
+        raise ValueError(f"{_PREFIX}token_type is {types!r:.40}, expected a list")
+    for token, token_type in zip(tokens, types, strict=False):
+        if token_type in (_CONTROL, _USER_DEFINED):
+            special = token_type == _CONTROL
+            added = AddedToken(token, special=special, normalized=False)
             tokenizer.add_tokens([added])
     return tokenizer
 
@@ -204,11 +206,11 @@ def _byte_level(fields: dict[str, Any], tokens: list[str], cut: _Cut) -> Any:
 def _strings(fields: dict[str, Any], name: str) -> list[str]:
     value = fields.get(name)
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise ValueError(f"{_PREFIX}{name} is no list of texts")
+        raise ValueError(f"{_PREFIX}{name} is not a list of strings")
     return value
 
 
 def _token(tokens: list[str], name: str, index: Any) -> str:
     if not isinstance(index, int) or not 0 <= index < len(tokens):
-        raise ValueError(f"{_PREFIX}{name} is {index!r:.40}, expected a token's number")
+        raise ValueError(f"{_PREFIX}{name} is {index!r:.40}, expected a token id")
     return tokens[index]

@@ -1,8 +1,8 @@
-"""What HF PEFT's `adapter_config.json` says, in our terms and back.
+"""Conversion between `LoraConfig` and HF PEFT's `adapter_config.json`.
 
-Its patterns are regular expressions for dotted names of single layers, ours for paths
-in a tree of stacked layers. Neither is rewritten as the other: what each layer gets is
-found out by the rules of the one, and then spelled layer by layer for the other.
+PEFT's patterns are regular expressions for dotted names of single layers, ours for
+paths in a tree of stacked layers. Patterns are not rewritten: the rules of one side
+give each layer's value, which is then written layer by layer for the other.
 """
 
 import re
@@ -21,7 +21,7 @@ from ivon_jax.models.safetensors_io import read_json
 CONFIG = "adapter_config.json"
 CLASSIFIER = "classifier"  # the layer that makes a model a classifier
 
-# Fields that `lora_config` takes over, or that the tensors tell better.
+# Fields that `lora_config` reads, or that follow from the tensors.
 _HONOURED = {
     "lora_alpha",
     "lora_dropout",
@@ -33,8 +33,8 @@ _HONOURED = {
     "target_modules",
     "use_rslora",
 }
-# Fields that say nothing about what an adapter computes. The settings of an
-# initialisation count together with it only, and PEFT transposes no linear layer.
+# Fields that do not change an adapter's output. The settings of an initialisation count
+# only together with it, and PEFT transposes no linear layer.
 _DESCRIPTION = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -50,10 +50,10 @@ _DESCRIPTION = {
     "revision",
     "task_type",
 }
-# Initialisations that leave the base model's weights alone; PiSSA, OLoRA, CorDA, LoftQ
-# and LoRA-GA change them, so what was trained belongs to another base.
+# Initialisations that do not change the base model's weights. PiSSA, OLoRA, CorDA,
+# LoftQ and LoRA-GA do, so the adapter belongs to another base.
 _INITS: tuple[Any, ...] = (True, False, "gaussian", "eva", "orthogonal", "mica")
-# What switches the other fields off.
+# Values that switch the other fields off.
 _OFF: tuple[Any, ...] = (None, "none", {}, [])
 _Value = TypeVar("_Value", int, float)
 
@@ -68,19 +68,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         Its fields.
 
     Raises:
-        ValueError: it is missing, damaged, or needs what is not implemented.
+        ValueError: it is missing, damaged, or has an unimplemented setting.
     """
     with prefixed(CONFIG):
         values = read_json(folder / CONFIG)
-    if (kind := values.get("peft_type")) != "LORA":
-        raise ValueError(f"peft_type is {kind!r:.80}, expected 'LORA'")
+    if (peft_type := values.get("peft_type")) != "LORA":
+        raise ValueError(f"peft_type is {peft_type!r:.80}, expected 'LORA'")
     init = values.get("init_lora_weights", True)
     if init not in _INITS:
         legal = ", ".join(map(repr, _INITS))
         raise ValueError(f"init_lora_weights is {init!r:.80}, expected one of {legal}")
     known = _HONOURED | _DESCRIPTION | {"peft_type", "init_lora_weights"}
     for field, value in values.items():
-        # Not by equality alone: 0 equals False.
+        # Equality is not enough: 0 equals False.
         if field not in known and value is not False and value not in _OFF:
             shown = ascii(field)[1:-1][:80]
             raise ValueError(f"{shown} is {value!r:.80}, which is not implemented")
@@ -88,16 +88,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def base_name(values: Mapping[str, Any]) -> str | None:
-    """Finds what an adapter calls its base model, which PEFT may leave out.
+    """Returns the name of an adapter's base model.
 
     Args:
-        values: what `read_config` read.
+        values: fields of `read_config`.
 
     Returns:
-        A folder, or an id of the hub with its revision if that is recorded; or None.
+        A folder, or a hub id with its revision if that is recorded; None if PEFT left
+        it out.
 
     Raises:
-        ValueError: it is no name.
+        ValueError: it is not a name.
     """
     name, revision = values.get("base_model_name_or_path"), values.get("revision")
     for field, value in (("base_model_name_or_path", name), ("revision", revision)):
@@ -109,19 +110,19 @@ def base_name(values: Mapping[str, Any]) -> str | None:
 def lora_config(
     values: Mapping[str, Any], adapted: Iterable[str], whole: Iterable[str]
 ) -> LoraConfig:
-    """Makes a configuration in our terms.
+    """Converts PEFT's fields to a `LoraConfig`.
 
     Args:
-        values: what `read_config` read.
-        adapted: HF's names of the layers that have an adapter.
-        whole: of the layers that are trained whole.
+        values: fields of `read_config`.
+        adapted: HF's names of the layers with an adapter.
+        whole: HF's names of the layers trained whole.
 
     Returns:
-        The configuration, its layers by their whole paths.
+        The configuration, with full paths of layers.
 
     Raises:
-        ValueError: a value is not legal, or layers that are stacked in one array have
-            different ranks or alphas; or a layer is of no architecture known here.
+        ValueError: a value is illegal, layers stacked in one array have different ranks
+            or alphas, or a layer is in no known architecture.
     """
     paths = {name: _tree_path(name) for name in adapted}
     rank = _number("r", values.get("r"), int)
@@ -141,13 +142,13 @@ def lora_config(
 def peft_config(
     config: LoraConfig, adapted: Iterable[str], whole: Iterable[str], base: str
 ) -> dict[str, Any]:
-    """Makes the fields of `adapter_config.json`.
+    """Returns the fields of `adapter_config.json`.
 
     Args:
-        config: in our terms.
-        adapted: our paths of the layers that have an adapter.
-        whole: of the layers that are trained whole.
-        base: name of the base model, of the hub with or without its revision.
+        config: the configuration.
+        adapted: paths of the layers with an adapter.
+        whole: paths of the layers trained whole.
+        base: name of the base model, with or without a hub revision.
 
     Returns:
         The fields.
@@ -174,7 +175,7 @@ def peft_config(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    # Only if there are any: the field is younger than PEFT's format.
+    # Only if there are any: older versions of PEFT lack the field.
     return fields | ({"exclude_modules": others} if (others := _others(paths)) else {})
 
 
@@ -183,14 +184,14 @@ def _tree_path(name: str) -> str:
         return tree_path(name)
     except KeyError:
         raise ValueError(
-            f"layer {ascii(name)[1:-1]:.120} is of no model here"
+            f"layer {ascii(name)[1:-1]:.120} is in no supported model"
         ) from None
 
 
 def _pattern(
     field: str, values: Mapping[str, Any], paths: Mapping[str, str], default: _Value
 ) -> tuple[tuple[str, _Value], ...]:
-    """What PEFT gives to layers by a pattern, by path, where not the default."""
+    """Returns PEFT's values by pattern, as paths and values other than the default."""
     pattern = values.get(field) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"{field} is {pattern!r:.80}, expected an object")
@@ -211,16 +212,18 @@ def _fits(field: str, key: str, name: str) -> bool:
     try:
         return bool(re.match(rf"(.*\.)?({key})$", name))
     except re.error as error:
-        raise ValueError(f"{field}: {key!r:.80} is no pattern ({error})") from None
+        raise ValueError(
+            f"{field}: {key!r:.80} is not a regular expression ({error})"
+        ) from None
 
 
-def _number(field: str, value: Any, kind: type[_Value]) -> _Value:
-    # By exact type: true is an integer; and one that no float can hold is none here.
-    legal = type(value) is kind or (kind is float and type(value) is int)
+def _number(field: str, value: Any, wanted: type[_Value]) -> _Value:
+    # By exact type, as true is an integer; integers too large for a float are illegal.
+    legal = type(value) is wanted or (wanted is float and type(value) is int)
     if not legal or not abs(value) <= sys.float_info.max:
-        wanted = "a number" if kind is float else "a whole number"
-        raise ValueError(f"{field} is {value!r:.80}, expected {wanted}")
-    return kind(value)
+        name = "a number" if wanted is float else "an integer"
+        raise ValueError(f"{field} is {value!r:.80}, expected {name}")
+    return wanted(value)
 
 
 def _flag(field: str, value: Any) -> bool:
@@ -230,12 +233,12 @@ def _flag(field: str, value: Any) -> bool:
 
 
 def _dotted(path: str) -> str:
-    """What PEFT compares the end of a layer's name with."""
+    """Returns the suffix by which PEFT matches a layer's name."""
     return path.removeprefix("layers/").replace("/", ".")
 
 
 def _others(paths: Iterable[str]) -> list[str]:
-    """Layers without an adapter that PEFT takes for one of ours, by their ends."""
+    """Returns layers PEFT would also match by suffix; they must be excluded."""
     ours = set(map(_dotted, paths))
     return sorted(
         name
@@ -245,6 +248,6 @@ def _others(paths: Iterable[str]) -> list[str]:
 
 
 def _regex(path: str) -> str:
-    """A pattern of PEFT for one layer of ours, in any place of its stack."""
+    """Returns PEFT's pattern for one of our layers, at any index of its stack."""
     number = r"\d+\." if path.startswith("layers/") else ""
     return number + re.escape(_dotted(path))

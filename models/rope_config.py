@@ -131,9 +131,7 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     is_known = isinstance(name, str) and name in ["default", *ROPE_TYPES]
     require(is_known, "rope_type", name, f"one of {legal}")
     rope_type = ROPE_TYPES.get(name)
-    fields = (
-        {} if rope_type is None else {f.name: f for f in dataclasses.fields(rope_type)}
-    )
+    fields = {f.name: f for f in dataclasses.fields(rope_type)} if rope_type else {}
     known = _COMMON | fields.keys()
     unknown = sorted(map(str, rope.keys() - known))
     require(not unknown, "rope_scaling", unknown, f"only {', '.join(sorted(known))}")

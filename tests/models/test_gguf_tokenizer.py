@@ -217,8 +217,8 @@ def test_sentencepiece_as_llama_cpp_has_it(flags, wanted, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merges": ["a z"]}, "merges joins what"),
-        ({"merges": ["abc"]}, "merges joins what"),
+        ({"merges": ["a z"]}, "merges has tokens that"),
+        ({"merges": ["abc"]}, "merges has tokens that"),
         ({"end": 12}, "eos_token_id is 12"),
         ({"types": 3}, "token_type is 3, expected a list"),
         ({"pre": "default"}, "ggml.pre is 'default', expected one of gpt-2, "),

@@ -222,7 +222,7 @@ def test_transformers_reads_our_configs_as_we_do(config):
 
 def test_a_config_of_no_class_is_not_written():
     config = dataclasses.replace(SMALL, qkv_bias=True, qk_norm=True)
-    with pytest.raises(ValueError, match="not what one of llama, mistral"):
+    with pytest.raises(ValueError, match="no model_type of llama, mistral"):
         config.to_hf()
 
 

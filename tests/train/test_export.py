@@ -169,14 +169,14 @@ def test_a_pattern_that_tells_stacked_layers_apart_is_refused(field, adapter):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("rank_pattern", {"q_proj": 2.5}, "2.5, expected a whole number"),
-        ("rank_pattern", {"q_proj": True}, "True, expected a whole number"),
+        ("rank_pattern", {"q_proj": 2.5}, "2.5, expected an integer"),
+        ("rank_pattern", {"q_proj": True}, "True, expected an integer"),
         ("rank_pattern", {"q_proj": 0}, "0 is not >= 1"),
         ("rank_pattern", ["q_proj"], "expected an object"),
         ("rank_pattern", {"q_proj": 4}, "misshaped: .*q_proj.lora_A"),
         ("alpha_pattern", {"q_proj": "4"}, "'4', expected a number"),
-        ("alpha_pattern", {"q_proj(": 4}, "'q_proj[(]' is no pattern"),
-        ("r", None, "None, expected a whole number"),
+        ("alpha_pattern", {"q_proj(": 4}, "'q_proj[(]' is not a regular"),
+        ("r", None, "None, expected an integer"),
         ("lora_alpha", 10**400, "expected a number"),
         ("lora_dropout", 2, "dropout: 2.0 is not in"),
         ("use_rslora", 1, "1, expected true or false"),
