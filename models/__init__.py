@@ -1,4 +1,4 @@
-"""Language models in Flax Linen, with the weights of their HF originals."""
+"""Language models in Flax Linen, with HF's weights."""
 
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig

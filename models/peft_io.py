@@ -31,7 +31,7 @@ from ivon_jax.models.weights import compare_shapes
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-RUN = "ivon_jax.json"  # in what we export: the settings of its run, and its facts
+RUN = "ivon_jax.json"  # beside our adapters: the settings and metadata of their run
 _PREFIX = "base_model.model."
 _SUFFIXES = {
     "a": ".lora_A.weight",
@@ -39,7 +39,7 @@ _SUFFIXES = {
     "kernel": ".weight",
     "bias": ".bias",
 }
-# Parts of the names of other tensors that PEFT saves, and what they belong to.
+# Parts of the names of PEFT's other tensors, and their features.
 _OTHERS = {
     ".lora_magnitude_vector": "of DoRA",
     ".lora_embedding_": "an adapter of embeddings",
@@ -51,12 +51,12 @@ _OTHERS = {
 
 
 def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) -> None:
-    """Writes an adapter that PEFT loads.
+    """Writes an adapter in PEFT's format.
 
     Args:
-        folder: where to; must exist.
+        folder: an existing folder.
         adapters: the ``lora`` collection, layers stacked.
-        config: it was trained with.
+        config: configuration they were trained with.
         base: name of the base model, for PEFT's users.
     """
     from safetensors.numpy import save
@@ -73,16 +73,16 @@ def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) 
 
 
 def read_settings(folder: Path) -> LoraConfig:
-    """Reads what an adapter of PEFT is to be used with.
+    """Reads the configuration of an adapter of PEFT.
 
     Args:
-        folder: where from.
+        folder: the adapter's.
 
     Returns:
-        Its settings; its layers are those that it has tensors for.
+        The configuration; its layers are those with tensors.
 
     Raises:
-        ValueError: not an adapter, or one that needs what is not implemented.
+        ValueError: it is not an adapter, or has an unimplemented setting.
     """
     with prefixed(f"adapter {folder}"):
         values = read_config(folder)
@@ -90,20 +90,20 @@ def read_settings(folder: Path) -> LoraConfig:
 
 
 def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
-    """Reads an adapter that PEFT, or `save_adapter`, wrote.
+    """Reads an adapter written by PEFT or `save_adapter`.
 
     Args:
-        folder: where from.
-        shapes: the ``lora`` collection that is wanted, as shapes.
-        config: what it is to be used with; must agree with the adapter's own.
+        folder: the adapter's.
+        shapes: shapes of the ``lora`` collection.
+        config: configuration of the run; must agree with the adapter's own.
 
     Returns:
-        The collection, float32, on the host. Layers trained whole are left out if the
-        adapter has none of their tensors: they are the base model's.
+        The collection, float32, on the host. Layers trained whole are absent if the
+        adapter has none of their tensors: they are then the base model's.
 
     Raises:
-        ValueError: not an adapter, one that needs what is not implemented, of other
-            settings, or for another base model.
+        ValueError: it is not an adapter, has unimplemented or other settings, or
+            belongs to another base model.
     """
     import jax
 
@@ -128,9 +128,9 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
             {name: tensor.shape for name, tensor in found.items()},
         )
         for name, target in targets.items():
-            kind = found[name].dtype
-            if not jax.numpy.issubdtype(kind, jax.numpy.floating):
-                raise ValueError(f"tensor {name} is {kind}, expected floating point")
+            dtype = found[name].dtype
+            if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+                raise ValueError(f"tensor {name} is {dtype}, expected floating point")
             with np.errstate(over="ignore"):
                 target[...] = found[name]
             if not np.isfinite(target).all():
@@ -139,19 +139,19 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
 
 
 def check_base(folder: Path, model: str, fingerprint: str) -> None:
-    """Compares the base that an adapter was trained on with that it is to be used with.
+    """Checks that an adapter was trained on the base model it is used with.
 
-    Fingerprints decide, if ours is recorded with the adapter and both are of the same
-    kind of files. Otherwise there are only names, and people rename folders: if they
+    Fingerprints decide if the adapter records ours and both are of the same file
+    format. Otherwise only names can be compared, and people rename folders: if they
     differ, a line on stderr says so.
 
     Args:
         folder: the adapter's.
-        model: name of the base it is to be used with.
-        fingerprint: of that base's files.
+        model: name of the base model.
+        fingerprint: of the base model's files.
 
     Raises:
-        ValueError: it was trained on another base, or is no adapter.
+        ValueError: it was trained on another base, or is not an adapter.
     """
     import jax
 
@@ -177,17 +177,17 @@ def check_base(folder: Path, model: str, fingerprint: str) -> None:
 
 
 def _recorded_base(folder: Path) -> tuple[str, str]:
-    """The name and fingerprint of the base of an adapter that we exported."""
+    """Returns name and fingerprint of the base of an adapter that we exported."""
     with prefixed(RUN):
-        facts = read_json(folder / RUN)
-        name, fingerprint = facts.get("model"), facts.get("model_fingerprint")
+        metadata = read_json(folder / RUN)
+        name, fingerprint = metadata.get("model"), metadata.get("model_fingerprint")
         if not (isinstance(name, str) and isinstance(fingerprint, str)):
             raise ValueError("it has no model and model_fingerprint")
     return name, fingerprint
 
 
 def _alike(theirs: str, ours: str) -> bool:
-    """Whether two names of a model, PEFT's and our user's, mean the same."""
+    """Returns whether PEFT's and our name of a model mean the same."""
     name, revision = split_revision(theirs)
     our_name, our_revision = split_revision(hub_id(ours))
     # PEFT seldom records a revision.
@@ -217,15 +217,15 @@ def _no_weights(folder: Path) -> str:
 
 
 def _settings(values: dict[str, Any], found: dict[str, np.ndarray]) -> LoraConfig:
-    """Makes the configuration that an adapter's fields and tensors tell of."""
-    layers: dict[str, list[str]] = {kind: [] for kind in _SUFFIXES}
+    """Returns the configuration of an adapter's fields and tensors."""
+    layers: dict[str, list[str]] = {leaf: [] for leaf in _SUFFIXES}
     for name in sorted(found):
         try:
-            kind, module = _part(name)
+            leaf, module = _part(name)
         except ValueError as error:
             shown = ascii(name)[1:-1]
             raise ValueError(f"tensor {shown:.120} {error}") from None
-        layers[kind].append(module)
+        layers[leaf].append(module)
     adapted, whole = layers["a"] + layers["b"], layers["kernel"] + layers["bias"]
     if not adapted:
         raise ValueError(f"{WEIGHTS} has no tensor that ends in {_SUFFIXES['a']}")
@@ -238,30 +238,34 @@ def _settings(values: dict[str, Any], found: dict[str, np.ndarray]) -> LoraConfi
 
 
 def _part(name: str) -> tuple[str, str]:
-    """Which leaf a tensor is, and HF's name of its layer; raises what is amiss."""
-    for text, what in _OTHERS.items():
+    """Returns the leaf of a tensor and HF's name of its layer.
+
+    Raises:
+        ValueError: the tensor is not supported; the text lacks its name.
+    """
+    for text, feature in _OTHERS.items():
         if text in name:
-            raise ValueError(f"is {what}, which is not implemented")
+            raise ValueError(f"is {feature}, which is not implemented")
     if found := re.search(r"\.lora_[AB]\.(.+)\.weight$", name):
         raise ValueError(
             f"has the adapter's name, {found[1]!a:.40}, within its own, as in a model's"
             " state_dict, which is not implemented; save it with PEFT's save_pretrained"
         )
-    kind = next((k for k, s in _SUFFIXES.items() if name.endswith(s)), None)
-    if kind is None or not name.startswith(_PREFIX):
+    leaf = next((k for k, s in _SUFFIXES.items() if name.endswith(s)), None)
+    if leaf is None or not name.startswith(_PREFIX):
         ends = ", ".join(_SUFFIXES.values())
         raise ValueError(
             f"is not implemented, expected {_PREFIX}LAYER with one of {ends}"
         )
-    module = name.removeprefix(_PREFIX).removesuffix(_SUFFIXES[kind])
+    module = name.removeprefix(_PREFIX).removesuffix(_SUFFIXES[leaf])
     try:
         path = f"/{tree_path(module)}"
     except KeyError:
-        raise ValueError("is of a layer that is in no model here") from None
+        raise ValueError("is of a layer that is in no supported model") from None
     linear = [layer for layer in LAYERS if layer != "lm_head"]
     if path.endswith(("/embed_tokens", "/lm_head")):
         raise ValueError(
-            "is of the embeddings or the output layer, of which neither adapters nor"
+            "is of the embeddings or the output layer, for which neither adapters nor"
             " trained weights are implemented; if they are the base's, save without"
             " them (save_embedding_layers=False of PEFT's save_pretrained)"
         )
@@ -269,11 +273,11 @@ def _part(name: str) -> tuple[str, str]:
         raise ValueError(
             f"is not implemented, expected a linear layer: {', '.join(linear)}"
         )
-    return kind, module
+    return leaf, module
 
 
 def _check_agreement(own: LoraConfig, config: LoraConfig, modules: set[str]) -> None:
-    """Compares an adapter's own settings with those that it is to be used with."""
+    """Checks that an adapter's own settings are those of the run."""
     if more := set(own.targets) - modules:
         raise ValueError(
             f"it adapts {', '.join(sorted(more))}, which targets leave out"
@@ -295,24 +299,25 @@ def _check_agreement(own: LoraConfig, config: LoraConfig, modules: set[str]) -> 
 
 
 def _names(adapters: PyTree) -> dict[str, tuple[str, int | None]]:
-    """PEFT's name of every tensor, with the path of its leaf and its layer."""
+    """Returns the path of the leaf, and the layer, of each tensor by PEFT's name."""
     names: dict[str, tuple[str, int | None]] = {}
     for path, leaf in by_path(adapters).items():
-        module, _, kind = path.rpartition("/")
+        module, _, name = path.rpartition("/")
         stacked = path.startswith("layers/")
-        for i, name in enumerate(hf_names(module, len(leaf) if stacked else 1)):
-            names[_PREFIX + name + _SUFFIXES[kind]] = (path, i if stacked else None)
+        for i, hf_name in enumerate(hf_names(module, len(leaf) if stacked else 1)):
+            full_name = _PREFIX + hf_name + _SUFFIXES[name]
+            names[full_name] = (path, i if stacked else None)
     return names
 
 
-def _modules(adapters: PyTree, *kinds: str) -> set[str]:
-    """The layers that have a leaf of one of these kinds."""
+def _modules(adapters: PyTree, *names: str) -> set[str]:
+    """Returns the layers that have a leaf of one of these names."""
     parts = [path.rpartition("/") for path in by_path(adapters)]
-    return {module for module, _, kind in parts if kind in kinds}
+    return {module for module, _, name in parts if name in names}
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a leaf belongs to a layer that is trained whole."""
+    """Returns whether a leaf belongs to a layer trained whole."""
     return path.endswith(("/kernel", "/bias"))
 
 

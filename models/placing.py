@@ -1,4 +1,4 @@
-"""From tensors in files to leaves on devices, a few rows at a time."""
+"""Reads tensors from files into leaves on devices, a few rows at a time."""
 
 import functools
 import math
@@ -15,18 +15,18 @@ from jaxtyping import Array, Float, PyTree
 from ivon_jax._tree import path_name
 from ivon_jax.models.quantized import Quantization, quantize
 
-# Where an array lives, by its path in the tree and its shape.
+# The sharding of an array, by its path in the tree and its shape.
 Place = Callable[[str, tuple[int, ...]], Sharding]
-# Opens a tensor, which reads the part that it is indexed with.
+# Opens a tensor; indexing it reads that part.
 Open = Callable[[], Any]
 
-_ROWS = 64  # read at a time: they stay in a core's cache while they are transposed
-_ALIGNMENT = 64  # of the memory that JAX's CPU devices take over without a copy
+_ROWS = 64  # read at a time: they stay in a core's cache while transposed
+_ALIGNMENT = 64  # of memory that JAX's CPU devices adopt without a copy
 _PADDING = 64  # bytes between rows: powers of 2 apart they would share cache lines
 
 
 def one_device(path: str, shape: tuple[int, ...]) -> Sharding:
-    """Puts everything on the first device."""
+    """Places everything on the first device."""
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
@@ -39,23 +39,22 @@ def place_leaf(
     transposed: bool,
     place: Place,
 ) -> tuple[Array, list[int]]:
-    """Reads a leaf to where it lives: only what this process's devices hold is read.
+    """Reads a leaf onto its devices, only the parts that this process's devices hold.
 
-    CPU devices take over the memory that it is read into, so nothing is held twice.
-    For other devices the host holds their shares of one leaf at a time.
+    CPU devices adopt the memory that is read into, so nothing is held twice. For other
+    devices the host holds their shares of one leaf at a time.
 
     Args:
         path: the leaf's, `/`-joined.
-        layers: the tensors it is made of; each is opened once.
-        stack: the number of layers if the leaf stacks them, in a first axis.
+        layers: its tensors; each is opened once.
+        stack: the leading axis of stacked layers, empty if there is none.
         shape: of one layer.
         dtype: of the leaf.
         transposed: whether the tensors are (out, in) and the leaf is (in, out).
-        place: where the leaf lives.
+        place: sharding of the leaf.
 
     Returns:
-        The leaf, and the layers in which NaN or infinite values (as `dtype`) were
-        read.
+        The leaf, and the layers in which NaN or infinite values (as `dtype`) were read.
     """
     whole = (*stack, *shape)
     sharding = place(path, whole)
@@ -94,15 +93,15 @@ def place_quantized(
     transposed: bool,
     place: Place,
 ) -> tuple[PyTree[Array], list[int]]:
-    """Reads a stacked leaf and quantise it where it lives, one layer at a time.
+    """Reads a stacked leaf and quantises it on its devices, one layer at a time.
 
     Args:
         path: see `place_leaf`, as for the other arguments.
         layers: the tensors.
         shape: of one layer.
-        quantization: what to quantise it to.
+        quantization: format of the quantised kernel.
         transposed: whether the tensors are transposed.
-        place: where the kernel, and the parts of the quantised one, live.
+        place: sharding of the kernel, and of the parts of the quantised one.
 
     Returns:
         The quantised leaf, and the layers that are not finite.
@@ -127,17 +126,17 @@ def place_quantized(
         source, wrong = place_leaf(
             path, [layer], (), shape, jnp.float32, transposed, place
         )
-        # Waits: else the host would read ahead of what the devices have done.
+        # Waits, or the host would read ahead of the devices.
         leaf = jax.block_until_ready(_store(leaf, source, i, quantization))
         bad += [i] * len(wrong)
-        del source  # else held until the next one is read beside it
+        del source  # or it is held while the next one is read
     return jax.tree_util.tree_map_with_path(complete, one, {path: leaf})[path], bad
 
 
 def _pack(entries: Array) -> Array:
-    """Puts 4-bit entries in bytes, two of a row in each; others are left alone.
+    """Packs two 4-bit entries of a row into a byte; other entries are unchanged.
 
-    XLA writes to no 4-bit array in place on CPUs: each layer would cost a copy of all.
+    On CPUs XLA updates no 4-bit array in place: each layer would copy all of them.
     """
     if entries.dtype != jnp.uint4:
         return entries
@@ -157,7 +156,7 @@ def _store(
     layer: int | Array,
     quantization: Quantization,
 ) -> PyTree[Array]:
-    """Writes one layer of a quantised leaf in place."""
+    """Updates one layer of a quantised leaf in place."""
 
     def write(old: Array, new: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(old, _pack(new), layer, 0)
@@ -183,7 +182,7 @@ def _allocate(bounds: tuple[tuple[int, int], ...], dtype: np.dtype) -> np.ndarra
 def _read(
     tensor: Any, bounds: Sequence[tuple[int, int]], out: np.ndarray, transposed: bool
 ) -> bool:
-    """Copies a part of a tensor, converted; return whether all of it is finite."""
+    """Copies and converts a part of a tensor; returns whether all of it is finite."""
     if transposed:
         bounds, out = bounds[::-1], out.T
     (start, stop), *others = bounds
@@ -205,11 +204,11 @@ def _read(
 def _is_finite(block: np.ndarray) -> bool:
     if block.dtype.itemsize != 2:
         return bool(np.isfinite(block).all())
-    # NumPy's own test is slow for 16 bits: nothing but infinity and NaN is beyond.
+    # NumPy's test is slow for 16 bits: the bits of finite values are below infinity's.
     infinity = _bits(np.full((), np.inf, block.dtype))
     return bool((_bits(block) & 0x7FFF).max() < infinity)
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
-    # NumPy copies numbers it knows faster than those of an extension, as bfloat16.
+    # NumPy copies its own dtypes faster than those of an extension, as bfloat16.
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))

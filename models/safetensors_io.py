@@ -1,4 +1,4 @@
-"""Configuration and weights from a folder in HF's layout, in safetensors files."""
+"""Configuration and weights of a folder in HF's layout, in safetensors files."""
 
 import json
 import re
@@ -15,26 +15,26 @@ DTYPES = ("F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> families.Config:
-    """Reads `config.json` alone.
+    """Reads only `config.json`.
 
     Raises:
-        ValueError: it is missing, damaged, or holds what is not implemented.
+        ValueError: it is missing, damaged, or not implemented.
     """
     with prefixed("config.json"):
         return families.read_config(read_json(folder / "config.json"))
 
 
 def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
-    """Opens `config.json` and `model.safetensors`, or the shards its index lists.
+    """Opens `config.json` and `model.safetensors`, or the shards of its index.
 
     Args:
-        folder: a folder as `save_pretrained` of transformers writes it.
+        folder: a folder written by transformers' `save_pretrained`.
 
     Returns:
-        The configuration, and the tensors; nothing is read before it is asked for.
+        The configuration, and the tensors, which are read on access.
 
     Raises:
-        ValueError: a file is missing, damaged, or holds what is not implemented.
+        ValueError: a file is missing, damaged, or not implemented.
     """
     config = read_config(folder)
     handles = {file.name: _open(file) for file in weight_files(folder)}
@@ -42,14 +42,14 @@ def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
     shapes = _shapes(where, handles, families.family_of(config).unused)
 
     def read(name: str) -> Any:
-        # Opened anew: what was read of a mapped file counts as ours until unmapped.
+        # Reopened: pages read from a mapped file count as ours until it is unmapped.
         return _open(folder / where[name]).get_slice(name)
 
     return config, Tensors(shapes, read)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: the single one, or every shard.
+    """Returns the safetensors files of a model: the single one, or every shard.
 
     Args:
         folder: a folder in HF's layout.
@@ -58,16 +58,16 @@ def weight_files(folder: Path) -> list[Path]:
         Their paths, sorted.
 
     Raises:
-        ValueError: there are none, or the index is damaged or names files
-            outside of the folder.
+        ValueError: there are none, or the index is damaged or names files outside of
+            the folder.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise ValueError(
-            f"neither {WEIGHTS} nor {INDEX} found; pickles (pytorch_model.bin) are"
-            " never read: name a revision of the hub without them (ID@refs/pr/1), or"
-            " save them again with save_pretrained of transformers"
+            f"{WEIGHTS} and {INDEX} are missing; pickles (pytorch_model.bin) are never"
+            " read: use a revision of the hub with safetensors (ID@refs/pr/1), or save"
+            " them again with transformers' save_pretrained"
         )
     names = set(_weight_map(folder).values())
     for name in names:
@@ -77,7 +77,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a file that holds one JSON object.
+    """Reads a file with one JSON object.
 
     Args:
         path: the file.
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        ValueError: there is no such file, or something else in it.
+        ValueError: the file is missing, or its content is something else.
     """
     if not path.is_file():
         raise ValueError("no such file")
@@ -111,7 +111,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
 
 
 def _locations(folder: Path, names: Mapping[str, set[str]]) -> Mapping[str, str]:
-    """The file of every tensor, given the tensors of every file."""
+    """Returns the file of every tensor, given the tensors of every file."""
     if WEIGHTS in names:
         return dict.fromkeys(names[WEIGHTS], WEIGHTS)
     where = _weight_map(folder)
@@ -133,7 +133,7 @@ def _open(file: Path) -> Any:
 def _shapes(
     where: Mapping[str, str], handles: Mapping[str, Any], unused: str
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, but of unused ones that hold no numbers to read."""
+    """Returns the shape of every tensor, except unused ones of other dtypes."""
     shapes = {}
     for name, file in where.items():
         part = handles[file].get_slice(name)

@@ -1,4 +1,4 @@
-"""A model as a folder in HF's layout, which transformers and its relatives load."""
+"""Saves a model as a folder in HF's layout, as transformers and others load it."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.safetensors_io import INDEX, WEIGHTS, read_json
 from ivon_jax.models.weights import named_tensors
 
-# By name in lower case, what a model's folder holds beside its weights.
+# Patterns, in lower case, of the files beside the weights in a model's folder.
 _COMPANIONS = (
     *("*.json", "*.jinja", "*.model", "tokenizer*", "vocab.txt", "merges.txt"),
     *("license*", "licence*", "notice*", "use_policy*"),
 )
-# Another configuration, an index of weights, an adapter to be loaded on top.
+# Files not to copy: the configuration, indices of weights, adapters.
 _REPLACED = r"config\.json|.*\.index\.json|adapter_.*"
 _LABELS = ("id2label", "label2id")
 _OF_OLD_HEAD = ("num_labels", "problem_type", "finetuning_task")
@@ -34,22 +34,22 @@ def save(
     base: Path | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes configuration, safetensors, tokenizer, and what else the base comes with.
+    """Writes configuration, weights, tokenizer, and the base's other files.
 
     Args:
-        folder: where to; new or empty. It appears whole or not at all.
-        config: the model's.
+        folder: a new or empty folder. It appears whole or not at all.
+        config: the model's configuration.
         params: its parameters, layers stacked; written in their dtype.
-        tokenizer: the model's, of transformers.
-        base: folder of the model that this one was made of, if it was read from one.
-            Its `config.json` is kept but for what changed; its other files are copied
-            as they are: those of the tokenizer, settings for generation, licences.
-        shard_bytes: start another file before one grows beyond this. The host holds
-            one file's tensors at a time.
+        tokenizer: its tokenizer, of transformers.
+        base: folder of the base model, if it was read from one. Changed fields of its
+            `config.json` are replaced; its other files (tokenizer, generation settings,
+            licences) are copied.
+        shard_bytes: maximal size of a file. The host holds the tensors of one file at a
+            time.
 
     Raises:
         ValueError: transformers has no class for the configuration.
-        OSError: the folder holds something or cannot be written.
+        OSError: the folder is not empty or cannot be written.
     """
     if base is None:
         values = config.to_hf()
@@ -69,7 +69,7 @@ def save(
             shard[name] = tensor
         sizes.append(_write(out, shard, where, len(sizes)))
         dtype = str(next(iter(shard.values())).dtype)
-        # The old name too where the base has it: older programs know no other.
+        # The old name too if the base has it, for older programs.
         values |= {
             k: dtype for k in ("dtype", "torch_dtype") if k in {"dtype", *values}
         }
@@ -86,9 +86,9 @@ def save(
 
 
 def _kept_config(base: Path, config: Config) -> dict[str, Any]:
-    """The base's own `config.json`, with the head that the model has now, if any."""
+    """Returns the base's `config.json`, with the model's own head if there is one."""
     values = read_json(base / "config.json")
-    # Of code beside the base, which is not copied: these are classes of transformers.
+    # Refers to code in the base's folder, which is not copied.
     values.pop("auto_map", None)
     if family_of(config).head:
         ours = config.to_hf()
@@ -99,7 +99,7 @@ def _kept_config(base: Path, config: Config) -> dict[str, Any]:
 
 
 def _copy_along(base: Path, out: Path) -> None:
-    """Copies the files of a model's folder that are neither weights nor replaced."""
+    """Copies a model's files that are neither weights nor replaced."""
     for path in sorted(base.iterdir()):
         wanted = any(fnmatch(path.name.lower(), p) for p in _COMPANIONS)
         if wanted and path.is_file() and not re.fullmatch(_REPLACED, path.name):
@@ -109,7 +109,7 @@ def _copy_along(base: Path, out: Path) -> None:
 def _write(
     out: Path, shard: dict[str, np.ndarray], where: dict[str, str], number: int
 ) -> int:
-    """Writes one file, note where its tensors are, and return their size."""
+    """Writes one file, adds its tensors to `where`, and returns their size."""
     from safetensors.numpy import save_file
 
     save_file(shard, out / _shard_name(number), {"format": "pt"})

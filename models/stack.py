@@ -1,4 +1,4 @@
-"""A stack of equal layers: scanned over stacked parameters, or one after another."""
+"""A stack of equal layers: scanned over stacked parameters, or unrolled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Remat = Literal["none", "full", "dots"]
-# Maps hidden states and what goes with them to hidden states and what is kept.
+# Maps hidden states and further inputs to hidden states and outputs of the layers.
 Stack = Callable[..., tuple[Array, Any]]
 
 
@@ -26,31 +26,31 @@ def stack(
 
     Args:
         layer: maps hidden states and further inputs to hidden states and an output.
-        settings: what every layer is made of.
-        count: how many.
+        settings: arguments of every layer.
+        count: number of layers.
         in_axes: for each further input 0, if each layer has its own along the first
             axis, or `nn.broadcast`.
-        scan_layers: compile one layer and loop over parameters stacked under
-            `layers`; otherwise the layers are `layers_0`, `layers_1`, ...
-        remat: what the backward pass computes again: nothing, each layer's inside,
-            or all of it but its matrix products.
+        scan_layers: compile one layer and loop over parameters stacked under `layers`;
+            otherwise the layers are `layers_0`, `layers_1`, ...
+        remat: recomputation in the backward pass: none, whole layers, or all but matrix
+            products.
 
     Returns:
         A function of the hidden states and the further inputs. It returns the last
-        hidden states, and the outputs of all layers stacked. Adapters in the
-        collection `lora` are carried along.
+        hidden states, and the outputs of all layers stacked. The scan carries the
+        collection `lora`.
     """
-    kind = layer
+    layer_class = layer
     if remat != "none":
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         policy = {"full": None, "dots": dots}[remat]
         # Inside a scan the compiler cannot undo the recomputation anyway.
-        kind = nn.remat(layer, prevent_cse=not scan_layers, policy=policy)
+        layer_class = nn.remat(layer, prevent_cse=not scan_layers, policy=policy)
     if not scan_layers:
-        layers = [kind(*settings, name=f"layers_{i}") for i in range(count)]
+        layers = [layer_class(*settings, name=f"layers_{i}") for i in range(count)]
         return _loop(layers, in_axes)
     scanned = nn.scan(
-        kind,
+        layer_class,
         variable_axes={"params": 0, "lora": 0},
         split_rngs=dict.fromkeys(("params", "lora", "dropout", "noise"), True),
         in_axes=in_axes,
@@ -60,7 +60,7 @@ def stack(
 
 
 def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Stack:
-    """Applies unstacked layers with the signature of the scanned stack."""
+    """Returns unrolled layers with the signature of the scanned stack."""
 
     def apply(x: Array, *inputs: Any) -> tuple[Array, Any]:
         outputs = []
@@ -77,13 +77,13 @@ def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Sta
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns stacked parameters into those of the model with `scan_layers=False`.
+    """Converts parameters of a model to those with `scan_layers=False`.
 
     Args:
-        params: a tree with every layer stacked under `layers`.
+        params: a tree with the layers stacked under `layers`.
 
     Returns:
-        The tree with `layers_0`, `layers_1`, ... in its place.
+        The tree with `layers_0`, `layers_1`, ... instead.
     """
     rest = {name: leaf for name, leaf in params.items() if name != "layers"}
     count = len(jax.tree.leaves(params["layers"])[0])
@@ -95,13 +95,13 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns unstacked parameters into those of the model with `scan_layers=True`.
+    """Converts parameters of a model to those with `scan_layers=True`.
 
     Args:
         params: a tree with the layers under `layers_0`, `layers_1`, ...
 
     Returns:
-        The tree with all of them stacked under `layers`.
+        The tree with the layers stacked under `layers`.
     """
     rest = {k: leaf for k, leaf in params.items() if not k.startswith("layers_")}
     layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]

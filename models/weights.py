@@ -1,4 +1,4 @@
-"""From named tensors, as HF names them, to our parameter tree."""
+"""Conversion between tensors with HF's names and our parameter tree."""
 
 import dataclasses
 import functools
@@ -26,10 +26,8 @@ class Tensors:
     """The tensors of a model file: shapes known at once, contents read one by one.
 
     Attributes:
-        shapes: shape of every tensor under its HF name; linear weights are
-            (out, in), as torch stores them.
-        read: opens the tensor of a name, which reads the part that it is indexed
-            with.
+        shapes: shape of every tensor by HF name; linear weights are torch's (out, in).
+        read: opens the tensor of a name; indexing it reads that part.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -38,7 +36,7 @@ class Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Where one tensor goes: a leaf of the tree and, if stacked, a layer of it."""
+    """The place of one tensor: a leaf of the tree and, if stacked, its layer."""
 
     path: str
     layer: int | None
@@ -62,24 +60,22 @@ def fill(
 ) -> dict[str, Any]:
     """Reads all parameters of a model, one tensor at a time, layers stacked.
 
-    Each tensor is written where it belongs before the next one is read; see
-    `place_leaf` for what is held meanwhile.
+    Each tensor is placed before the next one is read; see `place_leaf`.
 
     Args:
-        config: the model they belong to.
-        tensors: where they come from.
-        dtype: what to convert them to.
-        quantization: what to quantise the kernels of the layers to.
-        place: where each leaf lives.
+        config: the model's configuration.
+        tensors: the file's tensors.
+        dtype: dtype of the parameters.
+        quantization: format of the layers' kernels.
+        place: sharding of each leaf.
 
     Returns:
-        The `params` tree of the configuration's model; without a head if the file
-        has none of the tensors of its head.
+        The `params` tree of the configuration's model; without a head if the file has
+        none of its tensors.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of a wrong shape, or one
-            holds NaN or infinite values. Shapes are compared before anything is
-            allocated.
+        ValueError: tensors are missing, unexpected or of a wrong shape, or one has NaN
+            or infinite values. Shapes are compared before anything is allocated.
     """
     if config.num_hidden_layers > len(tensors.shapes):
         raise ValueError(
@@ -122,7 +118,11 @@ def fill(
 
 
 def _check_copy(tensors: Tensors, name: str, original: str) -> None:
-    """Stops if a tensor that would be left out is not what it is taken for."""
+    """Checks that a tensor to be ignored is a copy of the original.
+
+    Raises:
+        ValueError: it is not.
+    """
     shape = tensors.shapes[original]
     one, other = tensors.read(name), tensors.read(original)
     starts = range(0, shape[0], _ROWS)
@@ -137,7 +137,7 @@ def _check_copy(tensors: Tensors, name: str, original: str) -> None:
 
 
 def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:
-    """Stops all processes if one of them, which read its parts only, found NaN."""
+    """Raises on all processes if one of them, which reads only its parts, found NaN."""
     found = np.array(bool(bad))
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found)
@@ -149,10 +149,9 @@ def _refuse_everywhere(bad: list[str], dtype: Dtype) -> None:
 
 
 def _slots(config: Config) -> dict[str, _Slot]:
-    """Every tensor the model needs, by HF name.
+    """Returns the place of every tensor of a model, by HF name.
 
-    The names follow from the tree itself: HF calls kernels, scales and embeddings
-    all `weight`.
+    The names follow from the tree: kernels, scales and embeddings are HF's `weight`.
     """
     single = family_of(config).module(config.with_one_layer(), scan_layers=False)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -160,11 +159,11 @@ def _slots(config: Config) -> dict[str, _Slot]:
     slots = {}
     for single_path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items():
         path = single_path.replace("layers_0/", "layers/", 1)
-        module, _, kind = path.rpartition("/")
-        suffix = "bias" if kind == "bias" else "weight"
-        for i, name in enumerate(hf_names(module, config.num_hidden_layers)):
+        module, _, name = path.rpartition("/")
+        suffix = "bias" if name == "bias" else "weight"
+        for i, hf_name in enumerate(hf_names(module, config.num_hidden_layers)):
             index = i if path.startswith("layers/") else None
-            slots[f"{name}.{suffix}"] = _Slot(path, index, leaf.shape)
+            slots[f"{hf_name}.{suffix}"] = _Slot(path, index, leaf.shape)
     return slots
 
 
@@ -175,14 +174,14 @@ def _in_head(config: Config, slot: _Slot) -> bool:
 def named_tensors(
     config: Config, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The inverse of `fill`: a model's tensors as HF stores them, one at a time.
+    """Yields a model's tensors as HF stores them, one at a time: the inverse of `fill`.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
         params: its `params` tree, layers stacked; a head may be missing.
 
     Yields:
-        HF names with contents, linear weights as (out, in).
+        HF names and contents, linear weights as (out, in).
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     for name, slot in _slots(config).items():
@@ -198,12 +197,12 @@ def compare_shapes(
     found: Mapping[str, tuple[int, ...]],
     unused: str = "",
 ) -> None:
-    """Compares the tensors that are needed with those that are there.
+    """Checks a file's tensors against those of the model.
 
     Args:
-        wanted: shapes by name.
-        found: the same of a file.
-        unused: those that may be there in vain, as a regular expression.
+        wanted: shapes of the model's tensors by name.
+        found: shapes of the file's tensors by name.
+        unused: regex of tensor names to ignore.
 
     Raises:
         ValueError: tensors are missing, unexpected or misshaped; it names them.
@@ -221,7 +220,7 @@ def compare_shapes(
         "unexpected": unexpected,
         "misshaped": misshaped,
     }
-    report = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    report = [f"{name}: {_some(names)}" for name, names in problems.items() if names]
     if report:
         raise ValueError("tensors do not fit; " + "; ".join(report))
 

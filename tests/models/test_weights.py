@@ -182,7 +182,9 @@ def test_missing_files_are_named(tmp_path):
     assert "config.json: no such file" in message(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "neither model.safetensors nor" in message(tmp_path)
+    assert "model.safetensors and" in message(
+        tmp_path
+    )
     assert "pickles (pytorch_model.bin) are never read" in message(tmp_path)
     assert "No such file" in message(tmp_path / "absent.gguf")
 
@@ -190,18 +192,18 @@ def test_missing_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "none of tokenizer.json, tokenizer.model, .* is there"),
+        ({}, "none of tokenizer.json, tokenizer.model, .* found"),
         # Of this alone transformers makes a tokenizer without a word.
         (
             {"tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}'},
-            "none of tokenizer.json, tokenizer.model, .* is there",
+            "none of tokenizer.json, tokenizer.model, .* found",
         ),
         (
             {
                 "tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}',
                 "vocab.json": "{}",
             },
-            "it knows no word",
+            "its vocabulary is empty",
         ),
         ({"tokenizer.json": "{}"}, "KeyError: "),
     ],
