@@ -5,7 +5,7 @@ mean m, and v = 1/(ess * (hess + delta)), where `hess` estimates the diagonal He
 of the loss and `delta` is the prior's share (see `ivon_jax.prior`). Gradients are
 taken at a sample of the posterior; gradient times noise gives the Hessian for free.
 
-One step, with an explicit key and nothing transient in the state:
+One step, with an explicit key and no transient state:
 
 >>> import jax, jax.numpy as jnp, optax
 >>> import ivon_jax
@@ -39,8 +39,8 @@ from ivon_jax._tree import by_path
 from ivon_jax.checks import DECAY, NOT_NEGATIVE, POSITIVE, check
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
-# A single step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta
-# stay inside these bounds: whatever the gradient, all products remain finite float32.
+# A step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta stay inside
+# these bounds: for any gradient, all products are finite in float32.
 MAX_GROWTH = 1e6
 MIN_HESS, MAX_HESS = 1e-24, 1e24
 
@@ -71,23 +71,22 @@ def scale_by_ivon(
     where s = h + delta with a fixed prior, which is IVON's published update, and
     s = h where delta moves, which keeps h positive for any gradient.
 
-    `update` needs the keyword `key`, the one given to `sample`, from which it draws
-    the same noise again; or `moments`, as returned by `ivon_jax.value_and_grad`.
-    Gradients must not be averaged over different noise (as `optax.MultiSteps`
-    does): use `ivon_jax.multi_steps`. A transformation chained before this one
-    changes the gradient and hence the Hessian estimate.
+    `update` needs the keyword `key` that was given to `sample`, to redraw the same
+    noise; or `moments`, as returned by `ivon_jax.value_and_grad`. Gradients must not
+    be averaged over different noise (as `optax.MultiSteps` does): use
+    `ivon_jax.multi_steps`. A transformation chained before this one changes the
+    gradient and hence the Hessian estimate.
 
-    Every leaf of the parameters is a float, array or Python number; there may be
-    none. A leaf of another dtype has no Gaussian posterior: exclude it with
-    `optax.masked` or `optax.partition`, or put None in its place, as `jax.grad`,
-    which differentiates no integers, requires anyway.
+    Every leaf of the parameters must be a floating-point array or a Python float.
+    Exclude others with `optax.masked` or `optax.partition`, or replace them by None,
+    as `jax.grad` requires anyway.
 
     Args:
         ess: effective sample size lambda: the weight of the mean per-example loss
             against the KL term. The number of training examples gives the ordinary
-            posterior, more a colder one.
+            posterior, a larger value a colder one.
         prior: `FixedPrior` or `MatrixPrior`.
-        hess_init: h0 > 0. The first standard deviation is
+        hess_init: h0 > 0; the initial standard deviation is
             1/sqrt(ess * (h0 + delta)).
         beta1: decay of the momentum, in [0, 1).
         beta2: decay of the Hessian estimate, in [0, 1). A Python float: a traced
@@ -98,12 +97,11 @@ def scale_by_ivon(
         debias: whether to correct the momentum for its start at zero.
 
     Returns:
-        The transformation. Its updates still have the sign of the gradient.
+        The transformation. Its updates have the sign of the gradient.
 
     Raises:
-        ValueError: an argument is out of range; or, from `init`, a leaf is not a
-            float; or, from `update`, neither `key` nor `moments` is given, or no
-            `params`.
+        ValueError: an argument is out of range; from `init`: a leaf is not a float;
+            from `update`: `params`, or both `key` and `moments`, are missing.
     """
     check("ess", ess, POSITIVE)
     check("hess_init", hess_init, POSITIVE)
@@ -164,19 +162,19 @@ def ivon(
     hess_approx: HessApprox = "price",
     debias: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """IVON with a fixed prior; the defaults are the authors'.
+    """Returns IVON with a fixed prior; the defaults are the authors'.
 
     Args:
         learning_rate: a value or an optax schedule.
-        ess: see `scale_by_ivon`; the number of training examples to start with.
+        ess: see `scale_by_ivon`; start with the number of training examples.
         hess_init: see `scale_by_ivon`.
         beta1: see `scale_by_ivon`.
         beta2: see `scale_by_ivon`.
         weight_decay: delta, the prior precision divided by `ess`.
-        clip_radius: xi, the largest entry of the preconditioned direction, before
-            the learning rate: no entry moves by more than learning_rate * xi.
-        rescale_lr: whether to multiply the learning rate by hess_init +
-            weight_decay, which makes the first steps those of plain momentum.
+        clip_radius: xi, the bound on the entries of the preconditioned direction: no
+            entry moves by more than learning_rate * xi.
+        rescale_lr: whether to multiply the learning rate by hess_init + weight_decay,
+            so that the first steps are those of plain momentum.
         hess_approx: see `scale_by_ivon`.
         debias: see `scale_by_ivon`.
 
@@ -216,7 +214,7 @@ def ivon_lora(
     clip_radius: ArrayLike = 5e-3,
     prior: Prior = MatrixPrior(),  # noqa: B008 -- frozen
 ) -> optax.GradientTransformationExtraArgs:
-    """IVON-LoRA: a prior per LoRA matrix (Eq. 2) and no weight decay of the mean.
+    """Returns IVON-LoRA: a prior per LoRA matrix (Eq. 2), no weight decay of the mean.
 
     The defaults are the paper's for commonsense reasoning (App. D.2.1).
 
@@ -263,7 +261,7 @@ class _Leaf(NamedTuple):
 
 
 class _Recursion(NamedTuple):
-    """What a step does to each leaf; see `scale_by_ivon`."""
+    """The step of each leaf; see `scale_by_ivon`."""
 
     prior: Prior
     beta1: ArrayLike
@@ -279,7 +277,7 @@ class _Recursion(NamedTuple):
         updates: PyTree,
         params: PyTree,
     ) -> _Leaf:
-        """Takes the step of all leaves: a `_Leaf` of trees."""
+        """Takes the step of all leaves; returns a `_Leaf` of trees."""
         treedef: Any = jax.tree.structure(updates)
         trees = (updates, params, state.mu, state.hess, state.delta)
         columns = zip(by_path(updates), *map(treedef.flatten_up_to, trees), strict=True)
@@ -287,7 +285,7 @@ class _Recursion(NamedTuple):
             self.step(name, state.ess, count, moments, *column)
             for name, *column in columns
         ]
-        # Not jax.tree.transpose, which finds no _Leaf in a tree without leaves.
+        # Not jax.tree.transpose, which fails for a tree without leaves.
         parts = zip(*leaves, strict=True) if leaves else [()] * len(_Leaf._fields)
         return _Leaf(*map(treedef.unflatten, parts))
 
@@ -303,7 +301,7 @@ class _Recursion(NamedTuple):
         hess: Float[Array, "..."],
         delta: Float[Array, "..."],
     ) -> _Leaf:
-        """Takes the step of the leaf of a name."""
+        """Takes the step of one leaf."""
         dtype, beta1 = hess.dtype, self.beta1
         grad, mean = jnp.asarray(update, dtype), jnp.asarray(param, dtype)
         lam = ess.astype(dtype)
@@ -327,7 +325,7 @@ def _update_hess(
     bound: Float[Array, "..."],
     rate: ArrayLike,
 ) -> Float[Array, "..."]:
-    """Moves hess towards the estimate, by a factor of at least 1/2 above the bound."""
+    """Moves hess towards the estimate; its distance to the bound at most halves."""
     distance = jnp.maximum(hess - bound, MIN_HESS)  # a falling delta may undercut it
     x = jnp.clip(rate * (estimate - hess) / distance, -MAX_GROWTH, MAX_GROWTH)
     # Cancellation must not round the distance to a negative bound down to zero.

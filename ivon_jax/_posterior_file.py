@@ -12,28 +12,28 @@ from ivon_jax.files import write_bytes
 
 FORMAT = "ivon-jax posterior"
 VERSION = "1"
-# A file without a kind, as the first version wrote them all.
+# The kind of a file without one: the first release wrote no kind.
 FIRST_KIND = "gaussian"
 FACT = "fact"
 
 Groups = dict[str, dict[str, Any]]
-Facts = dict[str, int | float]
+Metadata = dict[str, int | float]
 
 
-def write(path: str | Path, kind: str, groups: Groups, facts: Facts) -> None:
+def write(path: str | Path, kind: str, groups: Groups, metadata: Metadata) -> None:
     """Writes a posterior; the file appears whole or not at all.
 
     Args:
         path: the file.
-        kind: of posterior.
+        kind: kind of posterior.
         groups: its arrays by group and leaf path.
-        facts: numbers to go with it.
+        metadata: numbers by name.
     """
     from safetensors.numpy import save
 
     tensors = {
         f"{group}:{name}": np.asarray(leaf)
-        for group, leaves in (groups | {FACT: facts}).items()
+        for group, leaves in (groups | {FACT: metadata}).items()
         for name, leaf in leaves.items()
     }
     header = {"format": FORMAT, "version": VERSION, "sha256": _digest(tensors)}
@@ -42,36 +42,36 @@ def write(path: str | Path, kind: str, groups: Groups, facts: Facts) -> None:
     write_bytes(path, _in_order(save(tensors, header)))
 
 
-def read(path: str | Path) -> tuple[str, Groups, Facts]:
-    """Reads what `write` wrote.
+def read(path: str | Path) -> tuple[str, Groups, Metadata]:
+    """Reads a file of `write`.
 
     Args:
         path: the file.
 
     Returns:
-        The kind, the arrays by group and leaf path, and the numbers.
+        The kind, the arrays by group and leaf path, and the metadata.
 
     Raises:
-        ValueError: the file is missing, not one of `write`'s, of another version,
-            truncated or altered.
+        ValueError: the file is missing, not a posterior, of another version, truncated
+            or altered.
     """
     kind, tensors = _read_tensors(Path(path))
     groups: Groups = {}
     for full_name, tensor in tensors.items():
         group, _, name = full_name.partition(":")
         groups.setdefault(group, {})[name] = tensor
-    facts = groups.pop(FACT, {})
-    for name, leaf in facts.items():
+    metadata = groups.pop(FACT, {})
+    for name, leaf in metadata.items():
         if leaf.shape or not np.isfinite(leaf):
             raise ValueError(f"fact {name!r} is not a finite number")
-    return kind, groups, {name: leaf.item() for name, leaf in facts.items()}
+    return kind, groups, {name: leaf.item() for name, leaf in metadata.items()}
 
 
 def check_groups(groups: Mapping[str, Any], legal: tuple[str, ...]) -> None:
-    """Checks that a file holds nothing but a kind's own groups.
+    """Checks that a file has only the groups of its kind.
 
     Raises:
-        ValueError: it does.
+        ValueError: it has others.
     """
     for group, leaves in groups.items():
         if group not in legal:
@@ -79,10 +79,10 @@ def check_groups(groups: Mapping[str, Any], legal: tuple[str, ...]) -> None:
 
 
 def check_finite(group: str, leaves: Mapping[str, np.ndarray]) -> None:
-    """Checks that arrays have neither NaN nor infinity.
+    """Checks that arrays are finite.
 
     Raises:
-        ValueError: one has.
+        ValueError: one has NaN or infinite entries.
     """
     for name, leaf in leaves.items():
         if not np.all(np.isfinite(leaf)):
@@ -90,10 +90,7 @@ def check_finite(group: str, leaves: Mapping[str, np.ndarray]) -> None:
 
 
 def _in_order(data: bytes) -> bytes:
-    """Sorts the header, so that equal posteriors make equal files.
-
-    safetensors writes the fields of its metadata in a random order.
-    """
+    """Sorts the header, whose order is random: equal posteriors give equal files."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)

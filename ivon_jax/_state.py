@@ -1,4 +1,4 @@
-"""The state of IVON, found anywhere in an optax state, and what is drawn from it."""
+"""IVON's state: finding it in an optax state, and drawing noise from it."""
 
 from typing import Any, NamedTuple
 
@@ -14,19 +14,19 @@ from ivon_jax.noise import gaussian
 
 
 class ScaleByIvonState(NamedTuple):
-    """State of `scale_by_ivon`: arrays only, of a structure that never changes."""
+    """State of `scale_by_ivon`: only arrays, in a fixed structure."""
 
     count: Int[Array, ""]  # type: ignore[assignment]  # int32; hides tuple.count
-    ess: Float[Array, ""]  # lambda, what the next noise is drawn with
+    ess: Float[Array, ""]  # lambda of the next noise
     mu: PyTree[Float[Array, "..."]]  # momentum g, at least float32
     hess: PyTree[Float[Array, "..."]]  # h, at least float32
     delta: PyTree[Float[Array, "..."]]  # broadcasts against hess
 
 
 class Moments(NamedTuple):
-    """Means over Monte-Carlo samples that carry the curvature, by leaf path.
+    """Means over Monte-Carlo samples that estimate the curvature, by leaf path.
 
-    What is not used is removed by XLA, so carrying both costs nothing under `jit`.
+    Under `jit` XLA removes the one that is not used.
     """
 
     noise_grad: dict[str, Float[Array, "..."]]  # mean of (theta - m) * grad
@@ -43,8 +43,8 @@ def find_states(opt_state: PyTree) -> list[ScaleByIvonState]:
         The states, in flattening order; several where parameters are partitioned.
 
     Raises:
-        ValueError: there is none; or `optax.MultiSteps` wraps it, which would
-            average gradients of different noise.
+        ValueError: there is none, or `optax.MultiSteps` wraps it, which averages
+            gradients of different noise.
     """
 
     def stop(node: Any) -> bool:
@@ -64,8 +64,8 @@ def find_states(opt_state: PyTree) -> list[ScaleByIvonState]:
 def posterior_precision(opt_state: PyTree) -> dict[str, Float[Array, "..."]]:
     """Returns 1/v = ess * (hess + delta) by leaf path.
 
-    Leaves that no IVON state covers (masked or given to another optimizer) are
-    absent: their posterior is the point `params`.
+    Leaves that no IVON state covers (masked, or of another optimizer) are absent:
+    their posterior is the point `params`.
 
     Args:
         opt_state: the state of any chain or wrapper around `scale_by_ivon`.
@@ -74,7 +74,7 @@ def posterior_precision(opt_state: PyTree) -> dict[str, Float[Array, "..."]]:
         The precision of each covered leaf.
 
     Raises:
-        ValueError: no IVON state, or two that cover the same leaf.
+        ValueError: there is no IVON state, or two cover the same leaf.
     """
     precision: dict[str, Float[Array, ...]] = {}
     for state in find_states(opt_state):
@@ -94,7 +94,7 @@ def posterior_noise(
     Args:
         key: the step's key.
         opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-        index: which of the step's Monte-Carlo samples.
+        index: index of the Monte-Carlo sample.
 
     Returns:
         The noise of each leaf that IVON covers, at least float32.
@@ -103,14 +103,14 @@ def posterior_noise(
 
 
 def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Moments:
-    """Multiplies a sample's noise with the gradient taken there.
+    """Multiplies a sample's noise by its gradient.
 
     Args:
-        noise: from `posterior_noise`.
-        grads: gradient at the sample; leaves without noise are left out.
+        noise: noise of `posterior_noise`.
+        grads: gradient at the sample; leaves without noise are ignored.
 
     Returns:
-        The moments of this one sample.
+        The moments of this sample.
     """
     grad = {
         name: jnp.asarray(g, noise[name].dtype)
@@ -126,7 +126,7 @@ def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Momen
 def redraw_moments(
     key: Key[Array, ""] | None, opt_state: PyTree, grads: PyTree
 ) -> Moments:
-    """Draws the noise of the step's first sample again, for its moments.
+    """Redraws the noise of the step's first sample, for its moments.
 
     Args:
         key: the key given to `sample`.
@@ -134,7 +134,7 @@ def redraw_moments(
         grads: gradient at the sample.
 
     Returns:
-        The moments of this one sample.
+        The moments of this sample.
 
     Raises:
         ValueError: there is no key.
@@ -145,7 +145,7 @@ def redraw_moments(
 
 
 def at_least_float32(leaf: ArrayLike) -> Array:
-    """16-bit averages of the Hessian would never move (spacing exceeds 1 - beta2)."""
+    """Upcasts: in 16 bits the spacing exceeds 1 - beta2, so averages never move."""
     leaf = jnp.asarray(leaf)
     inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
     dtype = np.promote_types(leaf.dtype, np.float32) if inexact else np.float32
@@ -157,7 +157,7 @@ def as_mean(path: tuple[Any, ...], leaf: ArrayLike) -> Float[Array, "..."]:
     dtype = jnp.asarray(leaf).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"params: the leaf {path_name(path)!r} is {dtype}, and IVON's leaves are"
-            " floats; exclude it with optax.masked or optax.partition"
+            f"params: the leaf {path_name(path)!r} is {dtype}, not floating point;"
+            " exclude it with optax.masked or optax.partition"
         )
     return at_least_float32(leaf)

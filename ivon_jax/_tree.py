@@ -1,4 +1,4 @@
-"""Leaves of a pytree by the names of their paths."""
+"""Leaves of a pytree by path name."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Spells a pytree path as ``a/b/c``, the same for dicts and attributes.
+    """Returns a pytree path as ``a/b/c``, the same for dicts and attributes.
 
     >>> jax.tree_util.tree_map_with_path(lambda p, _: path_name(p), {"a": {"b": 0}})
     {'a': {'b': 'a/b'}}
@@ -16,7 +16,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree keyed by path name, in flattening order.
+    """Returns the leaves of a tree by path name, in flattening order.
 
     Args:
         tree: any tree.

@@ -1,4 +1,4 @@
-"""Ranges of arguments: one wording for all."""
+"""Range checks of arguments, in one wording."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 
 class Rule(NamedTuple):
-    """A range: how it reads in a message, and the test."""
+    """A range: its text in messages, and its test."""
 
     wanted: str
     legal: Callable[[float], bool]
@@ -24,15 +24,15 @@ FINITE_NOT_NEGATIVE = Rule("a number >= 0", lambda value: 0 <= value < math.inf)
 
 
 def check(name: str, value: ArrayLike, rule: Rule) -> None:
-    """Checks a Python number; a traced or injected one cannot be looked at.
+    """Checks a Python number; traced and injected values are not checked.
 
     Args:
-        name: of the argument or field.
-        value: what was given.
+        name: name of the argument or field.
+        value: its value.
         rule: its range.
 
     Raises:
-        ValueError: the number is outside of the range.
+        ValueError: the number is out of range.
 
     Example:
         >>> check("rate", 0.5, POSITIVE)

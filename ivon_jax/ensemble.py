@@ -18,19 +18,19 @@ def ensemble_outputs(
     samples: int,
     chunk_size: int | None = None,
 ) -> Float[Array, "s n c"]:
-    """Computes the outputs of each of several posterior samples.
+    """Returns the outputs of posterior samples.
 
     Args:
         outputs_fn: maps parameters to outputs.
-        posterior: where the parameters come from.
+        posterior: the posterior to sample from.
         key: the ensemble's key; sample i is the same for any `samples`.
-        samples: how many, s.
-        chunk_size: how many at a time: all at once (None) is one `vmap`, 1 is a
-            loop, in between trades memory for speed.
+        samples: number of samples s.
+        chunk_size: number of samples at a time: None is one `vmap`, 1 is a loop, values
+            in between trade memory for speed.
 
     Returns:
-        The outputs, at least float32. Of numbers to predict, their mean over samples
-        is the prediction.
+        The outputs, at least float32. For regression their mean over samples is the
+        prediction.
 
     Raises:
         ValueError: `samples` or `chunk_size` is below 1.
@@ -55,14 +55,14 @@ def ensemble_log_probs(
     samples: int,
     chunk_size: int | None = None,
 ) -> Float[Array, "s n c"]:
-    """Computes the class log-probabilities of each of several posterior samples.
+    """Returns the class log-probabilities of posterior samples.
 
     Args:
         logits_fn: maps parameters to logits.
         posterior: see `ensemble_outputs`, as for the other arguments.
         key: the ensemble's key.
-        samples: how many.
-        chunk_size: how many at a time.
+        samples: number of samples.
+        chunk_size: number of samples at a time.
 
     Returns:
         Log-probabilities, at least float32.
@@ -80,7 +80,7 @@ def ensemble_log_probs(
 
 
 def average(log_probs: Float[Array, "s n c"]) -> Float[Array, "n c"]:
-    """Averages probabilities over samples, in log space so that none underflows.
+    """Averages probabilities over samples, in log space to avoid underflow.
 
     Args:
         log_probs: log-probabilities of each sample.

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
 import os
@@ -18,8 +18,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         data: its contents.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full; it names the
-            file. The old one, if any, is untouched.
+        OSError: the file cannot be written; an old one is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -36,14 +35,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what processes that were killed had begun to write to a folder."""
+    """Removes temporary files that killed processes left in a folder."""
     for path in folder.glob(f".{'[0-9a-f]' * 16}.tmp"):
         if path.is_file():
             path.unlink()
 
 
 def is_empty(folder: Path) -> bool:
-    """Tells whether a folder holds nothing but what a new volume holds."""
+    """Returns whether a folder is empty, but for a new volume's ``lost+found``."""
     return all(path.name == "lost+found" for path in folder.iterdir())
 
 
@@ -52,8 +51,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """Makes a folder under a temporary name and moves it into place at the end.
 
     Args:
-        path: the folder; it may exist if it is empty, and may then be a mounted volume,
-            a link or the working directory. Its parents are made.
+        path: the folder. It may exist if it is empty, also as a mounted volume, a link
+            or the working directory. Its parents are made.
 
     Yields:
         The temporary folder to fill; it is removed if anything is raised.
@@ -65,7 +64,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     exists = os.path.lexists(path)
     if exists and not is_empty(path):
         raise OSError(f"{path}: is not empty; choose a new folder")
-    # What exists cannot always be replaced, and its parent may be read-only.
+    # An existing folder cannot always be replaced, and its parent may be read-only.
     parent = path if exists else path.parent
     temporary = parent / f".{secrets.token_hex(8)}.tmp"
     with writing(path):
@@ -82,7 +81,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _move_up(folder: Path) -> None:
-    """Moves what a folder holds into its parent, all of it or nothing."""
+    """Moves a folder's content into its parent, all of it or nothing."""
     parent = folder.parent
     names = sorted(path.name for path in folder.iterdir())
     taken = [name for name in names if os.path.lexists(parent / name)]

@@ -1,4 +1,4 @@
-"""The kinds of posterior, and the one protocol that predictors know."""
+"""The kinds of posterior, and their protocol."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Array, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
-from ivon_jax._posterior_file import Facts
+from ivon_jax._posterior_file import Metadata
 from ivon_jax.errors import prefixed
 from ivon_jax.particles import Particles
 from ivon_jax.posterior import Posterior
@@ -17,7 +17,7 @@ class Distribution(Protocol):
     """A distribution over a tree of parameters.
 
     Attributes:
-        kind: what its file calls it.
+        kind: its name in files.
     """
 
     kind: ClassVar[str]
@@ -49,34 +49,34 @@ class Distribution(Protocol):
         """Draws sample number `index`."""
         ...
 
-    def save(self, path: str | Path, **facts: int | float) -> None:
+    def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `load_posterior` reads."""
         ...
 
     @classmethod
     def from_groups(cls, groups: Any) -> "Distribution":
-        """Builds the distribution of what a file holds."""
+        """Builds the distribution of a file's arrays."""
         ...
 
 
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (Posterior, Particles)}
 
 
-def load_posterior(path: str | Path) -> tuple[Distribution, Facts]:
-    """Reads a posterior of any kind, with the numbers that were saved beside it.
+def load_posterior(path: str | Path) -> tuple[Distribution, Metadata]:
+    """Reads a posterior of any kind, with its metadata.
 
     Args:
         path: the file.
 
     Returns:
-        The posterior, and the numbers by name; none if it was saved without.
+        The posterior, and the numbers saved with it by name.
 
     Raises:
-        ValueError: the file is missing, no posterior, of another version, of an
+        ValueError: the file is missing, not a posterior, of another version, of an
             unknown kind, truncated or altered.
     """
     with prefixed(path):
-        kind, groups, facts = _posterior_file.read(path)
+        kind, groups, metadata = _posterior_file.read(path)
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
-        return KINDS[kind].from_groups(groups), facts
+        return KINDS[kind].from_groups(groups), metadata

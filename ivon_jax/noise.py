@@ -1,9 +1,8 @@
-"""Gaussian noise that depends on nothing but key, sample index and leaf path.
+"""Gaussian noise as a function of only key, sample index and leaf path.
 
-Because a leaf's noise does not depend on its neighbours, it is the same whether
-the optimizer sees the whole tree or a masked part of it, in any tree order, and,
-since JAX's counter-based generators are partitionable, under any sharding. The
-optimizer can therefore redraw it from the key instead of storing it.
+So a leaf's noise is the same in the whole tree and in a masked part of it, in any tree
+order and, as JAX's generators are partitionable, under any sharding. The optimizer can
+redraw it from the key instead of storing it.
 """
 
 import zlib
@@ -25,8 +24,8 @@ def standard_normal(
     Args:
         key: the step's (or the ensemble's) key.
         name: the leaf's path name, see `ivon_jax._tree.path_name`.
-        like: an array of the wanted shape and dtype.
-        index: which Monte-Carlo sample.
+        like: an array of the same shape and dtype.
+        index: index of the Monte-Carlo sample.
 
     Returns:
         Noise of the shape and dtype of `like`.
@@ -47,13 +46,13 @@ def gaussian(
     Args:
         key: the step's (or the ensemble's) key.
         precision: inverse variances by leaf path; infinite ones give zero.
-        index: which Monte-Carlo sample.
+        index: index of the Monte-Carlo sample.
 
     Returns:
         Noise of each leaf's shape and dtype.
     """
-    # Not rsqrt, an approximation that CPUs round differently in vectors of 16 than in
-    # the remainder of a shard; division and square root are exactly rounded anywhere.
+    # Not rsqrt, an approximation that CPUs round differently in vectors of 16 and in
+    # the remainder of a shard; division and square root are exactly rounded everywhere.
     return {
         name: standard_normal(key, name, leaf, index) * jnp.sqrt(1 / leaf)
         for name, leaf in precision.items()

@@ -1,4 +1,4 @@
-"""A posterior of particles: several sets of parameters, each as likely."""
+"""A posterior of particles: several equally likely sets of parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Particles:
     """Equally likely parameters, such as the members of a deep ensemble.
 
     Attributes:
-        members: a tree whose leaves have a leading axis, of the same size for all.
+        members: a tree whose leaves have a leading axis over the members.
     """
 
     members: PyTree
@@ -31,16 +31,16 @@ class Particles:
 
     @classmethod
     def of(cls, members: Sequence[PyTree]) -> "Particles":
-        """Stacks parameters.
+        """Stacks the parameters of members.
 
         Args:
-            members: trees of one structure and shapes.
+            members: trees of the same structure and shapes.
 
         Returns:
             The posterior.
 
         Raises:
-            ValueError: there is none, or they are not alike.
+            ValueError: there are no members, or they differ in structure or shapes.
 
         Example:
             >>> posterior = Particles.of([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])
@@ -90,24 +90,24 @@ class Particles:
         return self
 
     def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
-        """Returns member number `index`, counted around.
+        """Returns member `index`, modulo their number.
 
         Args:
-            key: is not used: all members are drawn in turn.
-            index: which.
+            key: not used: all members are drawn in turn.
+            index: index of the sample.
 
         Returns:
-            Its parameters.
+            The member's parameters.
         """
         del key
         return jax.tree.map(lambda leaf: leaf[index % self.size], self.members)
 
-    def save(self, path: str | Path, **facts: int | float) -> None:
+    def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `ivon_jax.load_posterior` reads.
 
         Args:
             path: the file. It appears whole or not at all.
-            **facts: numbers to go with it, such as the step it is of.
+            **metadata: numbers by name, such as the training step.
 
         Raises:
             ValueError: the members are not trees of nested dicts.
@@ -116,14 +116,14 @@ class Particles:
         nested: Any = jax.tree.structure(nest(members))
         if nested != jax.tree.structure(self.members):
             raise ValueError("members: only trees of nested dicts can be saved")
-        _posterior_file.write(path, self.kind, {GROUP: members}, facts)
+        _posterior_file.write(path, self.kind, {GROUP: members}, metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Particles":
-        """Builds the posterior of what a file holds.
+        """Builds the posterior of a file's arrays.
 
         Raises:
-            ValueError: it is no set of particles.
+            ValueError: they are not a set of particles.
         """
         _posterior_file.check_groups(groups, (GROUP,))
         members = groups.get(GROUP, {})

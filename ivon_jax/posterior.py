@@ -32,10 +32,10 @@ class Posterior:
 
     Attributes:
         mean: the parameters m.
-        precision: 1/v by leaf path, each of its leaf's shape. Infinite entries are
-            exact (pruned, or tempered away); leaves without an entry are points.
-        prior_precision: s0 of the prior N(0, 1/s0) by leaf path, broadcasting
-            against the leaf. Only `kl` reads it.
+        precision: 1/v by leaf path, of the leaf's shape. Infinite entries are exact
+            (pruned, or at temperature 0); absent leaves are points.
+        prior_precision: s0 of the prior N(0, 1/s0) by leaf path, broadcasting against
+            the leaf. Only `kl` uses it.
     """
 
     mean: PyTree
@@ -46,7 +46,7 @@ class Posterior:
 
     @classmethod
     def from_state(cls, params: PyTree, opt_state: PyTree) -> "Posterior":
-        """Reads the posterior off the optimizer.
+        """Returns the posterior of an optimizer's state.
 
         Args:
             params: the mean.
@@ -75,7 +75,7 @@ class Posterior:
 
     @classmethod
     def point(cls, params: PyTree) -> "Posterior":
-        """Returns the posterior of a method that has none: all mass on `params`."""
+        """Returns the posterior with all mass on `params`, of methods without one."""
         return cls(params, {}, {})
 
     @property
@@ -85,14 +85,14 @@ class Posterior:
 
     @property
     def size(self) -> None:
-        """There is no limit to the number of different samples."""
+        """Number of different samples: no limit."""
         return None
 
     def temper(self, tau: ArrayLike) -> "Posterior":
         """Divides the variance by tau, as lambda_test = tau * lambda does.
 
         Args:
-            tau: above 0; 1 changes nothing, infinity leaves the mean. Prune first:
+            tau: above 0; 1 changes nothing, infinity gives the mean. Prune before, as
                 infinite precisions cannot be ranked.
 
         Returns:
@@ -114,11 +114,10 @@ class Posterior:
         """Sets the entries of lowest signal-to-noise |m|/sqrt(v) to exactly zero.
 
         Args:
-            ratio: in [0, 1]. Exactly floor(ratio * d) of d entries are pruned; of
-                equal ones the earlier, so pruning twice is pruning at the larger
-                ratio.
-            scope: rank all entries together, or within each matrix (the last two
-                axes of a leaf), d being the matrix's size.
+            ratio: in [0, 1]. Exactly floor(ratio * d) of d entries are pruned, of ties
+                the earlier, so pruning twice is pruning at the larger ratio.
+            scope: rank all entries together, or within each matrix (the last two axes
+                of a leaf) of size d.
 
         Returns:
             The posterior with zero mean and infinite precision at those entries.
@@ -149,11 +148,11 @@ class Posterior:
         return replace(self, mean=self._map_mean(_zero, drop), precision=precision)
 
     def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
-        """Draws sample number `index`, which does not depend on how many are drawn.
+        """Draws sample `index`, independent of the number of samples.
 
         Args:
             key: the ensemble's key.
-            index: which sample.
+            index: index of the sample.
 
         Returns:
             A tree like `mean`.
@@ -165,7 +164,7 @@ class Posterior:
 
         Args:
             key: the ensemble's key.
-            n: how many.
+            n: number of samples.
 
         Returns:
             A tree like `mean` with a leading axis of size n, ready for `vmap`.
@@ -209,12 +208,12 @@ class Posterior:
 
         return self._sum(leaf)
 
-    def save(self, path: str | Path, **facts: int | float) -> None:
+    def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a safetensors file with a format, version and checksum header.
 
         Args:
             path: the file. It appears whole or not at all.
-            **facts: numbers to go with it, such as the step it is of; see
+            **metadata: numbers by name, such as the training step; see
                 `ivon_jax.load_posterior`.
 
         Raises:
@@ -227,14 +226,14 @@ class Posterior:
         groups = dict(
             zip(GROUPS, (mean, self.precision, self.prior_precision), strict=True)
         )
-        _posterior_file.write(path, self.kind, groups, facts)
+        _posterior_file.write(path, self.kind, groups, metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Posterior":
-        """Builds the posterior of what a file holds.
+        """Builds the posterior of a file's arrays.
 
         Raises:
-            ValueError: it is no Gaussian.
+            ValueError: they are not a Gaussian.
         """
         _posterior_file.check_groups(groups, GROUPS)
         mean, precision, prior = (groups.get(group, {}) for group in GROUPS)
@@ -253,7 +252,7 @@ class Posterior:
 
     @classmethod
     def load(cls, path: str | Path) -> "Posterior":
-        """Reads what `save` wrote.
+        """Reads a file of `save`.
 
         Args:
             path: the file.
@@ -262,21 +261,21 @@ class Posterior:
             The posterior.
 
         Raises:
-            ValueError: the file is missing, not one of `save`'s, of another version,
-                truncated or altered, or holds no Gaussian.
+            ValueError: the file is missing, not a Gaussian posterior, of another
+                version, truncated or altered.
         """
         with prefixed(path):
             kind, groups, _ = _posterior_file.read(path)
             if kind != cls.kind:
                 raise ValueError(
-                    f"a posterior of kind {kind!r}, which ivon_jax.load_posterior reads"
+                    f"a posterior of kind {kind!r}; use ivon_jax.load_posterior"
                 )
             return cls.from_groups(groups)
 
     def _map_mean(
         self, fn: Callable[[ArrayLike, Array], Array], leaves: dict[str, Array]
     ) -> PyTree:
-        """Applies fn(mean, other) where there is an other leaf of the same path."""
+        """Applies fn(mean, leaf) to leaves of the same path; others stay."""
 
         def leaf(path: Any, mean: ArrayLike) -> Any:
             other = leaves.get(path_name(path))
@@ -308,7 +307,7 @@ def _signal_to_noise(mean: Array, precision: Array) -> Array:
 
 
 def _count(ratio: float, size: int) -> int:
-    """floor(ratio * size) for the ratio as written: 0.29 * 100 is 29, not 28."""
+    """Returns floor(ratio * size) in decimals: 0.29 * 100 is 29, not 28."""
     return math.floor(Decimal(str(ratio)) * size)
 
 

@@ -1,4 +1,4 @@
-r"""Priors of IVON: what is added to the Hessian estimate, and how it moves.
+r"""Priors of IVON: the term added to the Hessian estimate, and its update.
 
 A prior N(0, I/s0) enters IVON as delta = s0/lambda: the posterior variance is
 1/(lambda*h + s0) = 1/(lambda*(h + delta)).
@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 @runtime_checkable
 class Prior(Protocol):
-    """What `scale_by_ivon` asks of a prior; every array is one leaf's."""
+    """A prior for `scale_by_ivon`; every array belongs to one leaf."""
 
     def init(self, mean: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns the first delta, of a shape that broadcasts against the leaf."""
+        """Returns the initial delta, which broadcasts against the leaf."""
 
     def update(
         self,
@@ -26,23 +26,23 @@ class Prior(Protocol):
         variance: Float[Array, "..."],
         ess: Float[Array, ""],
     ) -> Float[Array, "..."]:
-        """Returns the next delta, given this step's starting posterior."""
+        """Returns the next delta, given the posterior before the step."""
 
     def decay(self, delta: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns the weight decay coefficient of the mean's update."""
 
     def hess_bound(self, delta: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns the value the Hessian estimate must stay above."""
+        """Returns the lower bound of the Hessian estimate."""
 
 
 @dataclass(frozen=True)
 class FixedPrior:
     """The same delta for every parameter, at every step: plain IVON.
 
-    Only h + delta needs to be positive, so h alone may become negative.
+    Only h + delta must be positive, so h may become negative.
 
     Attributes:
-        weight_decay: delta, that is the prior precision divided by `ess`.
+        weight_decay: delta, the prior precision divided by `ess`.
     """
 
     weight_decay: ArrayLike = 1e-4
@@ -58,7 +58,7 @@ class FixedPrior:
         variance: Float[Array, "..."],
         ess: Float[Array, ""],
     ) -> Float[Array, "..."]:
-        """Returns the configured delta (which a schedule may have moved)."""
+        """Returns the configured delta, which may follow a schedule."""
         return self.init(mean)
 
     def decay(self, delta: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -79,24 +79,23 @@ class MatrixPrior:
     A matrix is the last two axes of a leaf; leading axes are stacked layers, each
     with a prior of its own. A leaf of fewer axes is one matrix.
 
-    The paper prints Eq. 2 without the division by lambda. Since B starts at zero
-    that makes delta_B grow by a factor of about lambda each step until B no longer
-    moves; `scaled=False` keeps the printed form to show it.
+    The paper prints Eq. 2 without the division by lambda. As B starts at zero, delta_B
+    then grows by a factor of about lambda each step until B no longer moves;
+    `scaled=False` shows it.
 
-    delta changes every step, so h + delta > 0 is not enough (delta may fall while
-    h < 0): here h itself stays positive.
+    As delta may fall, h + delta > 0 is not enough: h itself stays positive.
 
     Attributes:
         scaled: whether to divide by lambda.
-        eta: weight decay of the mean in units of delta_i. The paper's text
-            (Sec. 3.1) switches it off; line 11 of its Alg. 1 has 1.
+        eta: weight decay of the mean in units of delta_i: 0 in the paper's Sec. 3.1, 1
+            in line 11 of its Alg. 1.
     """
 
     scaled: bool = True
     eta: float = 0.0
 
     def init(self, mean: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Returns zero for each matrix: at first sigma = 1/sqrt(lambda*h0)."""
+        """Returns zero for each matrix: the initial sigma is 1/sqrt(lambda*h0)."""
         return jnp.zeros_like(_matrix_mean(mean))
 
     def update(
@@ -120,8 +119,8 @@ class MatrixPrior:
 
 
 def _matrix_mean(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Means over the last two axes, kept; a leaf of fewer axes over all of them."""
+    """Returns means over the last two axes (or all, if fewer), keeping the axes."""
     axis = tuple(range(-min(leaf.ndim, 2), 0))
-    if not leaf.size:  # has no mean
+    if not leaf.size:  # without a mean
         return jnp.sum(leaf, axis=axis, keepdims=True)
     return jnp.mean(leaf, axis=axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""The sampling wrapper: posterior samples, and gradients taken at them."""
+"""Posterior samples, and gradients at them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,10 +30,10 @@ def sample(
     """Draws parameters from the current posterior N(params, v).
 
     Args:
-        key: the step's key; give the same to `update`.
+        key: the step's key, also given to `update`.
         params: the posterior mean.
         opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-        index: which of the step's Monte-Carlo samples.
+        index: index of the Monte-Carlo sample.
 
     Returns:
         A tree like `params`. Leaves that IVON does not cover are unchanged.
@@ -68,18 +68,17 @@ def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
 def value_and_grad(
     loss_fn: Callable[..., Float[Array, ""]], mc_samples: int = 1, groups: int = 1
 ) -> Callable[..., tuple[Float[Array, ""], PyTree, Moments]]:
-    """Makes a function that averages loss and gradient over posterior samples.
+    """Returns a function that averages loss and gradient over posterior samples.
 
-    The noise is drawn once: passing `moments` on to `update` spares redrawing it,
-    and is the only right way for `mc_samples` > 1.
+    Pass `moments` on to `update`, which then redraws no noise. With `mc_samples` > 1
+    this is required.
 
     Args:
         loss_fn: ``loss_fn(params, *args)``, a scalar.
-        mc_samples: number of samples K, taken one after another.
-        groups: number of groups G. With more than one, every leaf of ``args`` has a
-            leading axis of that size, and each group its own K samples (K times its
-            number and up): G * K samples, each on its share of the data. On a
-            device mesh the axis belongs on ``data``.
+        mc_samples: number of samples K, computed one after another.
+        groups: number of groups G. If above 1, every leaf of ``args`` has a leading
+            axis of that size, and group g has samples gK to gK + K - 1, each on its
+            share of the data. On a device mesh the axis belongs on ``data``.
 
     Returns:
         ``f(key, params, opt_state, *args) -> (loss, grads, moments)``, the means
@@ -140,12 +139,12 @@ def value_and_grad(
 
 
 class MultiStepsState(NamedTuple):
-    """State of `multi_steps`; the running means of an unfinished step."""
+    """State of `multi_steps`: the running means of an unfinished step."""
 
     mini_step: Int[Array, ""]  # int32
     inner_state: PyTree
     grads: PyTree[Float[Array, "..."]]  # at least float32
-    # As `Moments`; `optax.MaskedNode` in place of leaves that IVON does not cover.
+    # As `Moments`, with `optax.MaskedNode` for leaves that IVON does not cover.
     noise_grad: PyTree[Float[Array, "..."]]
     squared_grad: PyTree[Float[Array, "..."]]
 
@@ -194,9 +193,9 @@ def multi_steps(
 ) -> optax.GradientTransformationExtraArgs:
     """Updates with the mean over `every` micro-batches, each with its own noise.
 
-    `optax.MultiSteps` averages gradients only, which is wrong for IVON unless all
-    micro-batches share one key. This accumulates gradient times noise too, so any
-    keys are right, and different ones serve as that many Monte-Carlo samples.
+    `optax.MultiSteps` averages only gradients, which is wrong for IVON unless all
+    micro-batches share one key. This also accumulates gradient times noise, so any keys
+    are right, and different keys are as many Monte-Carlo samples.
 
     Args:
         inner: a transformation with `scale_by_ivon` in it.
@@ -250,7 +249,7 @@ def multi_steps(
 
         def hold() -> tuple[PyTree, MultiStepsState]:
             step = state.mini_step + 1
-            # An update's dtype may be the parameter's, not the gradient's.
+            # An update may have the parameter's dtype rather than the gradient's.
             out, _ = jax.eval_shape(emit)
             zeros = jax.tree.map(lambda u, o: jnp.zeros_like(u, o.dtype), updates, out)
             return zeros, MultiStepsState(step, state.inner_state, *totals)

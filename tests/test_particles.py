@@ -65,7 +65,7 @@ def test_a_file_gives_the_same_members_and_numbers(tmp_path):
     assert isinstance(loaded, Particles)
     assert facts == {"step": 7, "ess": 2.5}
     chex.assert_trees_all_equal(loaded.members, posterior.members)
-    message = "a posterior of kind 'particles', which ivon_jax.load_posterior reads"
+    message = "a posterior of kind 'particles'; use ivon_jax.load_posterior"
     with pytest.raises(ValueError, match=message):
         Posterior.load(tmp_path / "p")
 

@@ -182,9 +182,7 @@ def test_missing_files_are_named(tmp_path):
     assert "config.json: no such file" in message(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    assert "model.safetensors and" in message(
-        tmp_path
-    )
+    assert "model.safetensors and" in message(tmp_path)
     assert "pickles (pytorch_model.bin) are never read" in message(tmp_path)
     assert "No such file" in message(tmp_path / "absent.gguf")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import ivon_jax
-from ivon_jax._posterior_file import Facts
+from ivon_jax._posterior_file import Metadata
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
@@ -244,7 +244,7 @@ def _completed(config: Any) -> Any:
     return config
 
 
-def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Facts]:
+def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Metadata]:
     """Reads what a run learned.
 
     Args:
