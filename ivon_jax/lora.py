@@ -1,8 +1,8 @@
 """LoRA for any Linen model, by interception of its linear layers.
 
-`Lora(model, config)` computes y + (alpha/r) * dropout(x) A B wherever the model calls
-a chosen linear layer. The adapters live in a collection of their own, ``lora``, at
-the path of the layer they adapt, so the base ``params`` tree is exactly the model's.
+`Lora(model, config)` computes y + (alpha/r) * dropout(x) A B in the chosen linear
+layers. The adapters are in the collection ``lora``, at the paths of their layers, so
+the base ``params`` tree is exactly the model's.
 
 >>> import jax, jax.numpy as jnp
 >>> import flax.linen as nn
@@ -13,9 +13,9 @@ the path of the layer they adapt, so the base ``params`` tree is exactly the mod
 >>> jax.tree.map(jnp.shape, variables["lora"])
 {'a': (3, 8), 'b': (8, 4)}
 
-The interceptor is entered inside the module's call, hence inside whatever is jitted:
-entered outside, `jax.jit` could reuse a trace made without it. A model that scans
-its layers must declare the collection and its key: `nn.scan` with ``"lora": 0`` among
+The interceptor is entered inside the module's call, hence inside any jitted function:
+outside, `jax.jit` could reuse a trace made without it. A model that scans its layers
+must declare the collection and its key: `nn.scan` with ``"lora": 0`` among
 ``variable_axes`` and ``"lora": True`` (with dropout, ``"dropout": True``) among
 ``split_rngs``.
 """
@@ -35,9 +35,9 @@ from ivon_jax.lora_config import LoraConfig as LoraConfig
 
 @runtime_checkable
 class Branch(Protocol):
-    """What an adapted layer adds to its output.
+    """The term that an adapter adds to its layer's output.
 
-    Its parameters live in the collection ``lora`` of the layer's module.
+    Its parameters are in the collection ``lora`` of the layer's module.
     """
 
     def __call__(
@@ -47,13 +47,13 @@ class Branch(Protocol):
         features: int,
         config: LoraConfig,
     ) -> Float[Array, "*b o"]:
-        """Computes the addition.
+        """Computes the term.
 
         Args:
             module: the adapted layer.
             x: its input, float32, with one axis of features.
             features: number of its outputs.
-            config: what to adapt.
+            config: the adapters' configuration.
         """
         ...
 
@@ -71,16 +71,16 @@ def low_rank(
 def factors(
     module: nn.Module, fan_in: int, fan_out: int, config: LoraConfig
 ) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
-    """Returns a layer's A and B, and makes them where there are none.
+    """Returns a layer's A and B, initialising them if absent.
 
     Args:
         module: the adapted layer.
         fan_in: number of its inputs.
         fan_out: number of its outputs.
-        config: what to adapt.
+        config: the adapters' configuration.
 
     Raises:
-        ValueError: those that are there have other shapes.
+        ValueError: existing ones have other shapes.
     """
     rank = config.rank_at(module.path)
     a = module.variable(
@@ -100,8 +100,8 @@ class Lora(nn.Module):
 
     Attributes:
         base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`.
-        config: what to adapt.
-        branch: what an adapted layer adds.
+        config: the adapters' configuration.
+        branch: the term that is added to a layer's output.
     """
 
     base: nn.Module
@@ -109,21 +109,21 @@ class Lora(nn.Module):
     branch: Branch = low_rank
 
     def setup(self) -> None:
-        """Gives the base model this module's scope, so its tree stays its own."""
+        """Shares this module's scope with the base model, whose tree is unchanged."""
         nn.share_scope(self, self.base)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with its adapters.
 
         Args:
-            *args: the model's.
-            **kwargs: the model's.
+            *args: arguments of the model.
+            **kwargs: arguments of the model.
 
         Returns:
-            What the model returns.
+            The model's output.
 
         Raises:
-            ValueError: a pattern matches none of the linear layers called.
+            ValueError: a pattern matches no linear layer that is called.
         """
         seen: list[tuple[str, ...]] = []
         with nn.intercept_methods(_interceptor(self.config, self.branch, seen)):
@@ -169,11 +169,11 @@ def _flat_input(module: nn.Module, x: Array) -> Float[Array, "*b i"]:
 
 
 def _whole(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-    """Computes a layer with a kernel and a bias of the ``lora`` collection."""
+    """Computes a layer with kernel and bias from the ``lora`` collection."""
     if type(module) is not nn.Dense:
         raise ValueError(
-            f"modules_to_save: {'/'.join(module.path)} is no nn.Dense, the only kind"
-            " that can be trained whole"
+            f"modules_to_save: {'/'.join(module.path)} is not an nn.Dense; only those"
+            " can be trained whole"
         )
 
     def leaf(name: str, init: Callable[..., Array], *shape: int) -> Array:
@@ -201,13 +201,13 @@ def _dropout(
     words = jax.random.bits(key, (*x.shape[:-1], -(-width // 2)), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # a new last axis of two
     draws = halves.reshape(*x.shape[:-1], -1)[..., :width]
-    # The scale belongs to the rounded rate, so that the mean is exact.
+    # Scaled by the rounded rate, so that the mean is exact.
     scale = 1 / (1 - dropped / 2**16)
     return jnp.where(draws >= jnp.uint16(dropped), scale * x, 0)
 
 
 def _input_axes(module: nn.Module, ndim: int) -> int:
-    """Returns over how many trailing axes the layer contracts its input."""
+    """Returns the number of trailing axes of its input that a layer contracts."""
     if not isinstance(module, nn.DenseGeneral):
         return 1
     axes = module.axis if isinstance(module.axis, tuple | list) else (module.axis,)
@@ -231,13 +231,13 @@ def _init_a(key: Key[Array, ""], fan_in: int, rank: int) -> Float[Array, "i r"]:
 def init_adapters(
     model: Lora, key: Key[Array, ""], *args: Any, **kwargs: Any
 ) -> PyTree[Float[Array, "..."]]:
-    """Draws fresh adapters without computing the base model's own initial values.
+    """Draws initial adapters without computing the base model's initial values.
 
     Args:
         model: the adapted model.
-        key: for the A matrices; B is zero, so the model's output is unchanged.
+        key: key of the A matrices; B is zero, so the model's output is unchanged.
         *args: example inputs of the model.
-        **kwargs: more of them.
+        **kwargs: further inputs.
 
     Returns:
         The ``lora`` collection, float32.
@@ -248,7 +248,7 @@ def init_adapters(
 
     @jax.jit
     def init(key: Key[Array, ""]) -> PyTree:
-        # Nothing but the adapters is returned, so XLA removes the rest.
+        # Only the adapters are returned, so XLA removes the rest.
         rngs = {"params": jax.random.key(0), "lora": key}
         return model.init(rngs, *args, **kwargs)["lora"]
 
@@ -256,7 +256,7 @@ def init_adapters(
 
 
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-    """Adds the adapters to the kernels they adapt, and puts in layers trained whole.
+    """Adds adapters to their kernels, and replaces layers trained whole.
 
     Args:
         params: the base model's parameters.
@@ -264,11 +264,10 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
         config: the configuration they were trained with.
 
     Returns:
-        Parameters of the plain model that computes the same (without dropout).
+        Parameters with which the base model gives the same output (without dropout).
 
     Raises:
-        ValueError: an adapter is of another rank, or has no kernel at its path, or
-            one of another size.
+        ValueError: an adapter has another rank, or no kernel of its size at its path.
 
     Example:
         >>> model, x = nn.Dense(4), jnp.ones((1, 3))
@@ -284,11 +283,10 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
 
 
 def unmerge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-    """Takes merged adapters out again, exact to rounding; see `merge`.
+    """Subtracts merged adapters, exact to rounding; see `merge`.
 
     Raises:
-        ValueError: as `merge`; or a layer was trained whole, so what it replaced is
-            not known.
+        ValueError: see `merge`; or a layer was trained whole, so its base is unknown.
     """
     return _add_to_kernels(params, adapters, config, -1)
 
@@ -301,7 +299,9 @@ def _add_to_kernels(
     for (*path, name), leaf in adapters.items():
         if name in ("kernel", "bias"):
             if sign < 0:
-                raise ValueError(f"adapters: {'/'.join(path)} replaced what was there")
+                raise ValueError(
+                    f"adapters: {'/'.join(path)} was trained whole, its base is unknown"
+                )
             old = flat.get((*path, name), leaf)
             flat[(*path, name)] = leaf.astype(old.dtype)
         if name != "a":

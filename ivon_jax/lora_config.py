@@ -1,4 +1,4 @@
-"""Which layers of a model get adapters, and of which rank and scale."""
+"""Configuration of LoRA: the adapted layers, their ranks and scales."""
 
 import math
 import re
@@ -17,22 +17,22 @@ _Value = TypeVar("_Value", int, float)
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What to adapt, and how; the defaults are the paper's (App. D.1).
+    """Configuration of LoRA adapters; the defaults are the paper's (App. D.1).
 
     Attributes:
         rank: r, the inner dimension.
         alpha: the adapter's output is scaled by alpha/r.
-        dropout: rate on the adapter's input, where a ``dropout`` key is given.
-        targets: each a layer's own name, a regular expression for its whole
+        dropout: rate on the adapter's input, if a ``dropout`` key is given.
+        targets: adapted layers: each a layer's name, a regular expression for its full
             ``/``-joined path, ``"query-value"`` for the projections to queries and
             values, or ``"all-linear"`` for all but the output layer.
         rslora: whether to scale by alpha/sqrt(r) instead.
-        modules_to_save: layers trained whole beside the adapters, as a new head; each
-            a name or a regular expression, as `targets`. Their kernel and bias live
-            in ``lora``, and those in ``params``, if any, are not used.
-        rank_pattern: pairs of layers, written as one of `targets`, and their rank; the
-            first that matches counts. Layers stacked in one array share a rank.
-        alpha_pattern: the same of alpha.
+        modules_to_save: layers trained whole beside the adapters, as a new head; names
+            or regular expressions as in `targets`. Their kernel and bias are in
+            ``lora``; those in ``params``, if any, are not used.
+        rank_pattern: pairs of layers, as in `targets`, and their rank; the first match
+            counts. Layers stacked in one array share a rank.
+        alpha_pattern: the same for alpha.
     """
 
     rank: int = 8
@@ -73,22 +73,22 @@ class LoraConfig:
         return self.alpha_at(path) / (math.sqrt(rank) if self.rslora else rank)
 
     def adapts(self, path: tuple[str, ...]) -> bool:
-        """Whether the linear layer at a path gets an adapter."""
+        """Returns whether the linear layer at a path has an adapter."""
         return _any(self.targets, path) and not self.trains_whole(path)
 
     def trains_whole(self, path: tuple[str, ...]) -> bool:
-        """Whether the linear layer at a path is trained whole."""
+        """Returns whether the linear layer at a path is trained whole."""
         return _any(self.modules_to_save, path)
 
     def check_layers(self, paths: Collection[tuple[str, ...]]) -> None:
-        """Checks that nothing in here chooses none of a model's layers.
+        """Checks that every pattern matches a layer of a model.
 
         Args:
-            paths: of all linear layers of the model.
+            paths: paths of all linear layers of the model.
 
         Raises:
-            ValueError: a pattern matches none of them, or a rank or alpha is that of
-                none that is adapted.
+            ValueError: a pattern matches no linear layer, or that of a rank or alpha no
+                adapted one.
         """
         adapted = [path for path in paths if self.adapts(path)]
         for field, patterns in self._patterns().items():
@@ -96,15 +96,15 @@ class LoraConfig:
             legal = adapted if of_adapters else paths
             for pattern in patterns:
                 if not any(_matches(pattern, path) for path in legal):
-                    kind = "layer of targets" if of_adapters else "linear layer"
+                    wanted = "layer of targets" if of_adapters else "linear layer"
                     names = ", ".join(sorted({path[-1] for path in legal if path}))
                     raise ValueError(
-                        f"{field}: {pattern!r} matches no {kind}; there are:"
+                        f"{field}: {pattern!r} matches no {wanted}; there are:"
                         f" {names or 'none'}"
                     )
 
     def _patterns(self) -> dict[str, list[str]]:
-        """What chooses layers, by field."""
+        """Returns the patterns of layers by field."""
         return {
             "targets": list(self.targets),
             "modules_to_save": list(self.modules_to_save),

@@ -1,16 +1,16 @@
 """Accuracy, calibration and uncertainty of class predictions, as pure functions.
 
-Every function reads natural-log class probabilities, `log_probs[n, c]` (normalised
-over the last axis; -inf is a probability of 0), and most read `labels[n]` in
-0..c-1. All of them work under `jax.jit` and `jax.vmap` (`bins` is static), and
-compute in float32 at least, whatever the dtype given. An example's *confidence* is
-its largest class probability; when classes tie, the first one is the prediction.
+Every function takes natural-log class probabilities, `log_probs[n, c]` (normalised
+over the last axis; -inf is a probability of 0), and most take `labels[n]` in 0..c-1.
+All work under `jax.jit` and `jax.vmap` (`bins` is static), and compute in at least
+float32. An example's *confidence* is its largest class probability; of tied classes the
+first is the prediction.
 
-Values cannot raise errors under `jit`. Instead a NaN probability, probabilities that
-do not sum to 1 (as of logits: apply `jax.nn.log_softmax` first), or a label outside
-0..c-1, make every metric that reads them NaN: none is silently wrong.
+Values cannot raise errors under `jit`. Instead NaN probabilities, probabilities that do
+not sum to 1 (as of logits: apply `jax.nn.log_softmax` first) and labels outside 0..c-1
+make every metric NaN: none is silently wrong.
 
-`ivon_jax.metrics.regression` has the metrics of predicted numbers.
+`ivon_jax.metrics.regression` has the metrics of regression.
 """
 
 from ivon_jax.metrics import regression as regression

@@ -1,17 +1,17 @@
-"""What metrics of classes read: checked, upcast, NaN where it is illegal."""
+"""Inputs of class metrics: checked, upcast, NaN where illegal."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# How far the log of an example's summed probabilities may be from 0: they may have
-# been rounded to 16 bits, and where they still are, -20 is off by up to 0.06.
+# Tolerance of the log of an example's summed probabilities: they may have been rounded
+# to 16 bits, and if they still are, -20 is off by up to 0.06.
 SUM_TOLERANCE, SUM_TOLERANCE_16_BITS = 1e-2, 0.1
 
 
 def upcast(log_probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    """Upcasts, and turns what are no log-probabilities into NaN."""
+    """Upcasts, and replaces illegal log-probabilities by NaN."""
     log_probs = jnp.asarray(log_probs)
     if 0 in log_probs.shape:
         raise ValueError(f"log_probs must not be empty, got shape {log_probs.shape}")
@@ -26,7 +26,7 @@ def upcast(log_probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
 def checked(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n c"], Int[Array, "n"]]:
-    """Upcasts, refuses wrong shapes and turns examples with wrong values into NaN."""
+    """Upcasts, refuses wrong shapes, and makes examples with illegal values NaN."""
     log_probs, labels = upcast(log_probs), jnp.asarray(labels)
     if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1]:
         raise ValueError(
@@ -39,14 +39,14 @@ def checked(
 
 
 def exp(log_probs: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exponential that keeps NaN: fused by jax 0.12 on CPUs, `jnp.exp` may not."""
+    """Returns the exponential, keeping NaN: `jnp.exp`, fused on CPUs, may not."""
     return jnp.where(jnp.isnan(log_probs), jnp.nan, jnp.exp(log_probs))
 
 
 def top_class(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """Log-confidence of each prediction, and 1 where it is right, else 0."""
+    """Returns the log-confidence of each prediction, and 1 if it is right, else 0."""
     log_probs, labels = checked(log_probs, labels)
     log_confidence = log_probs.max(axis=1)
     predictions = jnp.argmax(log_probs, axis=1).astype(labels.dtype)

@@ -1,4 +1,4 @@
-"""Whether confidence is deserved; see `ivon_jax.metrics` for what is read."""
+"""Calibration of class probabilities; see `ivon_jax.metrics` for the inputs."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.metrics._inputs import exp, top_class
 
-# Log-probabilities carry a rounding error: log(0.8) in float32 may exceed the true
-# one. A confidence this close (relative) to a bin's edge is taken to lie on it.
+# Log-probabilities have rounding errors: log(0.8) in float32 may be too large. A
+# confidence this close (relative) to a bin's edge counts as on it.
 _EDGE_TOLERANCE = 1e-6
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: what was promised and what came true, per bin.
+    """A reliability diagram: confidence and accuracy per bin.
 
     Attributes:
         confidence: mean confidence of the bin's examples, 0 if it has none.
@@ -32,7 +32,7 @@ class Reliability(NamedTuple):
 def reliability(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"], bins: int = 10
 ) -> Reliability:
-    """Confidence and accuracy in bins of equal width: a reliability diagram.
+    """Returns confidence and accuracy in bins of equal width: a reliability diagram.
 
     Bin i of 0..bins-1 holds the confidences in (i/bins, (i+1)/bins]: each is closed
     on the right. A confidence within a relative 1e-6 of an edge counts as on it.
@@ -65,17 +65,17 @@ def reliability(
 def ece(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"], bins: int = 10
 ) -> Float[Array, ""]:
-    """Expected calibration error: mean |accuracy - confidence| over bins.
+    """Returns the expected calibration error: mean |accuracy - confidence| over bins.
 
-    Bins have equal width and weigh by their number of examples (the L1 form). They
-    are those of `reliability`: right-closed (lo, hi]. torchmetrics' are left-closed
-    instead, with a bin of its own for a confidence of exactly 1; off the edges the two
-    agree.
+    Bins have equal width and are weighted by their number of examples (the L1 form).
+    As in `reliability` they are right-closed, (lo, hi]. torchmetrics' are left-closed,
+    with a separate bin for a confidence of exactly 1; off the edges the two agree.
 
     Args:
         log_probs: log class probabilities, [n, c].
         labels: class indices, [n].
-        bins: number of bins, at least 1. Values for different `bins` do not compare.
+        bins: number of bins, at least 1. Values for different `bins` are not
+            comparable.
 
     Returns:
         Scalar in [0, 1].
@@ -96,7 +96,7 @@ def ece(
 def adaptive_ece(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"], bins: int = 10
 ) -> Float[Array, ""]:
-    """Expected calibration error over bins of equal mass.
+    """Returns the expected calibration error over bins of equal mass.
 
     Examples are sorted by increasing confidence and cut as `numpy.array_split` does:
     the first n % bins bins hold one example more than the others, and if n < bins
@@ -130,11 +130,11 @@ def adaptive_ece(
 
 
 def aurc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """Area under the risk-coverage curve: how well confidence ranks the errors.
+    """Returns the area under the risk-coverage curve: the ranking of errors.
 
     The selective risk at coverage k/n is the error rate of the k most confident
-    examples; the area is its mean over k = 1..n. Examples of equal confidence come
-    in no particular order: the risk is its expectation over their random orders.
+    examples; the area is its mean over k = 1..n. For examples of equal confidence the
+    risk is its expectation over their orders.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -163,8 +163,8 @@ def aurc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array
 def _sorted_top_class(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """`top_class` by increasing confidence, correctness averaged over ties."""
-    # Logarithms still tell confidences apart that would both round to 1.
+    """Returns `top_class` by increasing confidence, correctness averaged over ties."""
+    # Logarithms distinguish confidences that would both round to 1.
     log_confidence, correct = top_class(log_probs, labels)
     order = jnp.argsort(log_confidence)
     log_confidence, correct = log_confidence[order], correct[order]
@@ -179,7 +179,7 @@ def _binned(
     index: Int[Array, "n"],
     bins: int,
 ) -> Reliability:
-    """Means of `confidence` and `correct` over the examples of each `index`."""
+    """Returns means of `confidence` and `correct` over the examples of each `index`."""
     count = jax.ops.segment_sum(jnp.ones_like(index), index, bins)
     size = jnp.maximum(count, 1).astype(confidence.dtype)
     return Reliability(

@@ -1,4 +1,4 @@
-"""Metrics of predicted classes; see `ivon_jax.metrics` for what is read."""
+"""Metrics of predicted classes; see `ivon_jax.metrics` for the inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ivon_jax.metrics.calibration import adaptive_ece, aurc, ece
 def accuracy(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> Float[Array, ""]:
-    """Fraction of examples whose most probable class is the label.
+    """Returns the fraction of examples whose most probable class is the label.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -31,10 +31,9 @@ def accuracy(
 
 
 def nll(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the labels (the logarithmic score).
+    """Returns the mean negative log-likelihood of the labels (the logarithmic score).
 
-    Infinite as soon as one label was given a probability of exactly 0: that is the
-    score's value, and clipping would hide it.
+    Infinite if a label has probability 0; clipping would hide it.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -56,7 +55,7 @@ def nll(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array,
 
 
 def brier(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """Squared distance between probabilities and one-hot label.
+    """Returns the squared distance between probabilities and one-hot labels.
 
     Summed over classes and averaged over examples, as in Brier's paper; some
     libraries halve it or divide it by the number of classes.
@@ -83,10 +82,10 @@ def brier(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Arra
 
 
 def entropy(log_probs: Float[Array, "*n c"]) -> Float[Array, "*n"]:
-    """Entropy of each predictive distribution, with 0 log 0 = 0.
+    """Returns the entropy of each predictive distribution, with 0 log 0 = 0.
 
     Args:
-        log_probs: log class probabilities, [..., c]: any leading axes.
+        log_probs: log class probabilities, [..., c].
 
     Returns:
         Entropies in nats, [...], in [0, log c].
@@ -105,7 +104,7 @@ def entropy(log_probs: Float[Array, "*n c"]) -> Float[Array, "*n"]:
 
 
 def mutual_information(log_probs: Float[Array, "s n c"]) -> Float[Array, "n"]:
-    """Information a label would give about which posterior sample is right (BALD).
+    """Returns the mutual information of label and posterior sample (BALD).
 
     The entropy of the samples' mean prediction minus their mean entropy: the part of
     the predictive entropy due to the samples' disagreement.
@@ -129,21 +128,21 @@ def mutual_information(log_probs: Float[Array, "s n c"]) -> Float[Array, "n"]:
     if log_probs.ndim != 3:
         raise ValueError(f"log_probs must be [s, n, c], got shape {log_probs.shape}")
     mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(len(log_probs)).item()
-    # Rounding alone could leave it just below zero.
+    # Rounding could leave it just below zero.
     return jnp.maximum(entropy(mean) - entropy(log_probs).mean(axis=0), 0.0)
 
 
 def matthews(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> Float[Array, ""]:
-    """Matthews' correlation of predicted classes with labels, for any number of them.
+    """Returns Matthews' correlation of predictions and labels, for any classes.
 
     Args:
         log_probs: log class probabilities, [n, c].
         labels: class indices, [n].
 
     Returns:
-        Scalar in [-1, 1]; 0 if there is one class only, among labels or predictions.
+        Scalar in [-1, 1]; 0 if labels or predictions have only one class.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]))
@@ -154,7 +153,7 @@ def matthews(
         Gorodkin, "Comparing two K-category assignments by a K-category correlation
         coefficient", Computational Biology and Chemistry, 2004.
     """
-    # Less the first, so that a single class becomes zeros exactly.
+    # The first is subtracted, so that a single class gives exact zeros.
     moved = (x - x[:1] for x in _one_hots(log_probs, labels))
     predicted, right = (x - x.mean(axis=0, keepdims=True) for x in moved)
     scale = jnp.sum(predicted * predicted) * jnp.sum(right * right)
@@ -165,14 +164,14 @@ def matthews(
 
 
 def f1(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
-    """F1 of class 1: the harmonic mean of its precision and recall.
+    """Returns F1 of class 1: the harmonic mean of its precision and recall.
 
     Args:
         log_probs: log class probabilities, [n, c].
         labels: class indices, [n].
 
     Returns:
-        Scalar in [0, 1]; 0 if the class occurs neither in labels nor predictions.
+        Scalar in [0, 1]; 0 if neither labels nor predictions have the class.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]))
@@ -190,10 +189,9 @@ def f1(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, 
 def summary(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> dict[str, Float[Array, ""]]:
-    """All metrics of one set of predictions.
+    """Returns all metrics of a set of predictions.
 
-    The calibration error comes with the literature's two usual numbers of bins, 10
-    (`ece`) and 15 (`ece15`); `adaptive_ece` has 10, and `entropy` is the mean.
+    `ece` and `adaptive_ece` have 10 bins, `ece15` has 15; `entropy` is the mean.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -223,10 +221,10 @@ def summary(
 def _one_hots(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
-    """Predicted and right classes; NaN for an example with wrong values."""
+    """Returns predicted and right classes; NaN for an example with illegal values."""
     log_probs, labels = checked(log_probs, labels)
     wrong = jnp.isnan(log_probs).any(axis=1, keepdims=True)
-    kinds = (jnp.argmax(log_probs, axis=1), labels)
+    indices = (jnp.argmax(log_probs, axis=1), labels)
     classes, dtype = log_probs.shape[1], log_probs.dtype
-    predicted, right = (jax.nn.one_hot(k, classes, dtype=dtype) for k in kinds)
+    predicted, right = (jax.nn.one_hot(i, classes, dtype=dtype) for i in indices)
     return jnp.where(wrong, jnp.nan, predicted), jnp.where(wrong, jnp.nan, right)

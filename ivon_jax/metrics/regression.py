@@ -1,7 +1,7 @@
-"""Metrics of predicted numbers, as pure functions.
+"""Metrics of regression, as pure functions.
 
-Every function reads predictions [n] and targets [n], and works under `jax.jit` and
-`jax.vmap`, in float32 at least. A value that is not finite makes them NaN.
+Every function takes predictions [n] and targets [n], and works under `jax.jit` and
+`jax.vmap`, in at least float32. A value that is not finite makes it NaN.
 """
 
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 
 def mse(predictions: Float[Array, "n"], targets: Float[Array, "n"]) -> Float[Array, ""]:
-    """Mean squared error.
+    """Returns the mean squared error.
 
     Args:
-        predictions: numbers, [n].
-        targets: the right ones, [n].
+        predictions: predicted numbers, [n].
+        targets: true numbers, [n].
 
     Returns:
         Scalar in [0, inf).
@@ -29,14 +29,14 @@ def mse(predictions: Float[Array, "n"], targets: Float[Array, "n"]) -> Float[Arr
 def pearson(
     predictions: Float[Array, "n"], targets: Float[Array, "n"]
 ) -> Float[Array, ""]:
-    """Pearson's correlation; NaN, as it is not defined, if either is constant.
+    """Returns Pearson's correlation.
 
     Args:
-        predictions: numbers, [n].
-        targets: the right ones, [n].
+        predictions: predicted numbers, [n].
+        targets: true numbers, [n].
 
     Returns:
-        Scalar in [-1, 1].
+        Scalar in [-1, 1]; NaN if either is constant.
 
     Example:
         >>> x = jnp.array([1.0, 2.0, 4.0])
@@ -51,11 +51,11 @@ def pearson(
 def spearman(
     predictions: Float[Array, "n"], targets: Float[Array, "n"]
 ) -> Float[Array, ""]:
-    """Spearman's rank correlation; equal values share their mean rank.
+    """Returns Spearman's rank correlation; equal values share their mean rank.
 
     Args:
-        predictions: numbers, [n].
-        targets: the right ones, [n].
+        predictions: predicted numbers, [n].
+        targets: true numbers, [n].
 
     Returns:
         Scalar in [-1, 1]; NaN if either is constant.
@@ -71,11 +71,11 @@ def spearman(
 def summary(
     predictions: Float[Array, "n"], targets: Float[Array, "n"]
 ) -> dict[str, Float[Array, ""]]:
-    """All metrics of one set of predictions.
+    """Returns all metrics of a set of predictions.
 
     Args:
-        predictions: numbers, [n].
-        targets: the right ones, [n].
+        predictions: predicted numbers, [n].
+        targets: true numbers, [n].
 
     Returns:
         Scalars by name.
@@ -96,7 +96,7 @@ def _upcast(values: Float[Array, "n"]) -> Float[Array, "n"]:
 
 
 def _centred(values: Float[Array, "n"]) -> Float[Array, "n"]:
-    # Less the first, so that equal values become zeros exactly.
+    # The first is subtracted, so that equal values give exact zeros.
     values = _upcast(values)
     values = values - values[0]
     return values - values.mean()

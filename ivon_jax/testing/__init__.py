@@ -1,4 +1,4 @@
-"""For tests and examples: a tiny language model, data for it, a check of a method."""
+"""For tests and examples: a tiny language model, its data, and a check of methods."""
 
 from ivon_jax.testing.methods import check_method as check_method
 from ivon_jax.testing.tiny import LABELS as LABELS

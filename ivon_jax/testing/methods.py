@@ -1,4 +1,4 @@
-"""What every method must hold, on a problem that takes no model."""
+"""The contract of a method, checked on a problem without a language model."""
 
 import dataclasses
 
@@ -15,13 +15,13 @@ from ivon_jax.train.methods.base import Method, Minibatch
 def check_method(method: Method, steps: int = 3) -> None:
     """Checks a method on a small factored regression.
 
-    Its steps keep structure, shapes and dtypes, so that they are compiled once; they
-    are finite, and a function of key, parameters, state and batch only, so that a run
-    resumes exactly; the posterior is one of the parameters; the hyper-parameters
-    survive being written as a dictionary. Chex's counter of traces is cleared.
+    A step keeps structure, shapes and dtypes, so that it compiles once; it is finite,
+    and a function of only key, parameters, state and batch, so that a run resumes
+    exactly; the posterior has the parameters' structure; the hyper-parameters survive
+    a round trip through a dictionary. Clears chex's counter of traces.
 
     Args:
-        method: built of resolved hyper-parameters.
+        method: a method with resolved hyper-parameters.
         steps: number of steps.
 
     Raises:
@@ -58,7 +58,7 @@ def check_method(method: Method, steps: int = 3) -> None:
 
 
 def _params() -> PyTree:
-    """Returns a layer's factors, under the names that adapters have."""
+    """Returns a layer's factors under the names of adapters."""
     a = jax.random.normal(jax.random.key(0), (4, 2))
     return {"layer": {"a": a, "b": jnp.full((2, 3), 0.1, a.dtype)}}
 

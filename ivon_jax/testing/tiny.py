@@ -1,7 +1,7 @@
-"""A random language model of two small layers, and data that such a model can learn.
+"""A random language model of two small layers, and data that it can learn.
 
 Texts are colours and numbers among filler words; the answer is yes if there is a
-colour. Everything is written in the files that other programs write.
+colour. All are written in the usual file formats.
 """
 
 import json
@@ -38,10 +38,10 @@ def tensors(layers: int = 2, seed: int = 0) -> dict[str, Float[np.ndarray, "..."
 
     Args:
         layers: number of layers.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
-        Weights under HF's names, linear ones as (out, in).
+        Weights by HF's names, linear ones as (out, in).
     """
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (50, 32),
@@ -73,7 +73,7 @@ def write_folder(folder: Path, weights: Mapping[str, Any], **changes: object) ->
     """Writes `CONFIG`, with changes, and weights in HF's layout.
 
     Args:
-        folder: is made if it does not exist.
+        folder: created if it does not exist.
         weights: arrays by HF's names.
         **changes: fields of ``config.json``.
 
@@ -104,8 +104,8 @@ def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """Writes a random Llama with its tokenizer in HF's layout.
 
     Args:
-        folder: is made if it does not exist.
-        seed: of the weights.
+        folder: created if it does not exist.
+        seed: seed of the weights.
         layers: number of layers.
 
     Returns:
@@ -133,8 +133,8 @@ def rows(count: int, seed: int, longest: int = 6) -> list[dict[str, str]]:
 
     Args:
         count: number of texts.
-        seed: of the draws.
-        longest: most words of a text.
+        seed: seed of the draws.
+        longest: maximal number of words of a text.
 
     Returns:
         Rows with the fields "text" and "label".
@@ -162,10 +162,10 @@ def write_data(
     """Writes ``train.jsonl`` and ``eval.jsonl``, for `PROMPT` and `LABELS`.
 
     Args:
-        folder: is made if it does not exist.
+        folder: created if it does not exist.
         train: number of training examples.
         evaluation: number of evaluation examples.
-        longest: most words of a text; with up to 6 all prompts pad to one length.
+        longest: maximal number of words; up to 6, all prompts pad to one length.
 
     Returns:
         The folder.

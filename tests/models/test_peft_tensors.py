@@ -15,7 +15,7 @@ P = "base_model.model."
 QUERY = P + "model.layers.0.self_attn.q_proj"
 PAIR = {f"{QUERY}.lora_A.weight": (2, 32), f"{QUERY}.lora_B.weight": (32, 2)}
 STATE_DICT = "as in a model's state_dict, which is not implemented; save it with PEFT's"
-EMBEDDINGS = "of the embeddings or the output layer, of which neither adapters nor"
+EMBEDDINGS = "of the embeddings or the output layer, for which neither adapters nor"
 
 # What lies beside an adapter that can be read, and what is said of it.
 BESIDE = [
