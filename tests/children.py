@@ -1,6 +1,7 @@
 """Real processes of the command line, as a user's shell starts them."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,13 @@ from pathlib import Path
 from ivon_jax.train.runs.run import METRICS
 
 COMMAND_LINE = ("-m", "ivon_jax.train.cli")
+
+
+def free_address() -> str:
+    """An address where process 0 of several can be met."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
 
 
 def start(

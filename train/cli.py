@@ -23,7 +23,7 @@ from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.pod.interrupts import Interrupted, exit_code
+from ivon_jax.train.pod.interrupts import Interrupted, exit_code, one_voice
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 from ivon_jax.train.runs.progress import outlive_readers
 
@@ -32,8 +32,6 @@ Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writ
 Resume = Annotated[
     bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
 ]
-
-GO_ON = "the same command with --resume goes on"
 
 
 def train(
@@ -47,8 +45,6 @@ def train(
     Ctrl-C or SIGTERM stops after the current step and keeps what was learned (exit
     code 130 or 143); Ctrl-C again stops at once.
     """
-    import jax
-
     from ivon_jax.train import loop
     from ivon_jax.train.problem import prepare
     from ivon_jax.train.runs import run
@@ -62,22 +58,14 @@ def train(
     problem = prepare(config)
     config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     config = settled(config, problem.task)
-    interrupt = None
-    try:
-        loop.train(problem, config, out, resume)
-    except Interrupted as error:
-        interrupt = error
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    written = f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}"
+    with one_voice():
+        try:
+            loop.train(problem, config, out, resume)
+        except Interrupted:
+            on_first_process(lambda: print(written))
             raise
-        # JAX says which one when this process leaves the others.
-        raise ValueError(f"another process stopped: {error}") from None
-    if jax.process_index() == 0:
-        print(f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}")
-        if interrupt:
-            raise Interrupted(f"{interrupt}; {GO_ON}", interrupt.signum)
-    if interrupt:
-        sys.exit(exit_code(interrupt))
+    on_first_process(lambda: print(written))
 
 
 ANY_DATA = DataConfig()
@@ -288,7 +276,10 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
 
 def compare(
-    config: Annotated[CompareConfig, Whole], out: Out, resume: Resume = False
+    config: Annotated[CompareConfig, Whole],
+    out: Out,
+    resume: Resume = False,
+    processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
     """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
 
@@ -298,13 +289,11 @@ def compare(
     from ivon_jax.train.compare import compare
     from ivon_jax.train.report import tables
 
+    join(processes)
     runtime.check_devices()
-    try:
+    with one_voice():
         results = compare(config, out, resume)
-    except KeyboardInterrupt as stop:
-        message = f"{str(stop) or 'interrupted'}; {GO_ON}"
-        raise Interrupted(message, exit_code(stop) - 128) from None
-    print(tables.table(results["rows"]))
+    on_first_process(lambda: print(tables.table(results["rows"])))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+GO_ON = "the same command with --resume goes on"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,6 +28,30 @@ class Interrupted(KeyboardInterrupt):
 def exit_code(stop: KeyboardInterrupt) -> int:
     """Returns what a shell reports of a process that the signal has ended."""
     return 128 + getattr(stop, "signum", signal.SIGINT)
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Lets the first process only say how training ended; the others exit alike.
+
+    Raises:
+        Interrupted: training was interrupted; the message says how to go on.
+        ValueError: another process stopped.
+        SystemExit: on the other processes, in place of an interruption.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        code = exit_code(stop)
+        if jax.process_index() > 0:
+            sys.exit(code)
+        message = f"{str(stop) or 'interrupted'}; {GO_ON}"
+        raise Interrupted(message, code - 128) from None
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # JAX says which one when this process leaves the others.
+        raise ValueError(f"another process stopped: {error}") from None
 
 
 class Stop:

@@ -1,9 +1,7 @@
 """What every method in `METHODS` must do, whatever it does."""
 
-import contextlib
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 import tiny
 import tiny_encoder
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_runs import result, stop_after
 
 from ivon_jax import load_posterior
 from ivon_jax.kinds import Distribution
@@ -29,11 +28,11 @@ from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import RUN, Hyper
 from ivon_jax.train.methods.registry import METHODS
-from ivon_jax.train.pod.interrupts import Interrupted, Stop
-from ivon_jax.train.pod.sharding import put_batch
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.pod.sharding import put_batch, shardings
 from ivon_jax.train.problem import Problem, prepare
-from ivon_jax.train.runs.run import METRICS, POSTERIOR
-from ivon_jax.train.step import Fixed, Network, TrainState, train_step
+from ivon_jax.train.runs.run import POSTERIOR
+from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_step
 
 KEY = jax.random.key(3)
 STEPS, BATCH = 4, 8
@@ -75,8 +74,12 @@ class Bench(NamedTuple):
 
     def start(self) -> TrainState:
         """Makes the first state, placed as a run places it."""
-        fresh = dataclasses.replace(self.problem, start={})
-        return loop._first_state(fresh, self.network, self.method, KEY)
+
+        def init() -> TrainState:
+            return first_state(self.network, self.method, None, KEY)
+
+        targets = shardings(jax.eval_shape(init), self.problem.mesh)
+        return jax.jit(init, out_shardings=targets)()
 
     def step(self, state: TrainState, fixed: Fixed | None = None) -> Any:
         with jax.set_mesh(self.problem.mesh):
@@ -214,19 +217,6 @@ def trained(request, method, tasks, problems, tmp_path_factory) -> Iterator[Run]
     yield Run(config, loop.train(problems[request.param], config, out), out)
 
 
-def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    class At(Stop):
-        def __call__(self, count):
-            return count >= step
-
-    patch.setattr(loop, "interruptible", lambda: contextlib.nullcontext(At()))
-
-
-def lines_of(out: Path) -> list[dict[str, float]]:
-    lines = map(json.loads, (out / METRICS).read_text().splitlines())
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
 def problem_of(config: TrainConfig, problems: dict[str, Problem]) -> Problem:
     return problems["llama" if config.data.task == "custom" else "deberta"]
 
@@ -234,12 +224,12 @@ def problem_of(config: TrainConfig, problems: dict[str, Problem]) -> Problem:
 def test_an_interrupted_run_goes_on_to_the_same_bits(trained, problems, tmp_path):
     problem = problem_of(trained.config, problems)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 2)
-        with pytest.raises(Interrupted):
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted, match="after step 2 of 4"):
             loop.train(problem, trained.config, tmp_path / "run")
     found = loop.train(problem, trained.config, tmp_path / "run", resume=True)
     chex.assert_trees_all_equal(found, trained.posterior)
-    assert lines_of(tmp_path / "run") == lines_of(trained.out)
+    assert result(tmp_path / "run") == result(trained.out)
 
 
 def test_a_mesh_changes_no_number(trained, tmp_path):
@@ -249,9 +239,8 @@ def test_a_mesh_changes_no_number(trained, tmp_path):
     # A state that is split otherwise than the first would be compiled for again.
     assert train_step._cache_size() == before + 1
     chex.assert_trees_all_close(found, trained.posterior, rtol=1e-4, atol=1e-6)
-    for one, other in zip(
-        lines_of(tmp_path / "run"), lines_of(trained.out), strict=True
-    ):
+    (_, lines), (_, wanted) = result(tmp_path / "run"), result(trained.out)
+    for one, other in zip(lines, wanted, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 

@@ -1,9 +1,9 @@
 """One run by several real processes, which talk over the loopback interface."""
 
+import contextlib
 import dataclasses
 import json
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import numpy as np
 import process_child
 import pytest
 import tiny
-from children import finish, taken, wait_for_steps
+from children import finish, free_address, taken, wait_for_steps
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
-from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.pod.interrupts import Interrupted, Stop
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.problem import prepare
@@ -43,12 +43,6 @@ def alone(base, tmp_path_factory) -> Path:
     config = resolve(dataclasses.replace(base, eval_steps=4), "custom", 64)
     loop.train(prepare(config), config, out)
     return out
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"localhost:{probe.getsockname()[1]}"
 
 
 def launch(
@@ -208,19 +202,11 @@ def test_a_process_that_nobody_meets_gives_up(index, base, tmp_path):
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    class At:
-        signum = signal.SIGTERM
-
-        def __enter__(self):
-            return self
-
+    class At(Stop):
         def __call__(self, count):
             return count >= step
 
-        def __exit__(self, *error):
-            return None
-
-    patch.setattr(loop, "interruptible", At)
+    patch.setattr(loop, "interruptible", lambda: contextlib.nullcontext(At()))
 
 
 @pytest.mark.parametrize(
