@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.train.command_line import parse
 from ivon_jax.train.config import (
     BaseName,
@@ -27,23 +26,23 @@ from ivon_jax.train.pod.interrupts import Interrupted, exit_code, one_voice
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 from ivon_jax.train.runs.progress import outlive_readers
 
-Whole = tyro.conf.arg(name="")  # its fields are options without a prefix
+Unprefixed = tyro.conf.arg(name="")  # a dataclass whose fields are plain options
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
 Resume = Annotated[
-    bool, tyro.conf.arg(help="go on from the last checkpoint in --out, if there is one")
+    bool, tyro.conf.arg(help="continue from the last checkpoint in --out, if any")
 ]
 
 
 def train(
-    config: Annotated[TrainConfig, Whole],
+    config: Annotated[TrainConfig, Unprefixed],
     out: Out,
     resume: Resume = False,
     processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
     """Fine-tunes adapters and writes their posterior.
 
-    Ctrl-C or SIGTERM stops after the current step and keeps what was learned (exit
-    code 130 or 143); Ctrl-C again stops at once.
+    Ctrl-C or SIGTERM stops after the current step and saves its state (exit code 130
+    or 143); Ctrl-C again stops at once.
     """
     from ivon_jax.train import loop
     from ivon_jax.train.problem import prepare
@@ -68,17 +67,15 @@ def train(
     on_first_process(lambda: print(written))
 
 
-ANY_DATA = DataConfig()
-# What options of --adapter are without it.
+DEFAULT_DATA = DataConfig()
 ALL_MEMBERS = unset("INT", "10; of a set of members, all")
-UNSET = {"model": None, "out": None, "base": "f32", **vars(ANY_DATA)}
 
 
 def evaluate(
     directory: tyro.conf.Positional[Path | None] = None,
     adapter: Path | None = None,
     model: str | None = None,
-    data: Flat[DataConfig] = ANY_DATA,
+    data: Flat[DataConfig] = DEFAULT_DATA,
     base: BaseName = "f32",
     out: Path | None = None,
     samples: Annotated[int | None, ALL_MEMBERS] = None,
@@ -93,62 +90,40 @@ def evaluate(
 ) -> None:
     """Evaluates a run, or an adapter, at its mean and averaged over posterior samples.
 
-    What it writes is named by what was asked, so that results of other settings stay.
+    Files are named by the settings, so results of other settings are kept.
 
     Args:
         directory: a folder written by "ivon-jax train"; the results go there too.
-        adapter: in place of a run, the folder of an adapter of HF PEFT.
+        adapter: instead of a run, the folder of a HF PEFT adapter.
         model: with --adapter: its base model, as for "ivon-jax train".
         data: with --adapter: which examples; a custom task needs no --train-file.
-        base: with --adapter: how the base is kept and computed with.
+        base: with --adapter: number format of the base, as for "ivon-jax train".
         out: with --adapter: new folder for the results.
-        samples: posterior samples to average; a run with Adam has only its mean, and
-            so has an adapter.
+        samples: posterior samples to average; a run with Adam and an adapter have
+            only a mean.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         dropout_samples: also average over this many dropout masks at the mean.
-        temperature: also scale every way to predict by a temperature, fitted on the
+        temperature: also scale the predictions by a temperature, fitted on the
             training examples that the run held out; needs --test.
         chunk_size: posterior samples computed at a time.
-        mesh: devices to split the base over, whatever the run was trained on.
-        best: the posterior of lowest NLL on the way (train --eval-steps), not the last.
-        test: on the task's own evaluation examples, though the run held training
-            examples out to choose by.
+        mesh: devices to split the base over; need not be the run's.
+        best: evaluate the posterior of lowest NLL (train --eval-steps), not the last.
+        test: evaluate on the task's own evaluation examples even if the run held
+            training examples out for validation.
     """
-    from ivon_jax.train.evaluate import (
-        Wanted,
-        evaluate,
-        predictors_for,
-        read_adapter,
-        read_run,
-    )
+    from ivon_jax.train.evaluate import AdapterSource, Wanted, evaluate_folder
     from ivon_jax.train.report import tables
-    from ivon_jax.train.runs import run
 
-    check("chunk_size", chunk_size, AT_LEAST_ONE)
     runtime.check_devices()
-    wanted = Wanted(samples, tau, prune, dropout_samples, temperature)
-    wanted.predictors(spread=True)  # checks numbers before anything is loaded
-    if (directory is None) == (adapter is None):
-        raise ValueError("directory: name a run, or else an adapter with --adapter")
-    if directory:
-        given = {"model": model, "out": out, "base": base, **vars(data)}
-        for name, value in given.items():
-            if value != UNSET[name]:
-                raise ValueError(f"{name}: only with --adapter; a run has its own")
-        place = directory
-        evaluated = read_run(directory, mesh, wanted, best=best, test=test)
-    else:
-        if not (adapter and model and out) or best or temperature:
-            raise ValueError(
-                "adapter: needs --model and --out, and has no --best or --temperature"
-            )
-        run.check_new(out)
-        place = out
-        evaluated = read_adapter(adapter, model, data, base=base, mesh=mesh, test=test)
-    predictors = predictors_for(evaluated, wanted, chunk_size)
-    rows = evaluate(
-        evaluated, predictors, place, best=best, test=test, chunk_size=chunk_size
+    rows = evaluate_folder(
+        directory,
+        AdapterSource(adapter, model, data, base, out),
+        Wanted(samples, tau, prune, dropout_samples, temperature),
+        mesh,
+        chunk_size=chunk_size,
+        best=best,
+        test=test,
     )
     print(tables.table(rows))
 
@@ -170,12 +145,12 @@ def export(
         out: new folder to write.
         format: "peft" for an adapter that HF PEFT and vLLM load, with the posterior
             beside it; "hf" for the whole model with the adapter merged in.
-        samples: peft only: also this many adapters drawn from the posterior.
+        samples: peft only: number of adapters to draw from the posterior besides.
         tau: peft only: temperature of the samples.
         prune: peft only: share of adapter entries set to zero.
-        best: the posterior of lowest NLL on the way (train --eval-steps), not the last.
-        dequantize: hf only: of a run on a quantised base, write what that base is worth
-            in bfloat16 with the adapter merged in; otherwise this is refused.
+        best: export the posterior of lowest NLL (train --eval-steps), not the last.
+        dequantize: hf only: for a quantised base, write the dequantised base in
+            bfloat16 with the adapter merged in; otherwise refused.
     """
     from ivon_jax.train.export import export_hf, export_peft
 
@@ -192,11 +167,11 @@ def export(
 
 
 def plan(
-    config: Annotated[TrainConfig, Whole],
+    config: Annotated[TrainConfig, Unprefixed],
     chip: ChipName,
     seq_length: int = 512,
 ) -> None:
-    """Compiles a training step for imagined devices, and tells what it will need.
+    """Compiles a training step for simulated devices and reports its cost.
 
     Takes the options of "ivon-jax train"; no weights and no data are read.
 
@@ -213,21 +188,21 @@ def plan(
     from ivon_jax.train.splits import find_task
 
     jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # in use already, with what it has
+    with contextlib.suppress(RuntimeError):  # JAX is already initialised
         jax.config.update("jax_num_cpu_devices", device_count(config.mesh))
     task = find_task(config.data)
-    # The number of examples changes numbers, and no shape.
+    # The number of examples changes no shape.
     config = resolve(config, task.preset, num_examples=1)
-    shape = load_config(config.model)
-    print(report(make_plan(config, shape, seq_length, task.outputs, chip)))
+    model_config = load_config(config.model)
+    print(report(make_plan(config, model_config, seq_length, task.outputs, chip)))
 
 
 def data(config: Flat[DataConfig], seed: int = 0) -> None:
-    """Shows a task: how many examples, and what they look like.
+    """Shows a task: its number of examples and the first of them.
 
     Args:
         config: which examples.
-        seed: of the draw of training examples.
+        seed: seed of the draw of training examples.
     """
     from ivon_jax.train.splits import find_examples, find_task, scored_split
     from ivon_jax.train.tasks.registry import TASKS
@@ -260,7 +235,7 @@ def models(fetch: str | None = None) -> None:
         print(cache.fetch(fetch))
         return
     print("--model takes a known name, a hub id, a folder in the hub's layout, or a")
-    print(f".gguf file of these kinds:\n\n{support.table()}")
+    print(f".gguf file of these architectures:\n\n{support.table()}")
 
 
 def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -276,15 +251,15 @@ def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
 
 
 def compare(
-    config: Annotated[CompareConfig, Whole],
+    config: Annotated[CompareConfig, Unprefixed],
     out: Out,
     resume: Resume = False,
     processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
     """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
 
-    Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
-    After Ctrl-C, the runs in its folder can be evaluated, the interrupted one too.
+    Hyper-parameters are given for each method, as in --adam.steps and
+    --ivon-lora.steps. After Ctrl-C every run in the folder can be evaluated.
     """
     from ivon_jax.train.compare import compare
     from ivon_jax.train.report import tables
@@ -298,7 +273,7 @@ def compare(
 
 def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
-    # transformers would say on stderr that torch, which is not needed, is missing.
+    # transformers would warn that torch, which is not needed, is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
@@ -317,7 +292,7 @@ def main() -> None:
         runtime.settle()
         parse(commands)()
         sys.stdout.flush()
-    except BrokenPipeError:  # who read stdout wants no more of it
+    except BrokenPipeError:  # the reader of stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print("ivon-jax:", *str(error).splitlines(), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The random streams of a run: one table, all from one seed."""
+"""The random streams of a run, all from one seed."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Key
 
 
 class Streams(NamedTuple):
-    """Independent keys of one run, all from its seed."""
+    """Independent keys of one run."""
 
     adapters: Key[Array, ""]
     noise: Key[Array, ""]
@@ -16,6 +16,6 @@ class Streams(NamedTuple):
 
     @classmethod
     def from_seed(cls, seed: int) -> "Streams":
-        """Folds a fixed number per stream into the seed's key."""
+        """Folds the index of each stream into the seed's key."""
         key = jax.random.key(seed)
         return cls(*(jax.random.fold_in(key, i) for i in range(len(cls._fields))))

@@ -33,16 +33,17 @@ def predict(
 ) -> Float[np.ndarray, "s n c"]:
     """Computes log-probabilities of the classes, or numbers, for every example.
 
-    The tokens that all prompts begin with are run once a batch and draw, where the
-    predictor allows it.
+    Where the predictor allows it, the prompts' common prefix is computed once for each
+    batch and draw.
 
     Args:
         problem: the model.
         encoded: the examples.
-        posterior: of the trained parameters.
-        predictor: what to average over.
-        streams: the run's keys, of which ``ensemble`` is used.
-        batch_size: examples at a time, rounded up to what the mesh can split.
+        posterior: posterior of the trained parameters.
+        predictor: the predictor.
+        streams: the run's keys; only ``ensemble`` is used.
+        batch_size: examples at a time, rounded up to a multiple that the mesh can
+            split.
         chunk_size: draws at a time; None for all.
         show: whether to show progress.
 
@@ -50,22 +51,16 @@ def predict(
         Predictions of each draw, in the examples' order.
 
     Raises:
-        ValueError: the posterior is one of other parameters, or the predictor cannot
-            use it.
+        ValueError: the posterior's parameters are not the model's, or the predictor
+            cannot use it.
     """
-    shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, tree)
-        for tree in (posterior.mean, problem.shapes)
-    ]
-    if shapes[0] != shapes[1]:
-        raise ValueError("posterior: its adapters are not those of the model")
+    _check_shapes(posterior, problem)
     posterior, program = predictor.split(posterior, problem.network.dropout)
     length = problem.objective.prefix_length(encoded) if program.shares_prefix else 0
     mesh, fixed = problem.mesh, problem.fixed(streams)
     prefix = put_whole(encoded.tokens[0][:length], mesh)
-    rest = dataclasses.replace(
-        encoded, tokens=tuple(ids[length:] for ids in encoded.tokens)
-    )
+    tokens = tuple(ids[length:] for ids in encoded.tokens)
+    rest = dataclasses.replace(encoded, tokens=tokens)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     batch_size = -(-batch_size // shards) * shards
     rows = local_rows(mesh, batch_size)
@@ -74,8 +69,8 @@ def predict(
         jax.set_mesh(mesh),
         progress("evaluate", len(rest), every=len(rest), show=show) as report,
     ):
-        for number, (batch, indices) in enumerate(eval_batches(rest, batch_size)):
-            mine = jax.tree.map(lambda part: part[rows], batch)
+        for index, (batch, indices) in enumerate(eval_batches(rest, batch_size)):
+            local = jax.tree.map(lambda part: part[rows], batch)
             with naming_memory(
                 f"predictions of {batch_size} rows of {batch.tokens.shape[1]} tokens,"
                 f" {chunk_size or 'all'} draws at a time",
@@ -87,13 +82,22 @@ def predict(
                     fixed,
                     posterior,
                     prefix,
-                    put_batch(mine, mesh, batch_size),
-                    number,
+                    put_batch(local, mesh, batch_size),
+                    index,
                     chunk_size,
                 )
                 parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
             report(len(indices), f"{predictor.passes} passes")
     return predictor.finish(parts)
+
+
+def _check_shapes(posterior: Distribution, problem: Problem) -> None:
+    own, wanted = (
+        jax.tree.map(lambda leaf: leaf.shape, tree)
+        for tree in (posterior.mean, problem.shapes)
+    )
+    if own != wanted:
+        raise ValueError("posterior: its parameters are not those of the model")
 
 
 def score(
@@ -103,18 +107,17 @@ def score(
     predictions: Float[np.ndarray, "s n c"],
     encoded: Encoded,
 ) -> dict[str, Any]:
-    """Makes one row of a results table.
+    """Computes one row of a results table.
 
     Args:
-        problem: what was asked.
+        problem: the task's objective.
         method: name of the method.
-        predictor: how the predictions were made.
-        predictions: of each draw: log-probabilities of the classes, or numbers.
+        predictor: the predictor of the predictions.
+        predictions: log-probabilities of the classes, or numbers, of each draw.
         encoded: the examples.
 
     Returns:
-        The row; accuracy and calibration errors as fractions. Probabilities are
-        averaged over draws, and so are numbers.
+        The row, of means over draws; accuracy and calibration errors are fractions.
 
     Raises:
         ValueError: a prediction is not finite.
@@ -122,7 +125,7 @@ def score(
     bad = int((~np.isfinite(predictions)).any(axis=(0, 2)).sum())
     if bad:
         raise ValueError(
-            f"predictions: not finite of {bad} of {len(encoded)} examples"
+            f"predictions: not finite for {bad} of {len(encoded)} examples"
             f" ({predictor.name})"
         )
     values = problem.objective.score(predictions, encoded.labels)
@@ -133,16 +136,16 @@ def score(
 def validate(
     problem: Problem, encoded: Encoded, posterior: Distribution, streams: Streams
 ) -> dict[str, float]:
-    """Scores the posterior mean on examples, as a run goes.
+    """Scores the posterior mean on examples during training.
 
     Args:
-        problem: what is asked.
+        problem: the task's objective.
         encoded: the examples.
-        posterior: of the parameters at the moment.
+        posterior: posterior of the current parameters.
         streams: the run's keys.
 
     Returns:
-        Metrics by the names they have in ``metrics.jsonl``. They may be not finite.
+        Metrics by their names in ``metrics.jsonl``; they may be not finite.
     """
     found = predict(problem, encoded, posterior, Mean(), streams, show=False)
     values = problem.objective.score(found, encoded.labels)

@@ -28,7 +28,7 @@ from ivon_jax.train.objectives.registry import objective_of
 from ivon_jax.train.pod.processes import check_agreement
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
 from ivon_jax.train.splits import (
-    example_facts,
+    example_metadata,
     find_examples,
     find_task,
     scored_split,
@@ -106,7 +106,7 @@ def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem
         splits = ("train", scored_split(config.data))
     task = find_task(config.data)
     examples = find_examples(task, config.data, config.seed, splits)
-    facts = example_facts(examples)
+    facts = example_metadata(examples)
     check_agreement(facts)  # each process is to tokenise a part of them
     problem = load_model(config)
     encoded = {

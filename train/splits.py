@@ -131,7 +131,7 @@ def _held_out_of(only: bool) -> Iterator[None]:
         ) from None
 
 
-def example_facts(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+def example_metadata(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """Counts and fingerprints of examples, as a run's configuration records them.
 
     The split that is scored is ``eval``: the last one.

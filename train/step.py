@@ -21,31 +21,31 @@ from ivon_jax.train.trainable import Trainable
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes."""
+    """The state that a step updates."""
 
     step: Int[Array, ""]  # int32
     params: PyTree
     method: PyTree
 
     def to_tree(self) -> dict[str, Any]:
-        """Names the parts as checkpoints do."""
+        """Returns the parts by their names in checkpoints."""
         return {"step": self.step, "adapters": self.params, "method": self.method}
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> "TrainState":
-        """Takes the parts from a checkpoint."""
+        """Builds the state from a checkpoint."""
         return cls(tree["step"], tree["adapters"], tree["method"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model and which of its parameters are trained; hashable.
+    """A model and the choice of its trained parameters; hashable.
 
     Attributes:
         base: the model without adapters.
         module: the model that is applied.
-        trainable: which parameters are trained.
-        dropout: the largest of its dropout rates while it is trained.
+        trainable: the choice of trained parameters.
+        dropout: the largest of its dropout rates in training.
     """
 
     base: nn.Module
@@ -56,7 +56,7 @@ class Network:
     def bind(
         self, params: PyTree, frozen: PyTree, rngs: dict[str, Key[Array, ""]]
     ) -> Bound:
-        """Puts parameters into the model."""
+        """Binds the model to parameters."""
         variables = self.trainable.join(params, frozen)
         return Bound(self.module, self.base, variables, rngs)
 
@@ -66,7 +66,7 @@ class Fixed(NamedTuple):
 
     Attributes:
         frozen: parameters that are not trained.
-        objective: what is asked.
+        objective: the task's objective.
         streams: the run's keys; the step number is folded in.
     """
 
@@ -82,12 +82,9 @@ def first_state(
 
     Args:
         network: the model.
-        method: how to step.
-        start: parameters to start from, or some of them; None for fresh ones.
-        key: of fresh parameters.
-
-    Returns:
-        The state.
+        method: the method.
+        start: initial parameters, or some of them; the others are drawn.
+        key: key of the parameters that are drawn.
     """
     fresh: Any = network.trainable.fresh(network.module, key)
     leaves = flatten_dict(fresh) | flatten_dict(start or {})
@@ -110,9 +107,9 @@ def train_step(
 
     Args:
         network: the model.
-        method: how to step.
+        method: the method.
         state: the current state; its buffers are reused.
-        fixed: what stays.
+        fixed: frozen parameters, objective and keys.
         batch: the examples.
         accumulate: micro-batches to compute the gradient in.
 
@@ -155,7 +152,7 @@ def train_step(
 
 
 def microbatched(loss: Loss, count: int) -> Loss:
-    """Makes the gradient of a batch's loss cost the memory of a micro-batch.
+    """Reduces the memory of a batch's gradient to that of a micro-batch.
 
     The gradient is computed along with the loss, summed over micro-batches in a scan.
     Each has keys of its own.
@@ -165,7 +162,7 @@ def microbatched(loss: Loss, count: int) -> Loss:
         count: number of micro-batches.
 
     Returns:
-        The same loss, with a gradient for its parameters only.
+        The same loss; only its parameters have a gradient.
     """
     if count == 1:
         return loss
@@ -203,23 +200,23 @@ def predict_batch(
     posterior: Distribution,
     prefix: Int[Array, " p"],
     batch: Batch,
-    number: int | Int[Array, ""],
+    index: int | Int[Array, ""],
     chunk_size: int | None,
 ) -> Float[Array, "s b c"]:
     """Computes the predictions of each of a predictor's draws.
 
     Args:
         network: the model.
-        predictor: what to average over.
-        fixed: what stays; the key of the draws is `streams.ensemble`.
-        posterior: of the trained parameters, as the predictor wants it.
-        prefix: tokens that all prompts begin with and `batch` lacks.
+        predictor: the predictor.
+        fixed: see `Fixed`; the key of the draws is `streams.ensemble`.
+        posterior: posterior of the trained parameters, from `Predictor.split`.
+        prefix: common prefix of all prompts, which `batch` lacks.
         batch: the rest of the prompts.
-        number: of the batch, from 0.
+        index: index of the batch.
         chunk_size: draws at a time; None for all.
 
     Returns:
-        Log-probabilities of the classes; or numbers.
+        Log-probabilities of the classes, or numbers.
     """
     objective = fixed.objective
 
@@ -229,6 +226,6 @@ def predict_batch(
         return objective.outputs(model, batch, prefix)
 
     key = fixed.streams.ensemble
-    keys = Keys(key, jax.random.fold_in(key, number))
+    keys = Keys(key, jax.random.fold_in(key, index))
     draws = predictor.draws(outputs, posterior, keys, chunk_size)
     return replicate(objective.predictions(draws))

@@ -1,4 +1,4 @@
-"""Which parameters are trained: adapters, or all of the model."""
+"""The choice of trained parameters: adapters, or all of the model."""
 
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -14,8 +14,8 @@ class Trainable(Protocol):
     """A choice of the parameters that are trained.
 
     Attributes:
-        name: what ``--train`` calls it.
-        frozen: whether the base's own parameters are left as they are.
+        name: value of ``--train``.
+        frozen: whether the base's own parameters are frozen.
     """
 
     name: ClassVar[str]
@@ -34,7 +34,7 @@ class Trainable(Protocol):
         ...
 
     def merged(self, trained: PyTree, frozen: PyTree, lora: LoraConfig) -> PyTree:
-        """Returns the parameters of the plain model that computes the same."""
+        """Returns the parameters of the equivalent model without adapters."""
         ...
 
 
@@ -54,7 +54,7 @@ class LoraOnly:
         return init_adapters(module, key, jnp.zeros((1, 1), jnp.int32))
 
     def join(self, trained: PyTree, frozen: PyTree) -> PyTree:
-        """Puts each into its collection."""
+        """Puts both into their collections."""
         return {"params": frozen, "lora": trained}
 
     def merged(self, trained: PyTree, frozen: PyTree, lora: LoraConfig) -> PyTree:
@@ -73,15 +73,15 @@ class Full:
         return base
 
     def fresh(self, module: nn.Module, key: Key[Array, ""]) -> PyTree:
-        """Draws the base's own initial values, float32."""
+        """Draws the base's initial values, float32."""
         return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def join(self, trained: PyTree, frozen: PyTree) -> PyTree:
-        """There is nothing frozen."""
+        """Returns the trained parameters; none are frozen."""
         return {"params": trained}
 
     def merged(self, trained: PyTree, frozen: PyTree, lora: LoraConfig) -> PyTree:
-        """Returns the parameters as they are."""
+        """Returns the parameters unchanged."""
         return trained
 
 

@@ -239,7 +239,7 @@ def test_a_comparison_goes_on_where_it_stopped(
             interrupt(patch, module, name, call)
             assert command(*comparison, "--out", out, "--resume") == 130
         last = capsys.readouterr().err.splitlines()[-1]
-        assert last == f"ivon-jax: {what}; the same command with --resume goes on"
+        assert last == f"ivon-jax: {what}; the same command with --resume continues it"
         assert not (out / "results.json").exists()
     assert command(*comparison, "--out", out, "--resume", "--samples", 4) == 2
     assert "samples: is now 4, but" in one_line(capsys)
@@ -665,7 +665,7 @@ def test_an_interrupted_comparison_leaves_its_run(problem, tmp_path):
     done = children.taken(out / "adam")
     assert stderr.splitlines()[-1] == (
         f"ivon-jax: adam interrupted after step {done} of 1000000;"
-        " the same command with --resume goes on"
+        " the same command with --resume continues it"
     )
     assert {path.name for path in out.iterdir()} == {"config.json", "adam"}
     assert command("evaluate", out / "adam") == 0

@@ -422,8 +422,8 @@ def test_options_that_an_adapter_contradicts(command, given, tmp_path):
 def test_evaluate_takes_a_run_or_an_adapter(command, given, tmp_path):
     place = ["--out", tmp_path / "out"]
     for args, message in {
-        (): "directory: name a run, or else an adapter",
-        (given, "--adapter", given): "directory: name a run, or else an adapter",
+        (): "directory: name a run, or an adapter",
+        (given, "--adapter", given): "directory: name a run, or an adapter",
         (given, "--model", "model"): "model: only with --adapter",
         (given, "--task", "rte"): "task: only with --adapter",
         ("--adapter", given, *EVAL): "adapter: needs --model and --out",

@@ -112,7 +112,7 @@ def test_an_interrupted_comparison_compares_nothing(
     assert (code, stdout) == (130, "")
     last = stderr.splitlines()[-1]
     assert last.startswith("ivon-jax: adam interrupted after step 1 of ")
-    assert last.endswith("; the same command with --resume goes on")
+    assert last.endswith("; the same command with --resume continues it")
     assert not (tmp_path / "out" / "results.json").exists()
     assert not (tmp_path / "out" / "ivon-lora").exists()
 
@@ -413,7 +413,7 @@ def test_usage_errors(args, names, ivon_jax_command, place):
 
 def test_predictions_that_are_not_finite(runs, ivon_jax_command, place):
     args = ["evaluate", runs["ivon-lora"], "--samples", 2, "--tau", 1e-60]
-    names = "predictions: not finite of 12 of 12 examples (2-tau1e-60)"
+    names = "predictions: not finite for 12 of 12 examples (2-tau1e-60)"
     code, stdout, stderr = ivon_jax_command(*args)
     assert (code, stdout) == (2, "")
     assert stderr.splitlines()[-1] == f"ivon-jax: {names}"

@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-GO_ON = "the same command with --resume goes on"
+RESUME_HINT = "the same command with --resume continues it"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,7 +45,7 @@ def one_voice() -> Iterator[None]:
         code = exit_code(stop)
         if jax.process_index() > 0:
             sys.exit(code)
-        message = f"{str(stop) or 'interrupted'}; {GO_ON}"
+        message = f"{str(stop) or 'interrupted'}; {RESUME_HINT}"
         raise Interrupted(message, code - 128) from None
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:

@@ -239,7 +239,9 @@ def test_separable_examples_are_said_to_be(folder, tmp_path, capsys):
     capsys.readouterr()
     found = predictors_for(evaluated, Wanted(2, temperature=True))
     said = capsys.readouterr().err
-    line = "temperature of mean: predictions of the 24 held-out examples are all right"
+    line = (
+        "temperature of mean: predictions of the 24 held-out examples are all correct"
+    )
     assert line in said and "mixed with 1/25 of the uniform distribution" in said
     (fitted,) = (p for p in found if isinstance(p, Scaled) and p.of == mean)
     assert fitted.uniform == 1 / 25
