@@ -213,5 +213,5 @@ def test_illegal_predictors(predictor, fields, message):
 def test_other_adapters_are_refused(problem, posterior):
     grown = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), posterior.mean)
     for mean in (grown, {"layers": {}}):
-        with pytest.raises(ValueError, match="posterior: its adapters"):
+        with pytest.raises(ValueError, match="posterior: its parameters"):
             samples_of(problem, Posterior.point(mean), Mean())

@@ -334,7 +334,7 @@ def test_evaluate_refuses_other_adapters(copied, ivon_jax_command, place):
     posterior = Posterior.load(copied / "posterior.safetensors")
     smaller = jax.tree.map(lambda leaf: leaf[..., :1], posterior.mean)
     Posterior.point(smaller).save(copied / "posterior.safetensors")
-    names = "posterior: its adapters"
+    names = "posterior: its parameters"
     refused(ivon_jax_command, place, ["evaluate", copied], names, copied)
 
 

@@ -1,4 +1,4 @@
-"""The tokens that label words are answered by.
+"""The token ids of label words.
 
 Shapes: c classes. All arrays are NumPy.
 """
@@ -12,17 +12,17 @@ from jaxtyping import Int
 
 from ivon_jax.train.data.fields import shown
 
-# For private use; where bytes stand for what is not known, it is four.
+# A private-use character; byte-level vocabularies encode it as four tokens.
 _IN_NO_VOCABULARY = "\U0010fffd"
 
 
 def fitting_space(tokenizer: Any, words: Sequence[str], preferred: bool) -> bool:
-    """Whether label words are taken with a leading blank.
+    """Decides whether label words are taken with a leading blank.
 
     Args:
-        tokenizer: a tokenizer in the manner of `transformers`.
+        tokenizer: a `transformers` tokenizer.
         words: the label words in class order.
-        preferred: what is taken unless only the other makes them single tokens.
+        preferred: the result unless only its opposite makes them single tokens.
     """
     unknown = _unknown(tokenizer)
     fits = {
@@ -35,17 +35,16 @@ def fitting_space(tokenizer: Any, words: Sequence[str], preferred: bool) -> bool
 def answer_tokens(
     tokenizer: Any, words: Sequence[str], leading_space: bool
 ) -> Int[np.ndarray, " c"]:
-    """The token that stands for each label word.
+    """Returns the token id of each label word.
 
     Args:
-        tokenizer: a tokenizer in the manner of `transformers`.
+        tokenizer: a `transformers` tokenizer.
         words: the label words in class order.
         leading_space: whether to take the token of " word" or of "word".
 
     Raises:
         ValueError: a word is not a single token that the tokenizer knows, or two
-            words share one. The message gives the pieces, and says so if the other
-            setting would do.
+            words share one. The message names the other setting if it would do.
     """
     pieces, unknown = _pieces(tokenizer, words, leading_space), _unknown(tokenizer)
     problem = _problem(words, pieces, unknown)
@@ -66,10 +65,10 @@ def answer_tokens(
 def _pieces(
     tokenizer: Any, words: Sequence[str], leading_space: bool
 ) -> list[list[int]]:
-    """Tokens of each word where it follows a prompt.
+    """Returns the tokens of each word as the continuation of a prompt.
 
-    At the start of a text they may be others: there the tokenizers of Llama 2 and
-    Mistral add a blank of their own.
+    They may differ at the start of a text, where the tokenizers of Llama 2 and Mistral
+    add a blank.
     """
     space = " " if leading_space else ""
     return [_after_a_prompt(tokenizer, space + word) for word in words]
@@ -89,12 +88,11 @@ def _after_a_prompt(tokenizer: Any, text: str) -> list[int]:
 
 
 def _unknown(tokenizer: Any) -> set[int]:
-    """The tokens that stand for whatever a tokenizer does not know."""
+    """Returns the ids of a tokenizer's unknown tokens."""
     found = set() if tokenizer.unk_token_id is None else {tokenizer.unk_token_id}
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if model is not None:
-        # A tokenizer's file has one even if the settings beside it name none, and
-        # not every kind tells which.
+        # A tokenizer's file may have one that its settings do not name.
         with contextlib.suppress(Exception):  # it has none, and refuses the text
             pieces = model.tokenize(_IN_NO_VOCABULARY)
             found |= {piece.id for piece in pieces if len(pieces) == 1}
@@ -104,7 +102,7 @@ def _unknown(tokenizer: Any) -> set[int]:
 def _problem(
     words: Sequence[str], pieces: Sequence[Sequence[int]], unknown: set[int]
 ) -> tuple[int, str] | None:
-    """Index of the first word that cannot be an answer, and what is wrong."""
+    """Returns the index of the first word that is not one token, and the reason."""
     seen: dict[int, str] = {}
     for i, (word, ids) in enumerate(zip(words, pieces, strict=True)):
         if unknown.intersection(ids):

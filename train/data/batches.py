@@ -17,16 +17,15 @@ from ivon_jax.train.data.encoding import Encoded
 class Batch(NamedTuple):
     """A right-padded batch; a pytree, so it can be passed to a jitted step.
 
-    Every array is one of rows, so a batch is split by splitting all of them alike.
+    The first axis of every array is that of rows.
 
     Attributes:
-        tokens: token ids, a row's texts one after another; those beyond the last one
-            mean nothing.
+        tokens: token ids, a row's texts one after another, then padding.
         lengths: number of tokens of each text; a decoder predicts the answer from a
-            text's last.
+            text's last token.
         labels: index of the right class, or the number to predict.
-        weights: 1, or 0 for a text that only fills the batch up.
-        second_starts: where in each text its second part begins; None for decoders.
+        weights: 1, or 0 for a text that only fills the batch.
+        second_starts: position of each text's second part; None for decoders.
     """
 
     tokens: Int[np.ndarray, "r s"]
@@ -37,9 +36,9 @@ class Batch(NamedTuple):
 
 
 def bucket(length: int) -> int:
-    """Rounds a length up to one of few, each of which is compiled for once.
+    """Rounds a length up to one of a few, so that few programs are compiled.
 
-    Multiples of 8, from 64 on at least an eighth apart: 24 of them up to 512.
+    They are multiples of 8, from 64 on at least an eighth apart: 24 up to 512.
 
     Example:
         >>> [bucket(length) for length in (1, 8, 9, 64, 65, 73)]
@@ -52,7 +51,7 @@ def bucket(length: int) -> int:
 
 
 def padded_lengths(encoded: Encoded, pack: int = 1) -> list[int]:
-    """What rows of `pack` of these examples can be padded to."""
+    """Returns the padded lengths that rows of `pack` examples can have."""
     ordered = np.sort(encoded.lengths)
     shortest, longest = ordered[:pack].sum(), ordered[-pack:].sum()
     sums = ordered if pack == 1 else np.arange(shortest, longest + 1)
@@ -67,12 +66,12 @@ def collate(
     Args:
         encoded: the examples.
         indices: the examples of each row.
-        pad_to: another width to pad to; None for the bucket of the longest row.
+        pad_to: padded length; None for the bucket of the longest row.
     """
     lengths = encoded.lengths[indices]
     width = bucket(int(lengths.sum(1).max())) if pad_to is None else pad_to
-    # Not the tokenizer's padding token: that may have been added to it, and the model
-    # may have no embedding for it. Every model has one for 0, and padding is masked.
+    # Not the tokenizer's padding token, which may have no embedding in the model. Every
+    # model has one for 0, and padding is masked.
     tokens = np.zeros((len(indices), width), np.int32)
     for row, chosen in zip(tokens, indices, strict=True):
         texts = np.concatenate([encoded.tokens[i] for i in chosen])
@@ -85,14 +84,15 @@ def collate(
 
 
 def arrange(lengths: Int[np.ndarray, " b"], pack: int) -> Int[np.ndarray, "r k"]:
-    """Puts a batch's texts into rows of `pack` each that are about equally long.
+    """Puts a batch's texts into rows of `pack` texts and about equal length.
 
-    Sorted by length they are dealt out to the rows, there and back again: of two in a
-    row the longest gets the shortest, the second longest the second shortest.
+    Sorted by length, they are dealt to the rows in alternating direction: with two in
+    a row the longest goes with the shortest, the second longest with the second
+    shortest.
 
     Args:
-        lengths: of the texts; `pack` divides their number.
-        pack: texts in a row. One in a row stays in its place.
+        lengths: lengths of the texts; `pack` divides their number.
+        pack: texts in a row; with one the order is kept.
 
     Example:
         >>> arrange(np.array([3, 9, 4, 7]), 2).tolist()
@@ -114,11 +114,11 @@ class BatchStream(Protocol):
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as plain JSON."""
+        """Returns the position, as plain JSON."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position that `get_state` gave, forward or back."""
+        """Moves to a position from `get_state`, forward or back."""
         ...
 
 
@@ -130,19 +130,19 @@ def train_batches(
     pack: int = 1,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> BatchStream:
-    """An endless stream of training batches.
+    """Returns an endless stream of training batches.
 
-    Every epoch is a new permutation of all examples, a function of the seed alone.
-    An epoch's last examples share a batch with the next one's first, so all batches
-    are full and none is dropped.
+    Every epoch is a new permutation of all examples, a function of the seed only. An
+    epoch's last examples share a batch with the first ones of the next, so all batches
+    are full and no example is dropped.
 
     Args:
         encoded: the examples.
         batch_size: examples in a batch, over all processes.
         seed: any non-negative integer.
-        pack: examples in a row, see `arrange`. Which a batch has does not change.
-        rows: which of each batch's rows to return, None for all. The padded length is
-            that of the whole batch, the same on every process.
+        pack: examples in a row, see `arrange`; it does not change a batch's examples.
+        rows: rows of each batch to return; None for all. The padded length is that of
+            the whole batch, the same on every process.
 
     Raises:
         ValueError: the batch size is not positive, or no multiple of `pack`.
@@ -151,21 +151,21 @@ def train_batches(
 
     if batch_size < 1 or batch_size % pack:
         raise ValueError(f"batch size {batch_size} is not a multiple of {pack}, >= 1")
-    mine = slice(None) if rows is None else rows
+    local = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
         chosen = np.asarray(indices)
         placed = chosen[arrange(encoded.lengths[chosen], pack)]
         longest = int(encoded.lengths[placed].sum(1).max())
-        return collate(encoded, placed[mine], bucket(longest))
+        return collate(encoded, placed[local], bucket(longest))
 
-    # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 used as they are, one
-    # run's second epoch would be the next run's first. Hashing takes them apart.
+    # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 unhashed, the second
+    # epoch of one run would be the first of the next.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(encoded)).shuffle(seed=spread).repeat()
     stream = order.batch(batch_size, drop_remainder=True, batch_fn=batch)
-    # Padding takes microseconds; threads that read ahead would only have to be
-    # stopped again when training is interrupted.
+    # Padding takes microseconds; prefetching threads would only have to be stopped when
+    # training is interrupted.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(stream.to_iter_dataset(options))
 
@@ -173,13 +173,12 @@ def train_batches(
 def eval_batches(
     encoded: Encoded, batch_size: int
 ) -> list[tuple[Batch, Int[np.ndarray, " rows"]]]:
-    """Every example once, sorted by length so that little is padding.
+    """Returns batches of every example once, sorted by length to save padding.
 
-    All batches have `batch_size` rows; the last is filled up with repeats of weight
-    0, which come last.
+    All batches have `batch_size` rows; the last one ends in repeats of weight 0.
 
     Returns:
-        Batches, each with the indices that its real rows had; they come first.
+        Batches, each with the indices of its examples in row order.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     batches = []

@@ -23,7 +23,7 @@ class Encoded:
     Attributes:
         tokens: token ids of each prompt, int32, not padded.
         labels: class indices, int32; or numbers, float32.
-        second_starts: where each one's second text begins; None for decoders.
+        second_starts: position of each second text; None for decoders.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
@@ -33,7 +33,6 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    # Asked for with every batch, of which there may be many.
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Number of tokens of every prompt."""
@@ -45,19 +44,19 @@ def encode(
 ) -> Encoded:
     """Tokenises prompts, with the special tokens that the tokenizer puts before them.
 
-    Those it puts after a text are left out: the answer follows the prompt's own last
-    token. A prompt that begins with what is put before it has it only once.
+    Special tokens after a text are left out: the answer follows the prompt's own last
+    token. Those before it are not repeated if the prompt already begins with them.
 
-    Of several processes each tokenises its share, and all get the whole.
+    Each of several processes tokenises its share, and all return the whole.
 
     Args:
-        tokenizer: a tokenizer in the manner of `transformers`.
+        tokenizer: a `transformers` tokenizer.
         examples: at least one.
-        max_length: most tokens a prompt may have; None for no limit.
+        max_length: limit of a prompt's tokens; None for no limit.
 
     Raises:
-        ValueError: no examples, a prompt without tokens, or one beyond the limit:
-            cutting it would cut the question or the cue the answer follows.
+        ValueError: no examples, a prompt without tokens, or one beyond the limit, of
+            which truncation would remove the question or its end.
     """
     if not examples:
         raise ValueError("no examples to encode")
@@ -87,17 +86,17 @@ def encode(
 def encode_texts(
     tokenizer: Any, examples: Sequence[Example], max_length: int
 ) -> Encoded:
-    """Tokenises what an encoder reads; of long texts the end of the longer is cut.
+    """Tokenises an encoder's texts; the end of the longer one is truncated.
 
-    Of several processes each tokenises its share, and all get the whole.
+    Each of several processes tokenises its share, and all return the whole.
 
     Args:
-        tokenizer: a tokenizer in the manner of `transformers`.
+        tokenizer: a `transformers` tokenizer.
         examples: at least one.
-        max_length: most tokens of a text, or of two together.
+        max_length: limit of the tokens of a text, or of two together.
 
     Raises:
-        ValueError: no examples, or nothing left of one.
+        ValueError: no examples, or one without tokens.
     """
     if not examples:
         raise ValueError("no examples to encode")
@@ -126,13 +125,13 @@ def encode_texts(
 
 
 def common_prefix_length(encoded: Encoded) -> int:
-    """Number of tokens all prompts begin with, at least one short of each prompt.
+    """Returns the length of the common prefix, shorter than every prompt.
 
-    The key-value cache of that prefix can be computed once for all of them; every
-    prompt must keep a token of its own to predict from.
+    The key-value cache of the prefix can be computed once for all prompts; each must
+    keep a token of its own to predict from.
     """
     prompts = [ids.tolist() for ids in encoded.tokens]
-    # What the first and the last in dictionary order share, all between share.
+    # The common prefix of the first and the last in dictionary order is that of all.
     first, last = min(prompts), max(prompts)
     shared = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
@@ -144,7 +143,7 @@ def common_prefix_length(encoded: Encoded) -> int:
 def _ids(
     tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
-    # Said explicitly: a tokenizer file may switch padding and truncation on.
+    # Explicit, because a tokenizer file may enable padding and truncation.
     return tokenizer(
         list(texts),
         add_special_tokens=add_special_tokens,
@@ -154,7 +153,7 @@ def _ids(
 
 
 def _added(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and after a text."""
+    """Returns the special tokens that a tokenizer puts before and after a text."""
     for text in (":", *prompts):
         (own,) = _ids(tokenizer, [text], add_special_tokens=False)
         if not own:  # it knows none of the characters
@@ -165,14 +164,14 @@ def _added(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[int], list[int]
             if whole[start:end] == own:
                 return whole[:start], whole[end:]
         raise ValueError(
-            f"the tokenizer changes the tokens of {shown(text)} where it adds special"
-            " ones"
+            f"the tokenizer changes the tokens of {shown(text)} when it adds special"
+            " tokens"
         )
     return [], []
 
 
 def _as_prompt(ids: list[int], before: list[int], after: list[int]) -> list[int]:
-    """What a decoder reads of a text's tokens with the special ones."""
+    """Removes the special tokens after a text, and repeated ones before it."""
     ids = ids[: len(ids) - len(after)]
     count = len(before)
     return ids[count:] if before and ids[count : 2 * count] == before else ids

@@ -1,7 +1,7 @@
-"""Loading a task's examples, and cutting them into parts.
+"""Loading and splitting of a task's examples.
 
-Nothing here draws random numbers but `subsample` and `validation_split`, and those
-from the seed they are given: the evaluation set never depends on a seed.
+Only `subsample` and `validation_split` draw random numbers, from the seed they are
+given.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Rows = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 def data_folder(option: Path | None = None) -> Path | None:
-    """The folder of local data sets: the option, else `$IVON_JAX_DATA`, else None."""
+    """Returns the folder of local data: the option, `$IVON_JAX_DATA` or None."""
     named = os.environ.get(DATA_DIR_VARIABLE)
     return option or (Path(named) if named else None)
 
@@ -36,21 +36,21 @@ def load_examples(
     train_file: Path | None = None,
     eval_file: Path | None = None,
 ) -> list[Example]:
-    """All examples of one split, in the source's order, repeats kept.
+    """Loads all examples of one split, in the source's order, with repeats.
 
-    A file given for the split is read before anything else; then a task that
-    builds its own rows does so; then `data_dir` is read, and without it the hub.
+    The source is the split's file if given, else the task's own rows, else `data_dir`,
+    else the hub.
 
     Args:
         task: the task.
         split: "train" or "eval".
-        data_dir: local data sets in the hub's fields (see `data_folder`).
+        data_dir: local data sets with the hub's fields (see `data_folder`).
         train_file: JSONL, CSV or parquet file of training rows.
         eval_file: the same for evaluation.
 
     Raises:
-        ValueError: nothing to read, or a row that is malformed, misses a field or
-            has an impossible label; one line that names file and line.
+        ValueError: no data, or a row that is malformed, lacks a field or has an illegal
+            label; one line that names file and line.
     """
     file = train_file if split == "train" else eval_file
     place = "the rows"
@@ -78,7 +78,7 @@ def _examples(task: Task, rows: Rows) -> Iterator[Example]:
         try:
             example = task.example(row)
             if example is not None:
-                # JSON can spell half a surrogate pair, which no tokenizer takes.
+                # JSON can hold half a surrogate pair, which no tokenizer accepts.
                 "".join((example.prompt, *example.texts)).encode()
         except UnicodeEncodeError:
             raise ValueError(f"{place}: the text is not valid Unicode") from None
@@ -107,11 +107,11 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, 
     part = source.hub_train if split == "train" else source.hub_eval
     name = f"hub data set {source.hub} ({source.config or 'default'}, {part})"
     try:
-        # Imported here: it is slow to load, and local files do not need it.
+        # Slow to import, and not needed for local files.
         import datasets
 
         rows = datasets.load_dataset(source.hub, source.config, split=part)
-    # What is raised without a network depends on the HTTP client in use.
+    # The type of a network error depends on the HTTP client.
     except Exception as error:
         raise ValueError(
             f"{name} cannot be read; pass --data-dir or set {DATA_DIR_VARIABLE} to use "
@@ -122,7 +122,7 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, 
 
 
 def _by_class(examples: Sequence[Example], rng: np.random.Generator) -> list[list[int]]:
-    """Indices of each class present, in class order, shuffled within the class."""
+    """Returns the shuffled indices of each class present, in class order."""
     columns: dict[float, list[int]] = {}
     for i in rng.permutation(len(examples)).tolist():
         columns.setdefault(examples[i].label, []).append(i)
@@ -138,17 +138,17 @@ def subsample(
     number of examples compare nested sets.
 
     Args:
-        examples: what to draw from.
-        n: how many.
+        examples: the examples.
+        n: number of examples to draw.
         seed: any non-negative integer.
-        balanced: take the classes in turn, for as long as each lasts, instead of
-            drawing from all at once.
+        balanced: take the classes in turn, until each is used up, instead of drawing
+            from all at once.
 
     Raises:
         ValueError: `n` is not in 1 .. number of examples.
     """
     if not 1 <= n <= len(examples):
-        raise ValueError(f"cannot take {n} examples of {len(examples)} there are")
+        raise ValueError(f"cannot take {n} examples of {len(examples)}")
     rng = np.random.default_rng(seed)
     if balanced:
         turns = [
@@ -165,9 +165,9 @@ def subsample(
 def validation_split(
     examples: Sequence[Example], n: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Carves a validation part out of training examples, for tuning.
+    """Splits a validation part off training examples.
 
-    Every class gives its share of `n`, rounded by largest remainder.
+    It is stratified by class, rounded by largest remainder.
 
     Args:
         examples: the training examples.
@@ -199,7 +199,7 @@ def validation_split(
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 over texts and labels in order: two equal ones hold the same data.
+    """Returns the SHA-256 of texts and labels in order.
 
     >>> fingerprint([Example("a", 0)]) == fingerprint([Example("a", 1)])
     False

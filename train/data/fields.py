@@ -1,7 +1,6 @@
-"""Reading single fields of a raw row, with messages that say what is wrong.
+"""Reading of single fields of a raw row.
 
-The messages name field and value only; the caller knows file and line and adds
-them in front.
+Error messages name field and value; the caller prepends file and line.
 """
 
 import math
@@ -15,15 +14,15 @@ _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
 def shown(value: object) -> str:
-    """`repr`, shortened: user data in a message must not break its one line."""
+    """Returns a shortened `repr`, so that a message stays on one line."""
     return _SHOWN.repr(value)
 
 
 def field(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a field.
+    """Returns the value of a field.
 
     Raises:
-        ValueError: no such field; the message names those there are.
+        ValueError: no such field; the message names the fields of the row.
     """
     if name not in row:
         there = ", ".join(shown(key) for key in row) or "none"
@@ -32,7 +31,7 @@ def field(row: Mapping[str, Any], name: str) -> Any:
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
-    """The value of a field as text; numbers are written out.
+    """Returns the value of a field as text; numbers are converted.
 
     Raises:
         ValueError: no such field, or it holds neither text nor a number.
@@ -43,8 +42,8 @@ def text(row: Mapping[str, Any], name: str) -> str:
     return str(value)
 
 
-def number(row: Mapping[str, Any], name: str) -> float:
-    """The value of a field as a number; digits in text are read.
+def numeric(row: Mapping[str, Any], name: str) -> float:
+    """Returns the value of a field as a number; text is parsed.
 
     Raises:
         ValueError: no such field, or it holds no finite number.
@@ -61,13 +60,13 @@ def number(row: Mapping[str, Any], name: str) -> float:
 
 
 def class_index(value: object, words: tuple[str, ...]) -> int:
-    """The class that a label stands for: one of `words`, or an index into them.
+    """Returns the class of a label: one of `words`, or an index into them.
 
-    Where a word is itself a number ("1" to "5" stars) an index would be ambiguous,
-    so labels are then read as words only.
+    If a word is itself a number ("1" to "5" stars) an index would be ambiguous, so
+    labels are then words only.
 
     Raises:
-        ValueError: neither; the message gives the legal values.
+        ValueError: neither; the message lists the legal values.
 
     >>> class_index("yes", ("no", "yes")), class_index(1, ("no", "yes"))
     (1, 1)
@@ -80,7 +79,7 @@ def class_index(value: object, words: tuple[str, ...]) -> int:
         legal = f"one of {', '.join(words)}, or {legal}"
     plain = int(value) if isinstance(value, float) and value.is_integer() else value
     if isinstance(plain, bool):
-        # JSON and parquet know true and false; the words may be capitalised.
+        # JSON and parquet have true and false; the words may be capitalised.
         by_word = {word.lower(): i for word, i in by_word.items()}
         plain = str(plain).lower()
     written = str(plain).strip() if isinstance(plain, str | int) else ""
@@ -98,13 +97,13 @@ def class_index(value: object, words: tuple[str, ...]) -> int:
 
 
 class Template:
-    """A prompt template: `{name}` stands for the text of that field.
+    """A prompt template in which `{name}` is replaced by the text of that field.
 
-    Unlike `str.format` it reads no attributes, indices or format specifications,
-    so a name may hold any character but braces, colon and exclamation mark.
+    Unlike `str.format` it has no attributes, indices or format specifications, so a
+    name may hold any character except braces, colon and exclamation mark.
 
     Attributes:
-        names: the fields it reads, in order.
+        names: names of its fields, in order.
 
     >>> Template("Is {a} in {b}?")({"a": 1, "b": "x"})
     'Is 1 in x?'
@@ -115,11 +114,11 @@ class Template:
 
         Args:
             template: the text; `{{` and `}}` stand for braces.
-            strip: drop blanks around every field's text.
+            strip: strip blanks around every field's text.
 
         Raises:
-            ValueError: braces that do not match, an empty name, or a
-                specification after the name.
+            ValueError: braces that do not match, an empty name, or a format
+                specification.
         """
         try:
             parsed = list(string.Formatter().parse(template))
@@ -136,7 +135,7 @@ class Template:
         self.names = tuple(name for _, name in self._parts if name is not None)
 
     def __call__(self, row: Mapping[str, Any]) -> str:
-        """Fills the row in; raises ValueError as `text` does."""
+        """Fills in the row's fields; raises ValueError as `text` does."""
         filled = []
         for literal, name in self._parts:
             filled.append(literal)

@@ -1,8 +1,8 @@
-"""Reading rows from JSONL, CSV and parquet files, strictly.
+"""Strict reading of rows from JSONL, CSV and parquet files.
 
-JSONL and CSV are read here, with the standard library, because every message has to
-name the line, and because a CSV reader that guesses types turns the text "NA" into
-a missing value and "007" into a number.
+JSONL and CSV are read with the standard library, because every message has to name the
+line, and because a CSV reader that guesses types turns the text "NA" into a missing
+value and "007" into a number.
 """
 
 import csv
@@ -21,14 +21,13 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yields (place, row) for every row; the place, "file:line", is for messages.
+    """Yields ("file:line", row) for every row.
 
-    Blank lines of JSONL and CSV are skipped. For parquet the line is the row's
-    number, from 1. All CSV values are strings.
+    Blank lines of JSONL and CSV are skipped. For parquet the line is the row's number,
+    from 1. All CSV values are strings.
 
     Raises:
-        ValueError: the file is missing, cannot be read, or is malformed; one line
-            naming the file and, where there is one, the line.
+        ValueError: the file is missing, unreadable or malformed.
     """
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
@@ -113,9 +112,9 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _next_cells(reader: Iterator[list[str]], longest: int) -> list[str] | None:
-    """The next row of a CSV file, or None; a cell may be as long as the file.
+    """Returns the next row of a CSV file, or None; a cell may be as long as the file.
 
-    The limit, by default 131,072 characters, belongs to the process: it is put back.
+    The limit of a cell, by default 131,072 characters, is global: it is restored.
     """
     limit = csv.field_size_limit(longest)
     try:
@@ -125,7 +124,7 @@ def _next_cells(reader: Iterator[list[str]], longest: int) -> list[str] | None:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    # Imported here: reading text files does not need it, and it is slow to load.
+    # Slow to import, and not needed for text files.
     import pyarrow
     import pyarrow.parquet
 

@@ -1,8 +1,8 @@
-"""Tasks: how a raw row becomes a prompt and a class, and where its rows live.
+"""Tasks: conversion of a raw row to a prompt and a class, and the source of rows.
 
-A decoder reads the prompt, and only the next-token logits of `Task.label_words`
-count. An encoder reads the texts, and its head gives a logit for each class; or, for a
-task without label words, the number asked for. The model decides which is used.
+A decoder reads the prompt and is compared by the next-token logits of
+`Task.label_words`. An encoder reads the texts, and its head returns a logit for each
+class, or, for a task without label words, a number.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ class Example(NamedTuple):
     """One question and its answer.
 
     Attributes:
-        prompt: what a decoder reads; empty if the task is none for decoders.
+        prompt: input of a decoder; empty if the task is for encoders only.
         label: index of the right word in `Task.label_words`, or the right number.
-        texts: what an encoder reads, one text or two; if there are none, the prompt.
+        texts: input of an encoder, one text or two; if empty, the prompt.
     """
 
     prompt: str
@@ -31,16 +31,16 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a task's rows are, on the hub and in a local data folder.
+    """The source of a task's rows, on the hub and in a local data folder.
 
     Attributes:
         hub: data set id on the Hugging Face hub.
-        config: its configuration, None where it has a single one.
+        config: its configuration; None if it has only one.
         train: file of training rows below the data folder, without suffix.
         eval: file of evaluation rows below the data folder, without suffix.
-        hub_train: split of the hub data set that is trained on.
-        hub_eval: split of the hub data set that is evaluated on; the official
-            test splits carry no labels, so it is the validation split.
+        hub_train: training split of the hub data set.
+        hub_eval: evaluation split of the hub data set; the official test splits have no
+            labels, so it is the validation split.
     """
 
     hub: str
@@ -57,20 +57,20 @@ def _keep_all(row: Row) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task of classification, or of regression if it has no words.
+    """A classification task, or a regression task if it has no label words.
 
     Attributes:
-        name: what `--task` calls it.
-        preset: "commonsense", "glue" or "custom"; chooses the presets.
-        prompt: raw row to prompt; None if there is none.
-        target: raw row to class index, or to the number asked for.
-        label_words: in class order, without leading blank.
-        inputs: fields that an encoder reads; none for the prompt.
-        leading_space: whether the answer token is that of " word" (what a model
-            emits after "Answer:") or of the bare word.
-        other_space: whether it is the other way around with a tokenizer for which
-            only that makes every word a single token.
-        keep: rows it refuses are left out, silently: the published protocol.
+        name: value of `--task`.
+        preset: preset of the hyper-parameters.
+        prompt: maps a raw row to the prompt; None if there is none.
+        target: maps a raw row to the class index, or to the number.
+        label_words: words in class order, without leading blank.
+        inputs: fields of an encoder's texts; if empty, it reads the prompt.
+        leading_space: whether the answer token is that of " word" (which follows
+            "Answer:") or of the bare word.
+        other_space: whether `leading_space` is inverted for a tokenizer that only then
+            has every word as a single token.
+        keep: whether to keep a row; the published protocol drops some.
         source: hub and local location; None if rows come from elsewhere.
         rows: builds the rows of a split, for a task that needs no files.
         balanced: whether a subsample takes equally many of every class.
@@ -93,14 +93,14 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """Outputs of a head: one for each class, or the number."""
+        """Number of outputs: one for each class, or one for a number."""
         return len(self.label_words) or 1
 
     def example(self, row: Row) -> Example | None:
-        """Turns a row into an example, or None if the task leaves it out.
+        """Converts a row to an example; None if the task drops it.
 
         Raises:
-            ValueError: a field is missing or has a value the task does not know.
+            ValueError: a field is missing or has an illegal value.
         """
         if not self.keep(row):
             return None

@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' data sheets.
+"""Peak performance of accelerators, from their makers' data sheets.
 
 TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, whose inter-chip bandwidths
 count both directions (400, 1200 and 800 GB/s): half of each is here. GPUs: NVIDIA's

@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices, read from its text.
+"""Bytes that a compiled program sends between devices, read from its text.
 
-A program is a set of named computations. One that another calls in a loop counts as
-often as the loop turns, which the compiler notes where it knows it.
+A program is a set of named computations. One that is called in a loop counts once per
+iteration; the compiler notes the number of iterations where it knows it.
 """
 
 import math
@@ -22,11 +22,11 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _RESULT = re.compile(r"= (\(?[^=]*?\)?) (" + "|".join(COLLECTIVES) + r")(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALL = re.compile(r"(?:body|condition|calls|to_apply)=%?([\w.-]+)")
-_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Computation(NamedTuple):
-    """One computation: what it sends itself, and what it calls how often."""
+    """One computation: the bytes it sends, and its callees with their trip counts."""
 
     sent: Counter[str]
     calls: list[tuple[str, int]]
@@ -36,15 +36,15 @@ def collectives(text: str) -> dict[str, int]:
     """Adds up what each device receives in one run of a program.
 
     Args:
-        text: of the compiled program, as ``compiled.as_text()`` gives it.
+        text: text of the compiled program, as ``compiled.as_text()`` returns it.
 
     Returns:
-        Bytes by kind of collective: those of its results on one device.
+        Bytes of the results on one device, by collective.
 
     Raises:
         ValueError: the text is no program.
     """
-    computations, entry = _parse(text)
+    computations, entry = _computations(text)
     if entry is None:
         raise ValueError("program: has no entry computation")
     done: dict[str, Counter[str]] = {}
@@ -53,15 +53,15 @@ def collectives(text: str) -> dict[str, int]:
         if name not in done:
             sent, calls = computations[name]
             done[name] = Counter(sent)
-            for callee, turns in calls:
-                for kind, size in total(callee).items():
-                    done[name][kind] += turns * size
+            for callee, trips in calls:
+                for collective, size in total(callee).items():
+                    done[name][collective] += trips * size
         return done[name]
 
     return dict(total(entry))
 
 
-def _parse(text: str) -> tuple[dict[str, Computation], str | None]:
+def _computations(text: str) -> tuple[dict[str, Computation], str | None]:
     computations: dict[str, Computation] = {}
     entry, current = None, Computation(Counter(), [])
     for line in text.splitlines():
@@ -71,20 +71,20 @@ def _parse(text: str) -> tuple[dict[str, Computation], str | None]:
             continue
         if found := _RESULT.search(line):
             current.sent[found[2]] += _size(found[1])
-        turns = _TURNS.search(line)
+        trips = _TRIPS.search(line)
         for callee in _CALL.findall(line):
-            current.calls.append((callee, int(turns[1]) if turns else 1))
+            current.calls.append((callee, int(trips[1]) if trips else 1))
     return computations, entry
 
 
 def _size(shape: str) -> int:
-    """Bytes of an array, or of a tuple of arrays."""
+    """Returns the bytes of an array, or of a tuple of arrays."""
     return sum(
-        _bits(kind) * math.prod(int(n) for n in sizes.split(",") if n) // 8
-        for kind, sizes in _ARRAY.findall(shape)
+        _bits(dtype) * math.prod(int(n) for n in sizes.split(",") if n) // 8
+        for dtype, sizes in _ARRAY.findall(shape)
     )
 
 
-def _bits(kind: str) -> int:
-    digits = re.match(r"[a-z]+(\d+)", kind)
-    return BITS.get(kind) or (int(digits[1]) if digits else 8)
+def _bits(dtype: str) -> int:
+    digits = re.match(r"[a-z]+(\d+)", dtype)
+    return BITS.get(dtype) or (int(digits[1]) if digits else 8)

@@ -1,4 +1,4 @@
-"""What a run will need, from its program alone: memory, traffic, operations, time."""
+"""Memory, traffic, operations and time of a run, from its compiled program."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ from ivon_jax.train.step import Fixed, first_state, train_step
 from ivon_jax.train.trainable import TRAINABLES
 
 OVERESTIMATES = (
-    "activations and what is received are overestimates: compiled for a CPU, which"
+    "activations and received bytes are overestimates: compiled for a CPU, which"
     " computes 16-bit products in float32"
 )
 
@@ -43,16 +43,16 @@ class Memory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one training step needs.
+    """Cost of one training step.
 
     Attributes:
-        config: the run, resolved.
+        config: the resolved run.
         chip: name of the accelerator.
-        devices: how many.
-        memory: of one device.
-        flops: of all devices together.
-        traffic: bytes that a device receives, by kind of collective.
-        reads: bytes of the model, gathered, that a device reads from its memory.
+        devices: number of devices.
+        memory: memory of one device.
+        flops: operations of all devices together.
+        traffic: bytes that a device receives, by collective.
+        reads: bytes of the gathered model that a device reads from its memory.
     """
 
     config: TrainConfig
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time that each resource alone would take."""
+        """Time of a step if each resource were the only limit."""
         chip = CHIPS[self.chip]
         return {
             "compute": self.flops / self.devices / chip.flops,
@@ -76,16 +76,16 @@ class Plan:
 
 def make_plan(
     config: TrainConfig,
-    shape: Config,
+    model_config: Config,
     seq_length: int,
     classes: int,
     chip: ChipName,
 ) -> Plan:
-    """Compiles the true training step for devices that need not exist.
+    """Compiles the training step for devices that need not exist.
 
     Args:
-        config: the run, resolved.
-        shape: of the model.
+        config: the resolved run.
+        model_config: configuration of the model.
         seq_length: tokens of a prompt, padding included.
         classes: number of label words, or outputs of the head.
         chip: the accelerator.
@@ -94,15 +94,17 @@ def make_plan(
         The plan.
 
     Raises:
-        ValueError: more devices than JAX was told of, or a size out of range.
+        ValueError: more devices than JAX has, or a size out of range.
     """
-    limit = shape.max_position_embeddings
+    limit = model_config.max_position_embeddings
     if not 0 < seq_length <= limit:
         raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
-    check_pack(config, shape)
+    check_pack(config, model_config)
     mesh = make_mesh(config.mesh)
-    shape = with_outputs(shape, classes)
-    compiled, params, state = compile_step(config, shape, seq_length, classes, mesh)
+    model_config = with_outputs(model_config, classes)
+    compiled, params, state = compile_step(
+        config, model_config, seq_length, classes, mesh
+    )
     sizes = compiled.memory_analysis()
     donated = sizes.alias_size_in_bytes
     memory = Memory(
@@ -123,19 +125,19 @@ def make_plan(
         chip,
         mesh.size,
         memory,
-        flops(config, shape, seq_length, classes),
+        flops(config, model_config, seq_length, classes),
         collectives(compiled.as_text()),
         passes * _gathered(params or state.params, mesh),
     )
 
 
 def compile_step(
-    config: TrainConfig, shape: Config, seq_length: int, classes: int, mesh: Mesh
+    config: TrainConfig, model_config: Config, seq_length: int, classes: int, mesh: Mesh
 ) -> tuple[Any, PyTree, PyTree]:
-    """Compiles the step of a resolved run, from shapes alone.
+    """Compiles the step of a resolved run from shapes only.
 
     Returns:
-        The program; the base's and the state's shapes, with their shardings.
+        The program, and the shapes of base and state with their shardings.
     """
     assert config.hyper.batch_size is not None
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -143,10 +145,14 @@ def compile_step(
     dtype, quantization = base_dtype(config)
     frozen = TRAINABLES[config.train].frozen
     param_dtype = dtype if frozen else jnp.float32
-    base: Any = family_of(shape).module(shape, dtype=dtype, param_dtype=param_dtype)
-    has_head = bool(family_of(shape).head)
+    base: Any = family_of(model_config).module(
+        model_config, dtype=dtype, param_dtype=param_dtype
+    )
+    has_head = bool(family_of(model_config).head)
     method = make_method(config)
-    network = make_network(config, base, adapted(config.lora, shape), method.branch)
+    network = make_network(
+        config, base, adapted(config.lora, model_config), method.branch
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = {}
@@ -157,12 +163,12 @@ def compile_step(
     state = jax.eval_shape(lambda key: first_state(network, method, None, key), key)
     rows, pack = config.hyper.batch_size // config.pack, config.pack
     ints, floats = (
-        jax.ShapeDtypeStruct((rows, pack), kind) for kind in (jnp.int32, jnp.float32)
+        jax.ShapeDtypeStruct((rows, pack), t) for t in (jnp.int32, jnp.float32)
     )
     texts = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
     parts: Any = (texts, ints, ints, floats, ints if has_head else None)
     batch = Batch(*parts)
-    objective = planned_objective(shape, classes)
+    objective = planned_objective(model_config, classes)
     streams = jax.eval_shape(lambda: Streams.from_seed(0))
     params, state = (_placed(tree, shardings(tree, mesh)) for tree in (params, state))
     with jax.set_mesh(mesh):
@@ -181,27 +187,31 @@ def compile_step(
         return lowered.compile(), params, state
 
 
-def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> float:
+def flops(
+    config: TrainConfig, model_config: Config, seq_length: int, classes: int
+) -> float:
     """Counts the operations of one step's matrix products, over all devices.
 
-    A product with a frozen kernel is done once forward and once backward, one with
-    a trained kernel, an adapter or a head twice backward, those of attention too; full
-    rematerialisation does the forward pass again.
+    The backward pass has one product for each frozen kernel, two for each trained
+    kernel, adapter or head and each product of attention. Full rematerialisation
+    repeats the forward pass.
 
     Args:
-        config: the run, resolved.
-        shape: of the model.
+        config: the resolved run.
+        model_config: configuration of the model.
         seq_length: tokens of a prompt.
         classes: number of label words, or outputs of the head.
 
     Returns:
-        Multiplications and additions, two for each pair.
+        Multiplications and additions.
     """
     assert config.hyper.batch_size is not None
     tokens = config.hyper.batch_size * seq_length
     frozen = TRAINABLES[config.train].frozen
-    base = family_of(shape).module(shape)
-    model = TRAINABLES[config.train].module(base, adapted(config.lora, shape), low_rank)
+    base = family_of(model_config).module(model_config)
+    model = TRAINABLES[config.train].module(
+        base, adapted(config.lora, model_config), low_rank
+    )
     example = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(
         lambda key: model.init({"params": key, "lora": key}, example),
@@ -210,17 +220,17 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
     params, lora = (variables.get(k, {}).get("layers", {}) for k in ("params", "lora"))
     kernels, adapters = _count(params, "kernel"), _count(lora, "")
     back = 1 if frozen else 2
-    heads = shape.num_attention_heads * shape.head_dim
-    attention = 2 * config.pack * seq_length * heads * shape.num_hidden_layers
+    heads = model_config.num_attention_heads * model_config.head_dim
+    attention = 2 * config.pack * seq_length * heads * model_config.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (back * kernels + 2 * adapters + 2 * attention)
-    once = (1 + back) * config.hyper.batch_size * classes * shape.hidden_size
-    if isinstance(shape, DebertaConfig):
-        more = _positions(shape, params, lora, tokens, frozen)
+    once = (1 + back) * config.hyper.batch_size * classes * model_config.hidden_size
+    if isinstance(model_config, DebertaConfig):
+        more = _positions(model_config, params, lora, tokens, frozen)
         forward, backward = forward + more[0], backward + more[1]
-        head = shape.hidden_size * (shape.hidden_size + classes)
+        head = model_config.hidden_size * (model_config.hidden_size + classes)
         first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
-        # Below the first adapter nothing is sent back.
+        # No gradient passes below the first adapter.
         passes = tokens * (1 if frozen else 3)
         once = 3 * config.hyper.batch_size * head + passes * _count(first, "kernel")
     again = forward if config.remat == "full" else 0
@@ -229,20 +239,20 @@ def flops(config: TrainConfig, shape: Config, seq_length: int, classes: int) -> 
 
 
 def _positions(
-    shape: DebertaConfig, params: Any, lora: Any, tokens: int, frozen: bool
+    model_config: DebertaConfig, params: Any, lora: Any, tokens: int, frozen: bool
 ) -> tuple[int, int]:
-    """Counts what relative positions add to a batch's products, forward and backward.
+    """Counts the products that relative positions add, forward and backward.
 
-    Their embeddings are projected once for all prompts: as keys or queries are, or by
-    layers of their own, which were counted as if tokens passed them. To frozen ones
-    nothing is sent back.
+    Position embeddings are projected once for all prompts, by the projections of keys
+    and queries or by layers of their own, which `flops` counted as if applied to all
+    tokens. Frozen embeddings have no gradient.
     """
-    count, forward, backward = 2 * shape.position_span, 0, 0
-    passed = 0 if shape.share_att_key else tokens
-    scores = tokens * count * shape.hidden_size * shape.num_hidden_layers
-    for term in shape.pos_att_type if shape.relative_attention else ():
+    count, forward, backward = 2 * model_config.position_span, 0, 0
+    passed = 0 if model_config.share_att_key else tokens
+    scores = tokens * count * model_config.hidden_size * model_config.num_hidden_layers
+    for term in model_config.pos_att_type if model_config.relative_attention else ():
         name = {"c2p": "key_proj", "p2c": "query_proj"}[term]
-        if not shape.share_att_key:
+        if not model_config.share_att_key:
             name = f"pos_{name}"
         kernel, adapter = (
             _count(tree.get("attention", {}).get("self", {}).get(name, {}), suffix)
@@ -256,7 +266,7 @@ def _positions(
 
 
 def report(plan: Plan) -> str:
-    """Says what the plan means, and what to change if it does not fit."""
+    """Formats the plan, with advice if it does not fit."""
     chip = CHIPS[plan.chip]
     lines = [
         f"{plan.config.model} on {plan.devices} {plan.chip}, mesh {plan.config.mesh},"
@@ -271,8 +281,8 @@ def report(plan: Plan) -> str:
         "",
         "received by one device in a step:",
         *(
-            f"  {kind:<18} {size / GIB:9.3f} GiB"
-            for kind, size in sorted(plan.traffic.items())
+            f"  {name:<18} {size / GIB:9.3f} GiB"
+            for name, size in sorted(plan.traffic.items())
         ),
         "",
         f"operations: {plan.flops:.3g} in all",
@@ -301,12 +311,13 @@ def _advice(plan: Plan) -> list[str]:
         return [f"fits: {memory.peak / limit:.0%} of the memory"]
     lines = [f"does not fit: {memory.peak / limit:.2f} times the memory; try"]
     trained = memory.trained + memory.optimizer
-    # What alone takes half of the memory is too large; else whatever takes most.
+    # A part that takes half of the memory is too large; without one, the largest.
     large = min(limit / 2, max(memory.base, trained, memory.activations))
     if memory.base >= large:
         need = max(2, math.ceil(memory.base / (limit / 2)))
-        kinds = {"f32": "bf16, int8 or nf4", "bf16": "int8 or nf4", "int8": "nf4"}
-        smaller = f", or --base {kinds[config.base]}" if config.base in kinds else ""
+        formats = {"f32": "bf16, int8 or nf4", "bf16": "int8 or nf4", "int8": "nf4"}
+        other = formats.get(config.base)
+        smaller = f", or --base {other}" if other else ""
         lines.append(f"  large base: {need} times the fsdp or tensor axis{smaller}")
     if trained >= large:
         if TRAINABLES[config.train].frozen:
@@ -327,13 +338,13 @@ def _advice(plan: Plan) -> list[str]:
 
 
 def _count(tree: PyTree, suffix: str) -> int:
-    """Number of entries of the leaves whose name ends so."""
+    """Counts the entries of leaves whose name ends in a suffix."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return sum(leaf.size for path, leaf in leaves if path[-1].key.endswith(suffix))
 
 
 def _bytes(tree: PyTree) -> int:
-    """Bytes of the leaves' parts on one device."""
+    """Returns the bytes of the leaves' shards on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -341,14 +352,14 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _gathered(params: PyTree, mesh: Mesh) -> int:
-    """Bytes that a device computes with: shares along fsdp are gathered."""
+    """Returns the bytes that a device computes with: fsdp shards are gathered."""
     sizes = dict(mesh.shape) | {"fsdp": 1}
     whole = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     return _bytes(_placed(params, shardings(params, whole)))
 
 
 def _quantized(params: PyTree, quantization: Quantization) -> PyTree:
-    """Shapes of a base whose layers' kernels are quantised, one scale set a layer."""
+    """Returns the shapes of a base with quantised kernels, each layer on its own."""
     convert = jax.vmap(lambda kernel: quantize(kernel, quantization))
 
     def leaf(path: Any, value: Any) -> PyTree:

@@ -14,10 +14,10 @@ RESUME_HINT = "the same command with --resume continues it"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted, and has written what it learned.
+    """Training was interrupted and has saved its state.
 
     Attributes:
-        signum: the signal that came.
+        signum: the signal that was received.
     """
 
     def __init__(self, message: str, signum: int) -> None:
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """Returns what a shell reports of a process that the signal has ended."""
+    """Returns the exit code of a process that the signal has ended."""
     return 128 + getattr(stop, "signum", signal.SIGINT)
 
 
@@ -55,10 +55,10 @@ def one_voice() -> Iterator[None]:
 
 
 class Stop:
-    """Whether a signal came; with several processes, to any of them.
+    """A flag that a signal sets; with several processes, a signal to any of them.
 
     Attributes:
-        signum: the signal; with several processes SIGTERM, so that all end alike.
+        signum: the signal; SIGTERM with several processes, so that all exit alike.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Stop:
         return self.signum != 0
 
     def note(self, signum: int) -> None:
-        """Takes a signal."""
+        """Records a signal."""
         if self._together:
             signal.raise_signal(signal.SIGTERM)
         else:
@@ -84,24 +84,24 @@ def interruptible() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
 
     Yields:
-        What to ask before each step. With several processes all stop before the same
-        step; there SIGTERM is JAX's own, which takes a second one as the first.
+        The flag, to be tested before each step. Several processes all stop before the
+        same step; they leave SIGTERM to JAX, to which a second one is no different.
     """
     together = jax.process_count() > 1
     stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM
     stop = Stop()
-    previous = {kind: signal.getsignal(kind) for kind in stops}
+    previous = {signum: signal.getsignal(signum) for signum in stops}
 
     def restore() -> None:
-        for kind, handler in previous.items():
-            signal.signal(kind, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
     def note(signum: int, frame: Any) -> None:
         restore()
         stop.note(signum)
 
-    for kind in stops:
-        signal.signal(kind, note)
+    for signum in stops:
+        signal.signal(signum, note)
     try:
         yield stop
     finally:

@@ -1,8 +1,8 @@
-"""Passes a process's stderr on; what JAX says as it ends the process becomes one line.
+"""Passes a process's stderr on and shortens JAX's fatal error to one line.
 
-JAX ends a process from native code when another one dies, or when they never meet.
-Nothing in that process can catch it, so a child reads this until its parent is gone.
-It is run as a script, and imports nothing that takes time or memory.
+JAX ends a process from native code when another one dies or cannot be reached. The
+process cannot catch that, so a child process reads its stderr until it is gone. The
+child runs this file as a script, which imports nothing that is slow or large.
 """
 
 import contextlib
@@ -14,13 +14,10 @@ FATAL = re.compile(r"F\d{4} .*JAX distributed service detected fatal errors")
 
 
 def explain(text: str) -> str:
-    """Says why JAX ended the process.
+    """Returns the reason for which JAX ended the process, in one line.
 
     Args:
-        text: its message, all lines.
-
-    Returns:
-        One line.
+        text: JAX's message, all lines.
     """
     if "RegisterTask" in text:
         return (
@@ -28,7 +25,7 @@ def explain(text: str) -> str:
             " see --coordinator, --processes and --wait-seconds"
         )
     dead = set(re.findall(r"Task (\d+) heartbeat timeout", text))
-    if not dead and "leader task" in text:  # process 0, which all listen to
+    if not dead and "leader task" in text:  # process 0, the coordinator
         dead = {"0"}
     if not dead:
         return text.splitlines()[0]
@@ -41,8 +38,8 @@ def explain(text: str) -> str:
 
 def main() -> None:
     """Copies stdin to stderr until it ends."""
-    for kind in (signal.SIGINT, signal.SIGTERM):  # meant for the parent
-        signal.signal(kind, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # meant for the parent
+        signal.signal(signum, signal.SIG_IGN)
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     last: list[str] = []
     for line in sys.stdin:
@@ -55,7 +52,7 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    """Writes to stderr, whose reader may have gone; the parent's goes on."""
+    """Writes to stderr, if it is still read."""
     with contextlib.suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)
 

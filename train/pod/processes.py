@@ -1,4 +1,4 @@
-"""Several processes, one run: how they meet, who writes, how all learn of an error."""
+"""Runs of several processes: start, shared files and errors."""
 
 import dataclasses
 import json
@@ -23,21 +23,21 @@ T = TypeVar("T")
 
 _one = tyro.conf.arg(metavar="...", help_behavior_hint="(default: one process)")
 
-# A process that has not been heard of for so long is taken for dead, and the others
-# stop. Compiling does not stop a process from being heard.
+# A process without a heartbeat for this long is taken for dead, and the others stop.
+# Compiling does not stop the heartbeat.
 HEARTBEAT_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessConfig:
-    """Which process of several this is.
+    """The place of this process among several.
 
     Attributes:
         coordinator: HOST:PORT of process 0, the same for all; or "auto" where the
-            cluster tells (TPU pods, GKE, SLURM, Open MPI).
-        processes: how many there are, with HOST:PORT.
-        process: which one this is, from 0, with HOST:PORT.
-        wait_seconds: how long to wait for the others at the start.
+            cluster provides it (TPU pods, GKE, SLURM, Open MPI).
+        processes: number of processes, with HOST:PORT.
+        process: index of this process, with HOST:PORT.
+        wait_seconds: time to wait for the others at the start.
     """
 
     coordinator: Annotated[str | None, _one] = None
@@ -46,7 +46,7 @@ class ProcessConfig:
     wait_seconds: int = 300
 
     def __post_init__(self) -> None:
-        """Checks each field, and that they go together."""
+        """Checks each field, and their combination."""
         check("wait_seconds", self.wait_seconds, AT_LEAST_ONE)
         count, index = self.processes, self.process
         if self.coordinator in (None, "auto"):
@@ -62,7 +62,7 @@ ALONE = ProcessConfig()
 
 
 def join(config: ProcessConfig) -> None:
-    """Makes this process one of several; to be called before JAX is used.
+    """Connects this process to the others; to be called before JAX is used.
 
     Raises:
         ValueError: the others cannot be found.
@@ -83,7 +83,7 @@ def join(config: ProcessConfig) -> None:
 
 
 def _leave_last_words() -> None:
-    """Lets a child read this process's stderr, and say clearly how it ended."""
+    """Passes stderr through a child process; see `last_words`."""
     reader = subprocess.Popen(
         [sys.executable, last_words.__file__], stdin=subprocess.PIPE
     )
@@ -92,14 +92,14 @@ def _leave_last_words() -> None:
 
 
 def on_first_process(act: Callable[[], None]) -> None:
-    """Lets the first process alone touch the file system; the others wait for it.
+    """Runs a function on the first process only; the others wait for it.
 
     Args:
-        act: what to do.
+        act: the function, which may write files.
 
     Raises:
-        ValueError: another process failed.
-        Exception: what `act` raised, on the first process.
+        ValueError: the first process failed; on the others.
+        Exception: the error of `act`, on the first process.
     """
     error = None
     if jax.process_index() == 0:
@@ -110,19 +110,19 @@ def on_first_process(act: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
         if failed and error is None:
-            raise ValueError("process 0 could not go on; its own message says why")
+            raise ValueError("process 0 failed; see its own message")
     if error is not None:
         raise error
 
 
 def check_agreement(values: dict[str, Any]) -> None:
-    """Checks that all processes were started with the same.
+    """Checks that all processes were started with the same values.
 
     Args:
         values: plain JSON values by name; the names are the same everywhere.
 
     Raises:
-        ValueError: on every process, the name of one that differs.
+        ValueError: a value differs; raised on every process.
     """
     names = sorted(values)
     own = [zlib.crc32(json.dumps(values[name]).encode()) for name in names]
@@ -132,15 +132,15 @@ def check_agreement(values: dict[str, Any]) -> None:
             if one != other:
                 raise ValueError(
                     f"{name}: is now {values[name]}, but process {process} was"
-                    " started with another"
+                    " started with another value"
                 )
 
 
 def check_shared(path: Path) -> None:
-    """Checks that all processes see what the first one wrote.
+    """Checks that all processes see a file of the first one.
 
     Raises:
-        ValueError: on every process, the number of one that does not.
+        ValueError: a process does not see it; raised on every process.
     """
     everyone = multihost_utils.process_allgather(np.array(path.exists()))
     for process, sees in enumerate(everyone):
@@ -154,11 +154,11 @@ def check_shared(path: Path) -> None:
 def divide(
     work: Callable[[Sequence[T]], Sequence[Sequence[int]]], items: Sequence[T]
 ) -> list[Int[np.ndarray, " _"]]:
-    """Lets every process do its share of some work, and gives each the whole result.
+    """Divides work between the processes and returns the whole result on each.
 
     Args:
-        work: from items to some integers for each. What it raises ends this process,
-            and with it the others.
+        work: maps items to one list of integers per item. An error in it ends this
+            process, and with it the others.
         items: the same on every process.
 
     Returns:
@@ -179,7 +179,7 @@ def divide(
 
 
 def _gather(values: Int[np.ndarray, " _"]) -> list[Int[np.ndarray, " _"]]:
-    """Tells all processes the values of each, of which there may be different many."""
+    """Returns the values of all processes, which may differ in number."""
     sizes = multihost_utils.process_allgather(np.array(values.size, np.int32))
     padded = np.pad(values, (0, int(sizes.max()) - values.size))
     rows = multihost_utils.process_allgather(padded)

@@ -1,4 +1,4 @@
-"""JAX's runtime: which of its settings a run depends on, and its errors in one line."""
+"""JAX's runtime: the settings that a run depends on, and errors in one line."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ import jax
 from ivon_jax.errors import first_line
 from ivon_jax.models.cache import cache_folder
 
-# A run is the same whatever the environment says of these. It is in float32, and its
-# noise does not depend on how arrays are split; the training loop guards transfers.
+# A run does not depend on the environment's values of these: it is in float32, and its
+# noise does not depend on how arrays are split. The training loop guards transfers.
 SETTINGS = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -21,19 +21,19 @@ SETTINGS = {
 
 
 def settle() -> None:
-    """Makes JAX compute what a run's settings say, and nothing else.
+    """Sets JAX's configuration to the values that runs rely on.
 
     Raises:
         ValueError: JAX_DISABLE_JIT or JAX_DEBUG_INFS is set.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise ValueError(
-            "JAX_DISABLE_JIT: is set, and a run that is not compiled rounds otherwise"
+            "JAX_DISABLE_JIT: is set, but a run that is not compiled rounds differently"
             " and cannot be split over devices; unset it"
         )
     if jax.config.jax_debug_infs:  # type: ignore[attr-defined]
         raise ValueError(
-            "JAX_DEBUG_INFS: is set, and infinities are values here, as the precision"
+            "JAX_DEBUG_INFS: is set, but infinities are legal here, as the precision"
             " of a pruned entry; unset it (JAX_DEBUG_NANS may stay)"
         )
     for name, value in SETTINGS.items():
@@ -41,27 +41,26 @@ def settle() -> None:
 
 
 def keep_compilations() -> None:
-    """Lets a second run of the same programs skip compiling them.
+    """Enables JAX's persistent compilation cache, if its folder can be written to.
 
-    JAX's own variables, as JAX_COMPILATION_CACHE_DIR, go before. Where nothing can be
-    written, nothing is kept.
+    JAX's own variables, as JAX_COMPILATION_CACHE_DIR, take precedence.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
         folder = cache_folder() / "compiled"
         there = next(path for path in (folder, *folder.parents) if path.exists())
-    except (ValueError, OSError):  # no home, or one that may not be looked into
+    except (ValueError, OSError):  # no home, or one that cannot be read
         return
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def check_devices() -> None:
-    """Starts the devices, for which several processes must have met.
+    """Starts the devices, after several processes have been connected.
 
     Raises:
-        ValueError: there are none of the kind that is asked for, or they do not start.
+        ValueError: there are none of the selected platform, or they do not start.
     """
     try:
         jax.devices()
@@ -74,11 +73,11 @@ def check_devices() -> None:
 
 @contextlib.contextmanager
 def naming_memory(what: str, advice: str) -> Iterator[None]:
-    """Names what did not fit if a device's memory is exhausted.
+    """Names the computation if a device's memory is exhausted.
 
     Args:
-        what: was computed.
-        advice: what to change.
+        what: the computation.
+        advice: the options to change.
 
     Raises:
         ValueError: memory is exhausted.
@@ -92,16 +91,16 @@ def naming_memory(what: str, advice: str) -> Iterator[None]:
 
 
 def explain(error: Exception) -> str | None:
-    """Says in one line what the machine, and not this program, is to blame for.
+    """Describes an error of the machine or JAX's runtime in one line.
 
     Args:
-        error: from JAX's runtime, or out of memory.
+        error: any error.
 
     Returns:
-        The line; None if the error is a mistake of this program.
+        The line; None if the error is a bug of this program.
     """
     if isinstance(error, MemoryError):
-        return f"out of memory on the host ({first_line(error) or 'no more is known'})"
+        return f"out of memory on the host ({first_line(error) or 'no details'})"
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     if _is_memory(error):
@@ -115,7 +114,7 @@ def explain(error: Exception) -> str | None:
 
 
 def annotate(error: Exception) -> None:
-    """Says below a traceback what to do about it."""
+    """Adds a note to a traceback: what to do about it."""
     if isinstance(error, FloatingPointError):
         error.add_note("JAX_DEBUG_NANS is set: without it, such a step is skipped")
     else:
@@ -130,6 +129,6 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _sizes(error: Exception) -> str:
-    """What was asked for, if it is said: the words differ by platform."""
+    """Returns the size that was requested, if the platform's message has it."""
     size = re.search(r"allocat\w+ (\d[\d.]*\s?\w*)", str(error))
     return f"needs {size[1]} more than there is" if size else "does not fit"

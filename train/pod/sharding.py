@@ -1,9 +1,8 @@
-"""Where every array lives: one mesh of devices, and one table of rules.
+"""Placement of arrays: one mesh of devices, and one table of rules.
 
 All programs are written for whole arrays; XLA splits them by the shardings below.
 The mesh has three axes: the batch is split over ``data`` and ``fsdp``, parameters
-over ``fsdp`` (one axis) and ``tensor`` (the other), so every parameter is whole only
-in files.
+over ``fsdp`` (one axis) and ``tensor`` (the other).
 """
 
 import math
@@ -30,7 +29,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Reads the sizes of the mesh's axes.
+    """Parses the sizes of the mesh's axes.
 
     Args:
         text: as ``data=2,fsdp=4``; axes left out have size 1.
@@ -39,7 +38,7 @@ def parse_mesh(text: str) -> dict[str, int]:
         The size of every axis.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text has another form.
 
     Example:
         >>> parse_mesh("data=2,tensor=4")
@@ -59,7 +58,7 @@ def device_count(text: str) -> int:
 
 
 def make_mesh(text: str) -> Mesh:
-    """Arranges devices: the first so many, all of them if there are many processes.
+    """Builds the mesh from the first N devices.
 
     Args:
         text: see `parse_mesh`.
@@ -68,24 +67,24 @@ def make_mesh(text: str) -> Mesh:
         The mesh; all axes are split automatically, by XLA.
 
     Raises:
-        ValueError: malformed, or of more devices than there are; or it leaves
-            devices of a run of several processes idle.
+        ValueError: the text is malformed, there are fewer than N devices, or several
+            processes have more than N.
     """
     sizes = tuple(parse_mesh(text).values())
     wanted, found = device_count(text), jax.device_count()
     if wanted > found or (jax.process_count() > 1 and wanted < found):
         raise ValueError(f"mesh: {text} is {wanted} devices, there are {found}")
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, kinds, devices=jax.devices()[:wanted])
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, types, devices=jax.devices()[:wanted])
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """Decides how an array is split.
+    """Returns the partition of an array.
 
     Args:
-        path: of a parameter, an adapter, or a part of the optimizer's state.
-        shape: its shape.
-        sizes: of the mesh's axes.
+        path: path of a parameter, an adapter, or a leaf of the optimizer's state.
+        shape: the array's shape.
+        sizes: sizes of the mesh's axes.
 
     Returns:
         The mesh axis of each dimension. A dimension that the axis does not divide
@@ -98,7 +97,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
         else None
         for axis, n in zip(axes, shape, strict=True)
     ]
-    # Spelt as XLA spells its outputs: else a step's output is another type of input.
+    # As XLA spells its outputs: else a step's output would be recompiled for as input.
     while split and split[-1] is None:
         split.pop()
     return PartitionSpec(*split)
@@ -110,14 +109,11 @@ def placement(mesh: Mesh | AbstractMesh) -> Callable[..., NamedSharding]:
 
 
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
-    """Decides how parameters, adapters or a training state are split.
+    """Returns a sharding for every leaf of parameters or a training state; see `spec`.
 
     Args:
-        tree: of arrays, or of their shapes as `jax.eval_shape` gives them.
+        tree: arrays, or their shapes from `jax.eval_shape`.
         mesh: the devices.
-
-    Returns:
-        A sharding for every leaf; see `spec`.
     """
     place = placement(mesh)
 
@@ -128,9 +124,9 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
 
 
 def constrain(tree: PyTree) -> PyTree:
-    """Holds a state to its shardings on the mesh in use, inside jit.
+    """Constrains a state to its shardings on the current mesh, inside jit.
 
-    A step whose output is split as its input can reuse its buffers, and is compiled
+    A step whose output is split like its input can reuse its buffers, and is compiled
     once.
     """
     mesh: Any = jax.sharding.get_abstract_mesh()
@@ -140,21 +136,18 @@ def constrain(tree: PyTree) -> PyTree:
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Gives every device the whole of a small result, inside jit."""
+    """Replicates a small result on all devices, inside jit."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def local_rows(mesh: Mesh, num_rows: int) -> Int[np.ndarray, " rows"]:
-    """Finds which rows of a batch this process's devices hold.
+    """Returns the indices of a batch's rows on this process's devices, ascending.
 
     Args:
         mesh: the devices.
-        num_rows: of the batch, over all processes.
-
-    Returns:
-        Their indices, ascending.
+        num_rows: rows of the batch, over all processes.
 
     Raises:
         ValueError: the batch cannot be split evenly.
@@ -170,21 +163,18 @@ def local_rows(mesh: Mesh, num_rows: int) -> Int[np.ndarray, " rows"]:
 
 
 def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Gives every device the whole of an array that all processes have."""
+    """Replicates an array that all processes hold on all devices."""
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.make_array_from_callback(array.shape, whole, array.__getitem__)
 
 
 def put_batch(batch: PyTree, mesh: Mesh, num_rows: int) -> PyTree:
-    """Makes global arrays of the rows that each process holds.
+    """Makes global arrays, split over the mesh's batch axes, of each process's rows.
 
     Args:
         batch: arrays of this process's rows, see `local_rows`.
         mesh: the devices.
-        num_rows: of the batch, over all processes.
-
-    Returns:
-        Arrays of all rows, split over the mesh's batch axes.
+        num_rows: rows of the batch, over all processes.
     """
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 

@@ -4,12 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ivon_jax.train.data.fields import Template, class_index, field, number
+from ivon_jax.train.data.fields import Template, class_index, field, numeric
 from ivon_jax.train.data.task import Row, Source, Task
 
 
 class _Glue(NamedTuple):
-    """A task of GLUE, with a prompt of our own: the paper has a head only."""
+    """A task of GLUE; the prompts are ours, for the paper uses a head only."""
 
     inputs: tuple[str, ...]
     prompt: str
@@ -78,7 +78,7 @@ def _label(count: int) -> Callable[[Row], int]:
 
 
 def _score(row: Row) -> float:
-    return number(row, "label")
+    return numeric(row, "label")
 
 
 GLUE = {name: functools.partial(_glue_task, name) for name in _GLUE}
