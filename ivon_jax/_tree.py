@@ -37,7 +37,11 @@ def by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def nest(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Turns {"a/b": x} into {"a": {"b": x}}."""
+    """Turns {"a/b": x} into {"a": {"b": x}}.
+
+    Raises:
+        ValueError: a leaf's path is a prefix of another's.
+    """
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = name.split("/")

@@ -60,10 +60,10 @@ def layer_norm(
     bias: Float[Array, " d"],
     epsilon: float,
 ) -> Float[Array, "*n d"]:
-    """Layer normalisation in float32.
+    """Normalises the last axis in float32.
 
     Args:
-        x: input, normalised over its last axis.
+        x: the input.
         scale: multiplies the normalised input.
         bias: added to the product.
         epsilon: added to the variance.

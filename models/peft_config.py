@@ -208,7 +208,7 @@ def _pattern(
 
 
 def _fits(field: str, key: str, name: str) -> bool:
-    """Whether PEFT, in `get_pattern_key`, applies a pattern to a layer."""
+    """Returns whether PEFT's `get_pattern_key` applies a pattern to a layer."""
     try:
         return bool(re.match(rf"(.*\.)?({key})$", name))
     except re.error as error:

@@ -17,7 +17,7 @@ def table() -> str:
         "rotary scaling": ("default", *ROPE_TYPES),
         "tensors in safetensors files": DTYPES,
         "architectures in GGUF files": ARCHITECTURES,
-        "`tokenizer.ggml.pre` of GGUF files": ("that of sentencepiece", *CUTS),
+        "`tokenizer.ggml.pre` of GGUF files": ("sentencepiece", *CUTS),
     }
     lines = [f"| {name} | {', '.join(values)} |" for name, values in rows.items()]
     return "\n".join(["| | supported |", "|---|---|", *lines])
