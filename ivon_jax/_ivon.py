@@ -117,9 +117,7 @@ def scale_by_ivon(
             count=jnp.zeros([], jnp.int32),
             ess=jnp.asarray(ess, float),
             mu=jax.tree.map(jnp.zeros_like, mean),
-            hess=jax.tree.map(
-                lambda m: jnp.zeros_like(m) + jnp.asarray(hess_init, m.dtype), mean
-            ),
+            hess=jax.tree.map(lambda m: jnp.full_like(m, hess_init), mean),
             delta=jax.tree.map(prior.init, mean),
         )
 
@@ -132,7 +130,7 @@ def scale_by_ivon(
         moments: Moments | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ScaleByIvonState]:
-        del extra_args
+        del extra_args  # of other members of a chain
         if params is None:
             raise ValueError("params: IVON's update needs the current mean")
         if moments is None:
@@ -142,10 +140,10 @@ def scale_by_ivon(
         directions = jax.tree.map(
             lambda u, p: u.astype(jnp.asarray(p).dtype), step.update, params
         )
-        new_ess = jnp.asarray(ess, float)
-        return directions, ScaleByIvonState(
-            count, new_ess, step.mu, step.hess, step.delta
+        state = ScaleByIvonState(
+            count, jnp.asarray(ess, float), step.mu, step.hess, step.delta
         )
+        return directions, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
