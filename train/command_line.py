@@ -1,4 +1,4 @@
-"""Reads the command line: a command, or one line on what is wrong."""
+"""Parsing of the command line into a command, or an error of one line."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ Commands = dict[str, Callable[..., Any]]
 
 @dataclasses.dataclass(frozen=True)
 class _Choices:
-    """What the other options of a run, and their defaults, depend on."""
+    """The options on which other options, or their defaults, depend."""
 
     method: MethodName = DEFAULT
     adapter: Path | None = None
@@ -35,11 +35,11 @@ class _Choices:
 def parse(commands: Commands) -> functools.partial[Any]:
     """Reads the command line without running the command.
 
-    A command that takes a `TrainConfig` has the options of the chosen method, and
-    those for adapters are by default as in the chosen adapter.
+    A command that takes a `TrainConfig` has the options of the chosen method, and the
+    settings of the chosen adapter as defaults.
 
     Args:
-        commands: functions by the name of their command.
+        commands: functions by command.
 
     Returns:
         The command with its arguments.
@@ -48,24 +48,24 @@ def parse(commands: Commands) -> functools.partial[Any]:
         ValueError: an argument is illegal or missing, or the adapter cannot be read.
     """
     name, *args = sys.argv[1:] or [""]
-    kind = None
+    config_type = None
     if name in commands:
         hints = typing.get_type_hints(commands[name])
-        kind = hints.get("config")
+        config_type = hints.get("config")
     choices = _Choices()
-    if kind is TrainConfig:
+    if config_type is TrainConfig:
         choices = _choices(args)
         default = _default(choices)
         command = functools.partial(commands[name], config=default)
         command.__doc__ = commands[name].__doc__  # which --help shows
         commands = commands | {name: command}
-    if kind in (TrainConfig, CompareConfig):
-        _check_owners(args, choices.method if kind is TrainConfig else "")
-    return _parse(commands)
+    if config_type in (TrainConfig, CompareConfig):
+        _check_owners(args, choices.method if config_type is TrainConfig else "")
+    return _run_tyro(commands)
 
 
 def _choices(args: Sequence[str]) -> _Choices:
-    """Finds the chosen method and adapter among all arguments."""
+    """Parses the chosen method and adapter only."""
     try:
         return tyro.cli(
             _Choices,
@@ -74,12 +74,12 @@ def _choices(args: Sequence[str]) -> _Choices:
             console_outputs=False,
             return_unknown_args=True,
         )[0]
-    except SystemExit:  # for a reason that parsing all arguments tells
+    except SystemExit:  # parsing all arguments will give the reason
         return _Choices()
 
 
 def _default(choices: _Choices) -> TrainConfig:
-    """Returns the run that there is without further options."""
+    """Returns the default run for the chosen method and adapter."""
     config = TrainConfig(method=choices.method)
     if choices.adapter is None:
         return config
@@ -90,18 +90,18 @@ def _default(choices: _Choices) -> TrainConfig:
 
 
 def _check_owners(args: Sequence[str], method: str) -> None:
-    """Checks that no option is one that only another method has.
+    """Checks that no option belongs only to another method.
 
     Args:
         args: the arguments.
-        method: whose options they are; "" if each names its own, as --adam.eps.
+        method: the method; "" if options name their method, as --adam.eps.
 
     Raises:
-        ValueError: an option is another method's.
+        ValueError: an option belongs to another method.
     """
     owned = {
-        name: {field.name for field in dataclasses.fields(kind.hyper_type)}
-        for name, kind in METHODS.items()
+        name: {field.name for field in dataclasses.fields(method_type.hyper_type)}
+        for name, method_type in METHODS.items()
     }
     for arg in args:
         option = re.match(r"--(?:([\w-]+)\.)?([\w-]+)", arg)
@@ -116,7 +116,7 @@ def _check_owners(args: Sequence[str], method: str) -> None:
             )
 
 
-def _parse(commands: Commands) -> functools.partial[Any]:
+def _run_tyro(commands: Commands) -> functools.partial[Any]:
     """Reads the command line; see `parse`."""
 
     def later(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,12 +138,12 @@ def _parse(commands: Commands) -> functools.partial[Any]:
 
 
 def _message(box: str) -> str:
-    """Takes the message out of tyro's box; it has no public way to read it otherwise.
+    """Extracts the message from tyro's box; tyro has no public API for it.
 
-    Under the title, between rules, there is first what is wrong, then advice.
+    The box has a title, the message and advice, separated by rules.
     """
     body = "\n".join(line.strip("│ ") for line in box.splitlines()[1:])
     parts = (" ".join(part.split()) for part in re.split(r"(?m)^[─╰╯-]+$", body))
     message = next(filter(None, parts), "illegal arguments")
-    # What a dataclass checks is named by its field already.
+    # Errors of a dataclass already name the field.
     return re.sub(r"^Error parsing [^-]\S*: ", "", message)

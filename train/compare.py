@@ -23,7 +23,7 @@ from ivon_jax.train.report import figures, tables
 from ivon_jax.train.runs import run
 from ivon_jax.train.splits import find_task, scored_split, settled
 
-# What ``results.json`` holds of each row, metrics as far as the task has them.
+# Fields of a row in ``results.json``; metrics as far as the task has them.
 ROW = ("method", "predict", "samples", "tau", "prune", *tables.COLUMNS)
 
 
@@ -31,19 +31,18 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     """Trains, evaluates and reports methods.
 
     Args:
-        config: what to compare.
+        config: the comparison.
         out: folder for ``results.json``, ``metrics.jsonl``, ``report.md``, figures,
             and a run folder for each method.
-        resume: go on with the runs as far as they are in the folder, if they are.
+        resume: continue the comparison in the folder, if there is one.
 
     Returns:
         The contents of ``results.json``.
 
     Raises:
-        ValueError: bad input of any kind, before anything is trained or written; or
-            the folder holds another comparison.
-        Interrupted: SIGINT or SIGTERM came while training; the runs up to then are
-            in their folders, as `train` leaves them.
+        ValueError: illegal input, before anything is trained or written; or the folder
+            holds another comparison.
+        Interrupted: SIGINT or SIGTERM was received in training; see `loop.train`.
     """
     task = find_task(config.data)
     if not task.label_words:
@@ -54,7 +53,9 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
     jobs = jobs_of(config, task.preset, len(problem.splits["train"]))
-    on_first_process(lambda: run.start(out, config, problem.facts, resume=resume))
+    on_first_process(
+        lambda: run.start(out, config, problem.run_metadata, resume=resume)
+    )
     check_shared(out / run.CONFIG)
     rows = run_all(jobs, problem, out)
     results = _results(config, jobs, rows, problem, out)
@@ -66,13 +67,13 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
     """Lists the runs of a comparison, on the same batches.
 
     Args:
-        config: what to compare.
+        config: the comparison.
         preset: the task's preset.
-        num_examples: of the training set.
+        num_examples: size of the training set.
 
     Raises:
-        ValueError: a method is named twice, their batches differ, or a value is out
-            of range.
+        ValueError: a method is named twice, the batches differ, or a value is out of
+            range.
     """
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ValueError(
@@ -95,10 +96,9 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
 
 
 def _predictors(config: CompareConfig, run: TrainConfig) -> tuple[Predictor, ...]:
-    """The mean; and samples, every tau unpruned and every pruning ratio at tau 1.
+    """Returns the mean, samples, and the points of the sweeps over tau and pruning.
 
-    All points share the key, so their samples share the noise and differ only by
-    what is swept; and they share one compiled program.
+    All points share the key, hence the samples' noise, and one compiled program.
     """
     if not METHODS[run.method].spread:
         return (Mean(),)
@@ -117,9 +117,9 @@ def _results(
     """Collects the rows: first those of the main comparison, then the sweep's."""
     ordered = [row for job in jobs for row in rows[job.name][:2]]
     ordered += [row for job in jobs for row in rows[job.name][2:]]
-    facts = ("task", "model", "train_examples", "eval_examples")
+    copied = ("task", "model", "train_examples", "eval_examples")
     return {
-        **{name: problem.metadata[name] for name in facts},
+        **{name: problem.metadata[name] for name in copied},
         "seed": config.seed,
         "steps": jobs[0].config.hyper.steps,
         "rows": [{k: row[k] for k in ROW if k in row} for row in ordered],

@@ -1,4 +1,4 @@
-"""What a run is: one frozen dataclass, resolved against presets."""
+"""Configuration of runs: frozen dataclasses, resolved against presets."""
 
 import dataclasses
 from pathlib import Path
@@ -45,20 +45,20 @@ class DataConfig:
     Attributes:
         task: a known task ("ivon-jax data" lists them), or "custom" for your own
             files.
-        data_dir: folder with the task's files in the hub's fields.
-        train_examples: train on this many, drawn with the seed.
-        eval_examples: evaluate on this many, the same for every seed.
-        validation_examples: hold this many training examples out and evaluate on
-            them instead, to choose hyper-parameters.
-        prompt_style: where the paper's table and its predecessors' code differ.
-        train_file: custom task: JSONL, CSV or parquet to train on; the field
-            "label" holds a label word or its number, from 0.
-        eval_file: custom task: the same to evaluate on.
-        prompt: custom task: template with {field} places.
+        data_dir: folder with the task's files, with the hub's fields.
+        train_examples: number of training examples, drawn with the seed.
+        eval_examples: number of evaluation examples, the same for every seed.
+        validation_examples: number of training examples to hold out and evaluate on
+            instead, to choose hyper-parameters.
+        prompt_style: prompts of the paper's table or of its code, where they differ.
+        train_file: custom task: JSONL, CSV or parquet file of training rows; the field
+            "label" holds a label word or its index.
+        eval_file: custom task: the same for evaluation.
+        prompt: custom task: template with {field} placeholders.
         labels: custom task: the label words in class order, separated by blanks.
         leading_space: decoders: whether a label word is taken with a blank before it;
-            auto for what the task has, and for a custom task what goes with the
-            prompt's end, the words' script and the tokenizer.
+            auto: the task's own setting; for a custom task by the prompt's end, the
+            words' script and the tokenizer.
     """
 
     task: str = "city-continent"
@@ -76,31 +76,31 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What all runs have, whatever they train.
+    """Options of every run.
 
     Attributes:
         model: a known name ("ivon-jax models" lists them), a hub id, a folder in
             the hub's layout, or a .gguf file.
-        seed: of adapters, batches, dropout and noise.
+        seed: seed of adapters, batches, dropout and noise.
         data: which examples.
-        lora: what to adapt.
-        train: which parameters: adapters beside a frozen base, or all of the base,
-            without adapters.
+        lora: configuration of the adapters.
+        train: trained parameters: adapters beside a frozen base (lora), or the whole
+            base without adapters (full).
         mesh: devices along each axis, as data=2,fsdp=4,tensor=1. The default is one
-            device: how many there are never changes a run unasked.
-        pack: prompts in a row of a batch, a long one with short ones, so that less is
-            padding; each sees only itself. Dropout is drawn for the rows, so this
-            changes a run, as another seed would. Decoders only.
-        accumulate: micro-batches a batch is computed in, one after another, each with
-            a dropout mask of its own.
-        remat: what the backward pass computes again to save memory: nothing, all of
-            each layer, or all but its matrix products.
-        base: how the frozen base is kept and computed with: in float32; in bfloat16;
-            or in bfloat16 with the layers' kernels in int8 or NF4, which needs qwix.
-            Trained parameters are float32 in any case.
+            device, however many there are.
+        pack: prompts in a row of a batch, long ones with short ones, to save padding;
+            none attends to another. Dropout masks are drawn by row, so this changes a
+            run as another seed would. Decoders only.
+        accumulate: number of sequential micro-batches of a batch, each with its own
+            dropout mask.
+        remat: activations that the backward pass recomputes to save memory: none, all
+            of each layer, or all but its matrix products.
+        base: number format of the frozen base: float32; bfloat16; or bfloat16 with the
+            layers' kernels in int8 or NF4, which needs qwix. Trained parameters are
+            always float32.
         checkpoint_steps: save a checkpoint every N steps.
-        checkpoint_minutes: and whenever the last one is older than this.
-        keep_checkpoints: how many to keep, the newest ones.
+        checkpoint_minutes: also save one whenever the last one is older than this.
+        keep_checkpoints: number of newest checkpoints to keep.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -118,7 +118,7 @@ class RunConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        """Checks what no method and no task can change."""
+        """Checks the fields that do not depend on method or task."""
         for name in ("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"):
             if (value := getattr(self, name)) is not None:
                 check(name, value, FINITE_POSITIVE)
@@ -129,16 +129,14 @@ class TrainConfig(RunConfig):
     """A training run.
 
     Attributes:
-        method: how to fit the parameters; it has hyper-parameters of its own, which
-            --help beside it shows.
-        hyper: how to train; the defaults are the paper's for the task's preset.
-        adapter: folder of an adapter of HF PEFT to start from. On the command line
-            its settings are the defaults of the options for adapters; all of them but
-            dropout must be its own.
-        eval_steps: score the mean on the evaluation examples every N steps, and at
-            the end; the best state is kept beside the last. They should be training
-            examples held out (validation_examples): a choice spoils the examples it
-            is made by.
+        method: method of training; --method NAME --help shows its hyper-parameters.
+        hyper: hyper-parameters; the defaults are the paper's for the task's preset.
+        adapter: folder of a HF PEFT adapter to start from. On the command line its
+            settings are the defaults of the adapter options; all but dropout must agree
+            with it.
+        eval_steps: score the mean on the evaluation examples every N steps and at the
+            end; the best state is kept beside the last. Use held-out training examples
+            (validation_examples): selection biases the score.
     """
 
     method: MethodName = DEFAULT
@@ -147,7 +145,7 @@ class TrainConfig(RunConfig):
     eval_steps: Annotated[int | None, unset("INT", "never")] = None
 
     def __post_init__(self) -> None:
-        """Checks what no task can change; a plain `Hyper` becomes the method's own."""
+        """Checks fields, and converts a plain `Hyper` to the method's own."""
         super().__post_init__()
         if self.eval_steps is not None:
             check("eval_steps", self.eval_steps, FINITE_POSITIVE)
@@ -166,8 +164,8 @@ class CompareConfig(RunConfig):
     """A comparison of methods on the same adapters, batches and examples.
 
     Attributes:
-        methods: which to compare.
-        hyper: how to train each.
+        methods: methods to compare.
+        hyper: hyper-parameters of each method.
         samples: posterior samples to average in the main comparison.
         sweep_samples: posterior samples of each point of the sweep.
         taus: temperatures to sweep.
@@ -175,7 +173,7 @@ class CompareConfig(RunConfig):
     """
 
     methods: tuple[MethodName, ...] = COMPARED
-    # Not `Flat`, which would take the methods' prefixes away, too.
+    # Not `Flat`, which would also remove the methods' prefixes.
     hyper: Annotated[Hypers, arg(name="")] = dataclasses.field(default_factory=Hypers)
     samples: int = 10
     sweep_samples: int = 4
@@ -199,9 +197,9 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
     """Fills every hyper-parameter that was left unset.
 
     Args:
-        config: what the user said.
+        config: the run.
         preset: the task's preset.
-        num_examples: of the training set.
+        num_examples: size of the training set.
 
     Returns:
         The configuration with complete hyper-parameters.
@@ -225,13 +223,13 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
 
 
 def _check_trainable(config: RunConfig) -> None:
-    """Checks that what is trained is there to be trained."""
+    """Checks that base and adapter suit the choice of trained parameters."""
     if TRAINABLES[config.train].frozen:
         return
     if config.base in ("int8", "nf4"):
         raise ValueError(
             f"base: {config.base} is quantised, which --train {config.train} cannot"
-            " train; take f32 or bf16"
+            " train; use f32 or bf16"
         )
     if getattr(config, "adapter", None):
         raise ValueError(f"adapter: only with --train lora, not {config.train}")

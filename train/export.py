@@ -1,4 +1,4 @@
-"""A run's result in the formats of other programs."""
+"""Export of a run's result to the formats of other programs."""
 
 import json
 from pathlib import Path
@@ -31,17 +31,16 @@ def export_peft(
 ) -> None:
     """Writes the posterior mean, and samples, as adapters that HF PEFT loads.
 
-    `out` is itself the adapter at the mean; samples are the adapters `sample-0`,
-    `sample-1`, ... inside it, the same that ``ivon-jax evaluate`` averages. Beside
-    the mean lies the whole posterior, neither tempered nor pruned, with its prior, its
-    lambda and the step it is of; beside every adapter the run's settings. PEFT ignores
-    both.
+    `out` is the adapter at the mean; its subfolders `sample-0`, `sample-1`, ... are the
+    samples that ``ivon-jax evaluate`` averages. Beside the mean is the whole posterior,
+    neither tempered nor pruned, with its metadata; beside every adapter are the run's
+    settings. PEFT ignores both.
 
     Args:
         directory: a run's folder.
-        out: a new folder; it appears whole or not at all.
-        samples: how many samples to write.
-        tau: their temperature.
+        out: a new folder, written whole or not at all.
+        samples: number of samples to write.
+        tau: temperature of the samples.
         prune: share of entries set to zero, in the mean too.
         best: see `run.read_posterior`.
 
@@ -52,11 +51,11 @@ def export_peft(
     check("samples", samples, NOT_NEGATIVE)
     check("tau", tau, FINITE_POSITIVE)
     check("prune", prune, DECAY)
-    config, facts = run.read_config(directory)
+    config, metadata = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
     if not TRAINABLES[config.train].frozen:
         raise ValueError(
-            f"format: {directory} has no adapters (--train {config.train}), take hf"
+            f"format: {directory} has no adapters (--train {config.train}); use hf"
         )
     for name, value in (("samples", samples), ("prune", prune)):
         if value and not posterior.spread:
@@ -77,9 +76,9 @@ def export_peft(
             sample = folder / f"sample-{i}"
             sample.mkdir()
             save_adapter(sample, tempered.draw(key, i), config.lora, base)
-            _write_settings(sample, config, facts | learned)
+            _write_settings(sample, config, metadata | learned)
         posterior.save(folder / run.POSTERIOR, **learned)
-        _write_settings(folder, config, facts | learned)
+        _write_settings(folder, config, metadata | learned)
 
 
 def export_hf(
@@ -87,23 +86,21 @@ def export_hf(
 ) -> None:
     """Writes the base model with the posterior mean merged in, in HF's layout.
 
-    With it goes what the base's folder holds beside the weights: the tokenizer,
-    settings for generation, licences. Beside it lie the run's settings, as
-    `export_peft` writes them.
+    The other files of the base's folder are copied: tokenizer, generation settings,
+    licences. The run's settings are added as by `export_peft`.
 
     Args:
         directory: a run's folder.
-        out: a new folder; it appears whole or not at all.
+        out: a new folder, written whole or not at all.
         best: see `run.read_posterior`.
-        dequantize: merge into a quantised base too. Written is, in bfloat16, the base
-            as the run computed with it, which is not the original, plus the adapter;
-            nothing in it is quantised again.
+        dequantize: merge into a quantised base too. The dequantised base, which differs
+            from the original, is written in bfloat16 with the adapter merged in.
 
     Raises:
         ValueError: the folder is no run, its base is quantised and `dequantize` is
-            not set, or its base model is another one now.
+            not set, or its base model has changed.
     """
-    config, facts = run.read_config(directory)
+    config, metadata = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
     run.check_new(out)
     dtype, quantization = base_dtype(config)
@@ -113,16 +110,18 @@ def export_hf(
             f" --base {config.base}; --dequantize writes that base in bfloat16"
         )
     base = load_base(config, make_mesh("data=1"), find_task(config.data))
-    if base.fingerprint != facts.get("model_fingerprint"):
+    if base.fingerprint != metadata.get("model_fingerprint"):
         raise ValueError(f"{directory}: its model {config.model} has changed since")
     params = quantized.dequantize(base.params, dtype)
     merged = TRAINABLES[config.train].merged
     params = merged(posterior.mean, params, config.lora)
     with new_folder(out) as folder:
         save(folder, base.model.config, params, base.tokenizer, base.folder)
-        _write_settings(folder, config, facts | learned)
+        _write_settings(folder, config, metadata | learned)
 
 
-def _write_settings(folder: Path, config: TrainConfig, facts: dict[str, Any]) -> None:
-    settings = {"config": to_json(config), **facts}
+def _write_settings(
+    folder: Path, config: TrainConfig, metadata: dict[str, Any]
+) -> None:
+    settings = {"config": to_json(config), **metadata}
     write_bytes(folder / RUN, json.dumps(settings, indent=2).encode())

@@ -43,34 +43,34 @@ LAG = 2
 def train(
     problem: Problem, config: TrainConfig, out: Path, resume: bool = False
 ) -> Distribution:
-    """Trains a model and writes the posterior of what was trained.
+    """Trains a model and writes the posterior of the trained parameters.
 
     Args:
         problem: the model and the examples.
-        config: resolved.
-        out: the run's new folder; gets ``config.json``, a line a step in
-            ``metrics.jsonl``, ``status.json``, checkpoints, ``posterior.safetensors``
-            and, if the run is scored as it goes, ``best.safetensors``.
-        resume: go on from the folder's newest good checkpoint, if it has one. The
-            result is that of a run never stopped, to the bit on the same mesh.
+        config: the resolved run.
+        out: the run's new folder for ``config.json``, ``status.json``,
+            ``metrics.jsonl`` (a line a step), checkpoints, ``posterior.safetensors``
+            and, if it is scored during training, ``best.safetensors``.
+        resume: continue from the folder's newest good checkpoint, if any. On the same
+            mesh the result is bitwise that of an uninterrupted run.
 
     Returns:
         The posterior.
 
     Raises:
         ValueError: the folder holds another run, or the loss or gradient was not
-            finite many steps in a row.
+            finite in `MAX_BAD_STEPS` steps in a row.
         OSError: a checkpoint cannot be written.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint and what was learned up to
-            then are written all the same.
+        Interrupted: SIGINT or SIGTERM was received; a checkpoint and the posterior so
+            far have been written.
     """
-    described = run.describe(config, problem.facts)
+    described = run.describe(config, problem.run_metadata)
     check_agreement(described)
-    # From before the folder is made until all is in it.
+    # Signals are deferred until the folder is complete.
     with interruptible() as interrupted:
 
         def start() -> None:
-            run.start(out, config, problem.facts, resume=resume)
+            run.start(out, config, problem.run_metadata, resume=resume)
             if status.read(out) is None:
                 status.write(out, 0, _steps(config), "new")
 
@@ -94,13 +94,13 @@ def train(
 
 
 class _Training:
-    """What all steps of a run share.
+    """The objects that all steps of a run share.
 
     Args:
         problem: the model and the examples.
-        config: resolved.
+        config: the resolved run.
         out: the run's folder.
-        described: what tells the run from others.
+        described: see `run.describe`.
     """
 
     def __init__(
@@ -121,20 +121,20 @@ class _Training:
         self.batches = _batches(problem, config)
 
     def first_state(self) -> TrainState:
-        """Makes the state straight on the mesh: no device holds the whole of it."""
+        """Makes the state on the mesh: no device holds the whole of it."""
 
         def init(key: Key[Array, ""], start: Any) -> TrainState:
             return first_state(self.network, self.method, start, key)
 
         args = (self.fixed.streams.adapters, self.problem.start)
         targets = shardings(jax.eval_shape(init, *args), self.problem.mesh)
-        # The start is not donated: other runs begin with it too.
+        # The start is not donated: other runs use it too.
         return jax.jit(init, out_shardings=targets)(*args)
 
     def restore(
         self, checkpoints: Checkpoints, state: TrainState
     ) -> tuple[Counts, TrainState]:
-        """Goes on from the newest checkpoint, or from the first state."""
+        """Returns the newest checkpoint, or the given first state."""
 
         def check(notes: dict[str, Any]) -> None:
             where = self.out / run.CHECKPOINTS
@@ -149,7 +149,7 @@ class _Training:
     def saved(
         self, counts: Counts, state: TrainState, values: dict[str, float]
     ) -> Saved:
-        """Makes the checkpoint of a step, with its score if it was scored."""
+        """Makes the checkpoint of a step, with its score if there is one."""
         notes = {
             "run": self.described,
             "counts": dataclasses.asdict(counts),
@@ -160,7 +160,7 @@ class _Training:
         return Saved(counts.step, state.to_tree(), notes, known)
 
     def take_step(self, state: TrainState) -> tuple[TrainState, Any]:
-        """Steps on the next batch."""
+        """Takes a step on the next batch."""
         mesh, accumulate = self.problem.mesh, self.config.accumulate
         batch = put_batch(next(self.batches), mesh, _num_rows(self.config))
         rows, tokens = batch.tokens.shape
@@ -183,7 +183,7 @@ class _Training:
             )
 
     def scores(self, state: TrainState) -> dict[str, float]:
-        """Scores the mean, as the run goes."""
+        """Scores the posterior mean."""
         posterior = self._posterior(state.params, state.method)
         split = self.problem.splits[scored_split(self.config.data)]
         return validate(self.problem, split, posterior, self.fixed.streams)
@@ -197,14 +197,14 @@ class _Training:
 
 
 def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution]:
-    """Takes the steps that are left, and writes what was learned.
+    """Takes the remaining steps and writes the posterior.
 
     Args:
-        training: what all steps share.
-        interrupted: whether to stop before the step of a number.
+        training: the run.
+        interrupted: tells whether to stop after a step.
 
     Returns:
-        How far the run has come, and the posterior.
+        The counts of the steps taken, and the posterior.
     """
     config, out, steps = training.config, training.out, training.steps
     with _checkpoints(out, config) as checkpoints:
@@ -237,7 +237,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
 
 
 def _note_training(out: Path, step: int, steps: int) -> None:
-    """Notes how far a run has come that has steps left."""
+    """Records the progress of a run with steps left."""
     if step < steps and jax.process_index() == 0:
         status.write(out, step, steps, "training")
 
@@ -264,19 +264,19 @@ def _batches(problem: Problem, config: TrainConfig) -> BatchStream:
 
 
 def _scored(config: TrainConfig, step: int) -> bool:
-    """Whether the mean is scored after this step."""
+    """Tells whether the mean is scored after this step."""
     every = config.eval_steps
     return every is not None and (step % every == 0 or step == _steps(config))
 
 
 def _check_learned(counts: Counts, steps: int) -> None:
-    """Checks at a run's end that it has learned something."""
+    """Checks at a run's end that not all of its steps were skipped."""
     if counts.step == steps and counts.skipped == steps > 0:
         raise ValueError(f"loss: not finite in any of the {steps} steps")
 
 
 def _announce(padded: list[int]) -> None:
-    """Says how often the step will be compiled at most, which takes its time."""
+    """Prints how often the step will be compiled at most."""
     say(
         f"batches are padded to {', '.join(map(str, padded))} tokens:"
         f" the step is compiled at most {len(padded)} times"
@@ -299,10 +299,10 @@ _Log = Callable[[Counts, dict[str, float]], None]
 def _logging(
     out: Path, config: TrainConfig, described: dict[str, Any], done: int
 ) -> Iterator[_Log]:
-    """Opens a run's trackers and its bar; only the first process shows and writes.
+    """Opens a run's trackers and progress bar, on the first process only.
 
     Yields:
-        The function to call after each step. It ends a run that diverges.
+        The function to call after each step; it raises an error if the run diverges.
     """
     first, batch_size = jax.process_index() == 0, config.hyper.batch_size
     assert batch_size is not None

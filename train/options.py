@@ -1,4 +1,4 @@
-"""How options appear in the command line's help."""
+"""Help texts of options."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ def unset(metavar: str, meaning: str) -> Any:
     """Describes an option whose default is None.
 
     Args:
-        metavar: the kind of value.
-        meaning: what leaving the option out means.
+        metavar: type of the value, as shown.
+        meaning: effective default.
 
     Returns:
         An annotation for tyro.
@@ -26,9 +26,9 @@ def preset(metavar: str, presets: Presets, name: str) -> Any:
     """Describes a hyper-parameter whose default depends on the task.
 
     Args:
-        metavar: the kind of value.
+        metavar: type of the value, as shown.
         presets: values by preset and hyper-parameter.
-        name: of the hyper-parameter.
+        name: the hyper-parameter.
 
     Returns:
         An annotation for tyro.

@@ -1,4 +1,4 @@
-"""From a configuration to everything a run needs in memory."""
+"""Loading of a run's model and examples."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
@@ -39,20 +39,20 @@ from ivon_jax.train.trainable import TRAINABLES
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model, what is asked of it, and the examples.
+    """A model, its task and the examples.
 
     Attributes:
-        task: what is asked.
-        mesh: the devices that everything lives on.
+        task: the task.
+        mesh: the devices.
         network: the model.
-        lora: its adapters' configuration.
-        shapes: of the trained parameters.
-        start: the trained parameters to start from; those missing are fresh.
+        lora: configuration of its adapters.
+        shapes: shapes of the trained parameters.
+        start: initial values of trained parameters; missing ones are drawn.
         frozen: parameters that are not trained.
-        objective: how the task is asked and scored.
-        tokenizer: the model's.
+        objective: loss and scores of the task.
+        tokenizer: the model's tokenizer.
         splits: encoded examples by the name of their split.
-        metadata: the model's and the examples' fingerprints and counts.
+        metadata: fingerprints and counts of model and examples.
     """
 
     task: Task
@@ -68,8 +68,8 @@ class Problem:
     metadata: dict[str, Any]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What a run records besides its configuration."""
+    def run_metadata(self) -> dict[str, Any]:
+        """The metadata that a run records besides its configuration."""
         return self.metadata | {"dropout": self.network.dropout}
 
     @property
@@ -79,7 +79,7 @@ class Problem:
         return base.config
 
     def network_with(self, branch: Branch) -> Network:
-        """Returns the model with what a method adds to adapted layers."""
+        """Returns the model with a method's branch in adapted layers."""
         network = self.network
         module = network.trainable.module(network.base, self.lora, branch)
         return dataclasses.replace(network, module=module)
@@ -94,20 +94,20 @@ def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem
 
     Args:
         config: need not be resolved.
-        splits: see `find_examples`; None for "train" and the one that is scored.
+        splits: see `find_examples`; None for "train" and the scored split.
 
     Returns:
-        The problem, its parameters on the run's mesh.
+        The problem, with parameters on the run's mesh.
 
     Raises:
-        ValueError: anything wrong with model, data or their fit.
+        ValueError: model or data are missing or illegal, or do not fit each other.
     """
     if splits is None:
         splits = ("train", scored_split(config.data))
     task = find_task(config.data)
     examples = find_examples(task, config.data, config.seed, splits)
-    facts = example_metadata(examples)
-    check_agreement(facts)  # each process is to tokenise a part of them
+    counted = example_metadata(examples)
+    check_agreement(counted)  # each process will tokenise a part of the examples
     problem = load_model(config)
     encoded = {
         name: problem.objective.encode(problem.tokenizer, part)
@@ -117,7 +117,7 @@ def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem
     for part in encoded.values():
         _check_vocabulary(name, model_config, part.tokens)
     _check_pairs(name, model_config, encoded.values())
-    metadata = problem.metadata | facts
+    metadata = problem.metadata | counted
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 
 
@@ -128,10 +128,10 @@ def load_model(config: RunConfig) -> Problem:
         config: need not be resolved.
 
     Returns:
-        The problem without examples, its parameters on the run's mesh.
+        The problem without examples, with parameters on the run's mesh.
 
     Raises:
-        ValueError: anything wrong with the model, or its fit to the task.
+        ValueError: the model is missing or illegal, or does not fit the task.
     """
     task, mesh = find_task(config.data), make_mesh(config.mesh)
     pretrained = load_base(config, mesh, task)
@@ -174,10 +174,10 @@ def make_network(
     """Makes the model that a run trains.
 
     Args:
-        config: of the run.
+        config: the run.
         base: the model without adapters.
-        lora: what to adapt, see `adapted`.
-        branch: what an adapted layer adds.
+        lora: configuration of the adapters, see `adapted`.
+        branch: branch of an adapted layer.
     """
     trainable = TRAINABLES[config.train]
     base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
@@ -188,7 +188,7 @@ def make_network(
 
 
 def _spaced(task: Task, pretrained: Pretrained) -> Task:
-    """Decides whether label words have a blank before them, if the tokenizer may."""
+    """Decides by the tokenizer whether label words have a blank before them."""
     if not task.other_space or family_of(pretrained.model.config).head:
         return task
     space = fitting_space(pretrained.tokenizer, task.label_words, task.leading_space)
@@ -196,7 +196,7 @@ def _spaced(task: Task, pretrained: Pretrained) -> Task:
 
 
 def _shapes(network: Network, model: str, adapter: Path | None) -> PyTree:
-    """Finds what is trained, so that a wrong target shows before training."""
+    """Returns the shapes of the trained parameters; raises for a wrong target."""
     try:
         return jax.eval_shape(
             lambda key: network.trainable.fresh(network.module, key), jax.random.key(0)
@@ -209,13 +209,13 @@ def _shapes(network: Network, model: str, adapter: Path | None) -> PyTree:
 
 
 def check_pack(config: RunConfig, model_config: Config) -> None:
-    """Checks that the model can read several prompts in a row, if it is to."""
+    """Checks that the model supports several prompts in a row, if configured."""
     if config.pack > 1 and family_of(model_config).head:
         raise ValueError(f"pack: {config.model} is an encoder, which takes pack 1")
 
 
 def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:
-    """Returns the adapters of a run on a base: with its head, if it has one."""
+    """Adds the model's head, if it has one, to the modules that are saved."""
     head = tuple(family_of(model_config).head)
     whole = dict.fromkeys(lora.modules_to_save + head)
     return dataclasses.replace(lora, modules_to_save=tuple(whole))
@@ -244,13 +244,13 @@ def _start(
 
 
 def base_dtype(config: RunConfig) -> tuple[Any, Quantization | None]:
-    """Returns the dtype a run's base computes in, and what its kernels are in."""
+    """Returns the dtype that a run's base computes in, and its quantization."""
     quantization: Any = config.base if config.base in ("int8", "nf4") else None
     return jnp.float32 if config.base == "f32" else jnp.bfloat16, quantization
 
 
 def load_base(config: RunConfig, mesh: Mesh, task: Task) -> Pretrained:
-    """Loads a run's base model straight onto the mesh, with a head for its task."""
+    """Loads a run's base model onto the mesh, with a head for its task."""
     dtype, quantization = base_dtype(config)
     return load(
         config.model,
@@ -262,17 +262,17 @@ def load_base(config: RunConfig, mesh: Mesh, task: Task) -> Pretrained:
 
 
 def _check_vocabulary(name: str, model_config: Config, tokens: Iterable[Any]) -> None:
-    """Checks that every token has an embedding; JAX would take another one's."""
+    """Checks that every token has an embedding; JAX would raise no error."""
     largest = max((int(ids.max()) for ids in tokens), default=0)
     if largest >= model_config.vocab_size:
         raise ValueError(
-            f"model {name}: its tokenizer makes token {largest}, but its vocabulary"
-            f" has {model_config.vocab_size}: they do not belong together"
+            f"model {name}: its tokenizer has token {largest}, but its vocabulary size"
+            f" is {model_config.vocab_size}: they do not belong together"
         )
 
 
 def _check_pairs(name: str, model_config: Config, encoded: Iterable[Encoded]) -> None:
-    """Checks that a second text has an embedding of its type, if types have any."""
+    """Checks that the model has a type embedding for a second text."""
     types = getattr(model_config, "type_vocab_size", 0)
     pairs = any(
         (part.second_starts < part.lengths).any()

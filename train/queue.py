@@ -1,4 +1,4 @@
-"""Runs in a queue: each is trained and scored once, however often it is interrupted."""
+"""A resumable queue of runs, each of which is trained and scored once."""
 
 import json
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ class Job(NamedTuple):
     """A run to be trained and scored.
 
     Attributes:
-        name: of its folder.
-        config: resolved.
-        predictors: how it is scored.
+        name: name of its folder.
+        config: the resolved run.
+        predictors: predictors to score.
     """
 
     name: str
@@ -34,22 +34,22 @@ class Job(NamedTuple):
 
 
 def ensure(job: Job, problem: Problem, root: Path) -> list[Row]:
-    """Brings a job to its end from wherever it stands, and returns its rows.
+    """Completes a job and returns its rows.
 
-    A folder that was interrupted is resumed; one that was scored is only read.
+    An interrupted run is resumed; of one that was scored, the rows are read.
 
     Args:
-        job: what to run.
-        problem: the model and the examples, the same for all jobs of a queue.
+        job: the job.
+        problem: the model and the examples, shared by all jobs of a queue.
         root: folder of the runs.
 
     Returns:
-        A row of a results table for each predictor; with the job's name as ``run``
-        if it is not the method's.
+        A row of a results table for each predictor, with the job's name as ``run`` if
+        that is not the method's.
 
     Raises:
         ValueError: the job's folder holds a run of other settings.
-        Interrupted: see `train`; the same call goes on.
+        Interrupted: see `train`; the same call resumes.
     """
     out, config = root / job.name, job.config
     on_first_process(lambda: _check(job, problem, root))
@@ -72,13 +72,13 @@ def _check(job: Job, problem: Problem, root: Path) -> None:
     run.check_out(out, resume=True)
     if (out / run.CONFIG).exists():
         before = run.describe(*run.read_config(out))
-        run.check_same(out, before, run.describe(job.config, problem.facts))
+        run.check_same(out, before, run.describe(job.config, problem.run_metadata))
 
 
 def _finished(job: Job, out: Path) -> list[Row] | None:
     """Reads a job's rows; None unless they are of its last step and its predictors.
 
-    Whoever evaluated the run while it was interrupted left a file of the same name.
+    An evaluation of the interrupted run has a file of the same name.
     """
     try:
         found = json.loads((out / evaluation_name(job.predictors)).read_text())
@@ -90,13 +90,13 @@ def _finished(job: Job, out: Path) -> list[Row] | None:
 
 
 def run_all(jobs: Sequence[Job], problem: Problem, root: Path) -> dict[str, list[Row]]:
-    """Brings jobs to their ends, one after another; see `ensure`.
+    """Completes jobs one after another; see `ensure`.
 
     Returns:
         The rows of each job by its name.
 
     Raises:
-        ValueError: a job's folder holds anything else, before any is trained.
+        ValueError: a job's folder holds another run, before any is trained.
         Interrupted: see `ensure`.
     """
 

@@ -1,4 +1,4 @@
-"""Which examples a run reads, by the name of their split."""
+"""The examples of a run, by split."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from ivon_jax.train.data.task import Example, Task
 from ivon_jax.train.tasks.custom import custom_task
 from ivon_jax.train.tasks.registry import get_task
 
-# The evaluation part of a data set must not depend on the run's seed.
+# The evaluation examples must not depend on the run's seed.
 EVAL_SEED = 0
 AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
@@ -48,11 +48,11 @@ def find_task(data: DataConfig) -> Task:
 
 
 def settled(config: AnyRun, task: Task) -> AnyRun:
-    """Records what `load_model` decided of a task in place of "auto".
+    """Replaces "auto" by the decision of `load_model` about the task.
 
     Args:
-        config: of the run.
-        task: of the problem.
+        config: the run.
+        task: the problem's task.
     """
     space: Any = "yes" if task.leading_space else "no"
     data = dataclasses.replace(config.data, leading_space=space)
@@ -60,12 +60,12 @@ def settled(config: AnyRun, task: Task) -> AnyRun:
 
 
 def scored_split(data: DataConfig, *, test: bool = False) -> str:
-    """Names the split that a run is scored on.
+    """Returns the name of the split that a run is scored on.
 
     Args:
         data: which examples.
-        test: the task's evaluation examples even if training examples are held out
-            to choose by.
+        test: whether to score the task's own evaluation examples even if training
+            examples are held out for validation.
     """
     return "test" if test or data.validation_examples is None else "validation"
 
@@ -78,9 +78,9 @@ def find_examples(
     Args:
         task: the task.
         data: which examples.
-        seed: of the draws from the training examples.
-        splits: of "train"; "validation", training examples held out; and "test", the
-            task's evaluation examples. Files of other splits are not read.
+        seed: seed of the draws from the training examples.
+        splits: among "train", "validation" (held-out training examples) and "test" (the
+            task's evaluation examples). Files of other splits are not read.
 
     Returns:
         The examples of each split.
@@ -120,7 +120,7 @@ def find_examples(
 
 @contextlib.contextmanager
 def _held_out_of(only: bool) -> Iterator[None]:
-    """Says why training data is read by who trains on none, where it cannot be."""
+    """Explains an error of training data that is read for held-out examples only."""
     try:
         yield
     except ValueError as error:
@@ -132,9 +132,9 @@ def _held_out_of(only: bool) -> Iterator[None]:
 
 
 def example_metadata(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
-    """Counts and fingerprints of examples, as a run's configuration records them.
+    """Returns counts and fingerprints of examples, as recorded by a run.
 
-    The split that is scored is ``eval``: the last one.
+    The scored split, which is the last one, is called ``eval``.
     """
     names = {name: name if name == "train" else "eval" for name in examples}
     if len(set(names.values())) < len(names):  # both to fit on and to score

@@ -430,5 +430,5 @@ def test_a_tokenizer_of_another_vocabulary(ivon_jax_command, place, tmp_path):
     args = task(model=tmp_path / "model", out=tmp_path / "out")
     code, _, stderr = ivon_jax_command("train", *args)
     assert (code, stderr.count("\n")) == (2, 1)
-    assert "its tokenizer makes token 50, but its vocabulary has 50" in stderr
+    assert "its tokenizer has token 50, but its vocabulary size is 50" in stderr
     assert not (tmp_path / "out").exists()

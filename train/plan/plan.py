@@ -143,16 +143,11 @@ def compile_step(
     split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     whole = NamedSharding(mesh, PartitionSpec())
     dtype, quantization = base_dtype(config)
-    frozen = TRAINABLES[config.train].frozen
+    frozen, family = TRAINABLES[config.train].frozen, family_of(model_config)
     param_dtype = dtype if frozen else jnp.float32
-    base: Any = family_of(model_config).module(
-        model_config, dtype=dtype, param_dtype=param_dtype
-    )
-    has_head = bool(family_of(model_config).head)
-    method = make_method(config)
-    network = make_network(
-        config, base, adapted(config.lora, model_config), method.branch
-    )
+    base: Any = family.module(model_config, dtype=dtype, param_dtype=param_dtype)
+    method, lora = make_method(config), adapted(config.lora, model_config)
+    network = make_network(config, base, lora, method.branch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = {}
@@ -166,7 +161,7 @@ def compile_step(
         jax.ShapeDtypeStruct((rows, pack), t) for t in (jnp.int32, jnp.float32)
     )
     texts = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
-    parts: Any = (texts, ints, ints, floats, ints if has_head else None)
+    parts: Any = (texts, ints, ints, floats, ints if family.head else None)
     batch = Batch(*parts)
     objective = planned_objective(model_config, classes)
     streams = jax.eval_shape(lambda: Streams.from_seed(0))

@@ -17,7 +17,7 @@ from ivon_jax._posterior_file import Metadata
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
-from ivon_jax.train.config_json import Kind, from_json, to_json
+from ivon_jax.train.config_json import ConfigType, from_json, to_json
 from ivon_jax.train.runs.checkpoint import check_path
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
@@ -222,13 +222,13 @@ def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
     return _read_config(out, TrainConfig)
 
 
-def _read_config(out: Path, kind: type[Kind]) -> tuple[Kind, dict[str, Any]]:
+def _read_config(out: Path, cls: type[ConfigType]) -> tuple[ConfigType, dict[str, Any]]:
     path = out / CONFIG
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or "config" not in values:
             raise ValueError("it has no key 'config'")
-        return from_json(_completed(values.pop("config")), kind), values
+        return from_json(_completed(values.pop("config")), cls), values
     except OSError:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:

@@ -279,7 +279,7 @@ def test_another_run_is_refused(changes, message, base, alone, tmp_path):
 def test_checkpoints_of_another_run_are_refused(changes, name, base, alone, tmp_path):
     config = resolve(dataclasses.replace(base, **changes), "custom", 64)
     problem = prepare(config)
-    run.start(tmp_path / "run", config, problem.facts, resume=False)
+    run.start(tmp_path / "run", config, problem.run_metadata, resume=False)
     foreign = shutil.copytree(alone / CHECKPOINTS, tmp_path / "run" / CHECKPOINTS)
     with pytest.raises(ValueError, match=f"^{name}: is now .*, but {foreign} was"):
         loop.train(problem, config, tmp_path / "run", resume=True)
