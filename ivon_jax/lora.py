@@ -149,8 +149,8 @@ def _interceptor(
         path = context.module.path
         seen.append(path)
         x = args[0] if args else kwargs["inputs"]
-        if config.trains_whole(path):
-            return _whole(context.module, x)
+        if config.trains_in_full(path):
+            return _trained_layer(context.module, x)
         y = next_fun(*args, **kwargs)
         if not config.adapts(path):
             return y
@@ -168,12 +168,12 @@ def _flat_input(module: nn.Module, x: Array) -> Float[Array, "*b i"]:
     return x.reshape(*x.shape[:batch], math.prod(x.shape[batch:])).astype(jnp.float32)
 
 
-def _whole(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+def _trained_layer(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
     """Computes a layer with kernel and bias from the ``lora`` collection."""
     if type(module) is not nn.Dense:
         raise ValueError(
             f"modules_to_save: {'/'.join(module.path)} is not an nn.Dense; only those"
-            " can be trained whole"
+            " can be trained in full"
         )
 
     def leaf(name: str, init: Callable[..., Array], *shape: int) -> Array:
@@ -256,7 +256,7 @@ def init_adapters(
 
 
 def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
-    """Adds adapters to their kernels, and replaces layers trained whole.
+    """Adds adapters to their kernels, and replaces layers trained in full.
 
     Args:
         params: the base model's parameters.
@@ -286,7 +286,7 @@ def unmerge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
     """Subtracts merged adapters, exact to rounding; see `merge`.
 
     Raises:
-        ValueError: see `merge`; or a layer was trained whole, so its base is unknown.
+        ValueError: see `merge`; or a layer was trained in full, so its base is unknown.
     """
     return _add_to_kernels(params, adapters, config, -1)
 
@@ -300,7 +300,7 @@ def _add_to_kernels(
         if name in ("kernel", "bias"):
             if sign < 0:
                 raise ValueError(
-                    f"adapters: {'/'.join(path)} was trained whole, its base is unknown"
+                    f"adapters: {'/'.join(path)} was trained in full, without a base"
                 )
             old = flat.get((*path, name), leaf)
             flat[(*path, name)] = leaf.astype(old.dtype)

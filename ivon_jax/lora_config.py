@@ -27,8 +27,8 @@ class LoraConfig:
             ``/``-joined path, ``"query-value"`` for the projections to queries and
             values, or ``"all-linear"`` for all but the output layer.
         rslora: whether to scale by alpha/sqrt(r) instead.
-        modules_to_save: layers trained whole beside the adapters, as a new head; names
-            or regular expressions as in `targets`. Their kernel and bias are in
+        modules_to_save: layers trained in full beside the adapters, as a new head;
+            names or regular expressions as in `targets`. Their kernel and bias are in
             ``lora``; those in ``params``, if any, are not used.
         rank_pattern: pairs of layers, as in `targets`, and their rank; the first match
             counts. Layers stacked in one array share a rank.
@@ -74,10 +74,10 @@ class LoraConfig:
 
     def adapts(self, path: tuple[str, ...]) -> bool:
         """Returns whether the linear layer at a path has an adapter."""
-        return _any(self.targets, path) and not self.trains_whole(path)
+        return _any(self.targets, path) and not self.trains_in_full(path)
 
-    def trains_whole(self, path: tuple[str, ...]) -> bool:
-        """Returns whether the linear layer at a path is trained whole."""
+    def trains_in_full(self, path: tuple[str, ...]) -> bool:
+        """Returns whether the linear layer at a path is trained in full."""
         return _any(self.modules_to_save, path)
 
     def check_layers(self, paths: Collection[tuple[str, ...]]) -> None:

@@ -27,7 +27,7 @@ class Family:
         unused: regex of tensor names to ignore.
         copies: tensors that may be stored although the model has them under another
             name, given here.
-        head: task-specific layers, trained whole; a file may lack all of them.
+        head: task-specific layers, trained in full; a file may lack all of them.
     """
 
     model_types: tuple[str, ...]

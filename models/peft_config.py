@@ -108,14 +108,14 @@ def base_name(values: Mapping[str, Any]) -> str | None:
 
 
 def lora_config(
-    values: Mapping[str, Any], adapted: Iterable[str], whole: Iterable[str]
+    values: Mapping[str, Any], adapted: Iterable[str], full: Iterable[str]
 ) -> LoraConfig:
     """Converts PEFT's fields to a `LoraConfig`.
 
     Args:
         values: fields of `read_config`.
         adapted: HF's names of the layers with an adapter.
-        whole: HF's names of the layers trained whole.
+        full: HF's names of the layers trained in full.
 
     Returns:
         The configuration, with full paths of layers.
@@ -133,21 +133,21 @@ def lora_config(
         dropout=_number("lora_dropout", values.get("lora_dropout", 0.0), float),
         targets=tuple(sorted(set(paths.values()))),
         rslora=_flag("use_rslora", values.get("use_rslora", False)),
-        modules_to_save=tuple(sorted({_tree_path(name) for name in whole})),
+        modules_to_save=tuple(sorted({_tree_path(name) for name in full})),
         rank_pattern=_pattern("rank_pattern", values, paths, rank),
         alpha_pattern=_pattern("alpha_pattern", values, paths, alpha),
     )
 
 
 def peft_config(
-    config: LoraConfig, adapted: Iterable[str], whole: Iterable[str], base: str
+    config: LoraConfig, adapted: Iterable[str], full: Iterable[str], base: str
 ) -> dict[str, Any]:
     """Returns the fields of `adapter_config.json`.
 
     Args:
         config: the configuration.
         adapted: paths of the layers with an adapter.
-        whole: paths of the layers trained whole.
+        full: paths of the layers trained in full.
         base: name of the base model, with or without a hub revision.
 
     Returns:
@@ -156,7 +156,7 @@ def peft_config(
     paths = {path: tuple(path.split("/")) for path in sorted(adapted)}
     ranks = {_regex(path): config.rank_at(parts) for path, parts in paths.items()}
     alphas = {_regex(path): config.alpha_at(parts) for path, parts in paths.items()}
-    saved = sorted(map(_dotted, whole))
+    saved = sorted(map(_dotted, full))
     name, revision = split_revision(base)
     fields = {
         "peft_type": "LORA",

@@ -66,8 +66,8 @@ def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) 
         name: np.ascontiguousarray(_layer(arrays[path], layer).T)
         for name, (path, layer) in _names(adapters).items()
     }
-    adapted, whole = _modules(adapters, "a"), _modules(adapters, "kernel", "bias")
-    values = peft_config(config, adapted, whole, base)
+    adapted, full = _modules(adapters, "a"), _modules(adapters, "kernel", "bias")
+    values = peft_config(config, adapted, full, base)
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
     write_bytes(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
@@ -98,7 +98,7 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
         config: configuration of the run; must agree with the adapter's own.
 
     Returns:
-        The collection, float32, on the host. Layers trained whole are absent if the
+        The collection, float32, on the host. Layers trained in full are absent if the
         adapter has none of their tensors: they are then the base model's.
 
     Raises:
@@ -116,7 +116,7 @@ def load_adapter(folder: Path, shapes: PyTree, config: LoraConfig) -> PyTree:
         leaves = {
             path: np.empty(leaf.shape, np.float32)
             for path, leaf in by_path(shapes).items()
-            if path in held or not _is_whole(path)
+            if path in held or not _is_full(path)
         }
         targets = {
             name: _layer(leaves[path], layer).T
@@ -226,15 +226,15 @@ def _settings(values: dict[str, Any], found: dict[str, np.ndarray]) -> LoraConfi
             shown = ascii(name)[1:-1]
             raise ValueError(f"tensor {shown:.120} {error}") from None
         layers[leaf].append(module)
-    adapted, whole = layers["a"] + layers["b"], layers["kernel"] + layers["bias"]
+    adapted, full = layers["a"] + layers["b"], layers["kernel"] + layers["bias"]
     if not adapted:
         raise ValueError(f"{WEIGHTS} has no tensor that ends in {_SUFFIXES['a']}")
-    if both := sorted(set(adapted) & set(whole)):
+    if both := sorted(set(adapted) & set(full)):
         raise ValueError(
             f"layer {both[0]:.120} has an adapter and tensors of its own (.weight,"
             " .bias), which is not implemented"
         )
-    return lora_config(values, adapted, whole)
+    return lora_config(values, adapted, full)
 
 
 def _part(name: str) -> tuple[str, str]:
@@ -316,8 +316,8 @@ def _modules(adapters: PyTree, *names: str) -> set[str]:
     return {module for module, _, name in parts if name in names}
 
 
-def _is_whole(path: str) -> bool:
-    """Returns whether a leaf belongs to a layer trained whole."""
+def _is_full(path: str) -> bool:
+    """Returns whether a leaf belongs to a layer trained in full."""
     return path.endswith(("/kernel", "/bias"))
 
 

@@ -367,7 +367,7 @@ def test_a_layer_trained_whole_is_a_dense_layer_of_its_own():
     merged = merge(headless, adapters, config)
     np.testing.assert_allclose(Mlp().apply({"params": merged}, X), out, atol=1e-5)
     assert jnp.array_equal(merged["lm_head"]["kernel"], adapters["lm_head"]["kernel"])
-    with pytest.raises(ValueError, match="lm_head was trained whole"):
+    with pytest.raises(ValueError, match="lm_head was trained in full"):
         unmerge(merged, adapters, config)
 
 
