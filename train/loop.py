@@ -136,28 +136,28 @@ class _Training:
     ) -> tuple[Counts, TrainState]:
         """Returns the newest checkpoint, or the given first state."""
 
-        def check(notes: dict[str, Any]) -> None:
+        def check(metadata: dict[str, Any]) -> None:
             where = self.out / run.CHECKPOINTS
-            run.check_same(where, notes.get("run", {}), self.described)
+            run.check_same(where, metadata.get("run", {}), self.described)
 
         saved = checkpoints.restore(state.to_tree(), check)
         if saved is None:
             return Counts(), state
-        self.batches.set_state(saved.notes["batches"])
-        return Counts(**saved.notes["counts"]), TrainState.from_tree(saved.state)
+        self.batches.set_state(saved.metadata["batches"])
+        return Counts(**saved.metadata["counts"]), TrainState.from_tree(saved.state)
 
     def saved(
         self, counts: Counts, state: TrainState, values: dict[str, float]
     ) -> Saved:
         """Makes the checkpoint of a step, with its score if there is one."""
-        notes = {
+        metadata = {
             "run": self.described,
             "counts": dataclasses.asdict(counts),
             "batches": self.batches.get_state(),
         }
         score = values.get(f"eval_{self.problem.objective.selects}", math.nan)
         known = score if math.isfinite(score) else None
-        return Saved(counts.step, state.to_tree(), notes, known)
+        return Saved(counts.step, state.to_tree(), metadata, known)
 
     def take_step(self, state: TrainState) -> tuple[TrainState, Any]:
         """Takes a step on the next batch."""
@@ -191,8 +191,8 @@ class _Training:
     def write(self, name: str, step: int, state: TrainState) -> Distribution:
         """Writes the posterior of a step."""
         posterior = self._posterior(state.params, state.method)
-        facts = {"step": step, **self.method.metadata}
-        on_first_process(lambda: posterior.save(self.out / name, **facts))
+        metadata = {"step": step, **self.method.metadata}
+        on_first_process(lambda: posterior.save(self.out / name, **metadata))
         return posterior
 
 

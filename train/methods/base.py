@@ -1,6 +1,6 @@
-"""What a method is: hyper-parameters, a first state, a step, a posterior.
+"""The interface of methods: hyper-parameters, a first state, a step, a posterior.
 
-The trainer, the evaluation and the reports know a method by this protocol only.
+The trainer, the evaluation and the reports use methods through it only.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.options import Presets, preset
 
-# Length, warm-up and batch of a run (App. D.2.1 and D.4.1). GLUE trains whole epochs,
-# the fewest that are at least these steps and at least these epochs.
+# Length, warm-up and batch of a run (App. D.2.1 and D.4.1). GLUE rounds up to whole
+# epochs, at least MIN_EPOCHS.
 RUN: dict[str, dict[str, Any]] = {
     "commonsense": {"steps": 5000, "warmup": 150, "batch_size": 8},
     "glue": {"steps": 5000, "warmup": 300, "batch_size": 16},
@@ -37,11 +37,11 @@ AnyHyper = TypeVar("AnyHyper", bound="Hyper")
 
 
 class Minibatch(NamedTuple):
-    """What a loss is computed on.
+    """The arguments of a loss besides the parameters.
 
     Attributes:
         batch: the examples; their weights sum to 1 over the whole batch of a step.
-        rngs: keys of what the model draws, as ``dropout``.
+        rngs: the model's keys by name, as ``dropout``.
     """
 
     batch: Batch
@@ -51,9 +51,9 @@ class Minibatch(NamedTuple):
         """Splits rows into parts along a new first axis, each with keys of its own.
 
         Args:
-            parts: how many; divides the number of rows.
-            strided: deal the rows out one after another, so that each part has rows
-                on every device; else each part is a block of rows.
+            parts: number of parts; divides the number of rows.
+            strided: whether a part has every N-th row, and so rows on every device;
+                else it is a block of rows.
 
         Returns:
             The parts, stacked.
@@ -78,12 +78,12 @@ Loss = Callable[[PyTree, Minibatch], Float[Array, ""]]
 
 
 class Result(NamedTuple):
-    """What a step gives.
+    """The result of a step.
 
     Attributes:
-        loss: of the whole batch.
+        loss: loss of the whole batch.
         grad_norm: norm of the whole gradient. A step in which it or the loss is not
-            finite changes nothing.
+            finite is discarded.
         params: the next parameters.
         state: the next state of the method.
         logs: further scalars to log.
@@ -102,9 +102,9 @@ class Hyper:
 
     Attributes:
         steps: training steps. GLUE rounds up to whole epochs, at least three.
-        warmup: steps over which the learning rate rises; with other steps than the
-            preset's, the same share of them.
-        batch_size: examples a step.
+        warmup: steps over which the learning rate rises; by default the preset's
+            share of the steps.
+        batch_size: examples per step.
     """
 
     steps: Annotated[int | None, preset("INT", RUN, "steps")] = None
@@ -121,7 +121,7 @@ class Hyper:
 
         Args:
             preset: the task's preset; "custom" is "commonsense".
-            num_examples: of the training set.
+            num_examples: size of the training set.
             may_skip: whether 0 steps are legal.
 
         Returns:
@@ -140,7 +140,7 @@ class Hyper:
             epochs = max(MIN_EPOCHS[preset], -(-values["steps"] // epoch))
             values["steps"] = epochs * epoch
         if "warmup" not in given:
-            # The preset's warm-up belongs to its own length.
+            # The preset's warm-up goes with the preset's steps.
             share = defaults["warmup"] / defaults["steps"]
             values["warmup"] = round(share * values["steps"])
         rules = {"warmup": FINITE_NOT_NEGATIVE} | dict(self.RULES)
@@ -155,7 +155,7 @@ class Hyper:
     def _complete(
         self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int
     ) -> dict[str, Any]:
-        """Joins presets and what was given; a method adds what depends on both."""
+        """Merges given values into the defaults; a method may derive more."""
         return defaults | given
 
 
@@ -165,12 +165,12 @@ class Method:
 
     Attributes:
         hyper: resolved hyper-parameters.
-        name: what ``--method`` calls it.
-        color: of its curves.
+        name: value of ``--method``.
+        color: color of its curves.
         hyper_type: class of its hyper-parameters.
         spread: whether its posterior is more than a point.
-        branch: what an adapted layer adds while it is trained; the posterior is one
-            of the parameters of `low_rank`.
+        branch: branch of an adapted layer in training; the posterior is over the
+            parameters of `low_rank`.
     """
 
     hyper: Any
@@ -186,14 +186,14 @@ class Method:
         """Builds the method.
 
         Args:
-            hyper: resolved.
+            hyper: resolved hyper-parameters.
             shards: size of the mesh's data axis.
         """
         return cls(hyper)
 
     @property
     def gradients(self) -> int:
-        """Gradients of the whole batch that a step computes."""
+        """Number of gradients of the whole batch in a step."""
         return 1
 
     @property
@@ -216,8 +216,8 @@ class Method:
         """Takes one step.
 
         Args:
-            loss: the loss, already computed in micro-batches if the run asks for it.
-            key: of the method's own draws.
+            loss: the loss, already split into micro-batches if so configured.
+            key: key of the method's own draws.
             params: the current parameters.
             state: the current state.
             minibatch: the whole batch.
@@ -228,7 +228,7 @@ class Method:
         raise NotImplementedError
 
     def posterior(self, params: PyTree, state: PyTree) -> Distribution:
-        """Returns what the method believes about the parameters."""
+        """Returns the posterior of the parameters."""
         return Posterior.point(params)
 
 

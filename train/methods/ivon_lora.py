@@ -56,9 +56,9 @@ class IvonLoraHyper(Hyper):
         ess: lambda itself; excludes gamma.
         hess_init: h0.
         clip_radius: largest entry of the preconditioned direction.
-        mc_samples: posterior samples a step.
-        noise: one posterior sample for the whole batch, or one for each group along
-            the mesh's data axis.
+        mc_samples: posterior samples per step.
+        noise: one posterior sample for the whole batch (shared), or one for each group
+            along the mesh's data axis (per-shard).
     """
 
     learning_rate: Annotated[
@@ -82,7 +82,7 @@ class IvonLoraHyper(Hyper):
     def _complete(
         self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int
     ) -> dict[str, Any]:
-        """Forms lambda of gamma."""
+        """Computes lambda from gamma."""
         if "gamma" in given and "ess" in given:
             raise ValueError("gamma: excludes ess; give one of them")
         if "gamma" in given or "ess" in given:
@@ -98,7 +98,7 @@ class IvonLora(Method):
     """IVON-LoRA, see `ivon_jax.ivon_lora`.
 
     Attributes:
-        groups: parts of the batch that have posterior samples of their own.
+        groups: number of parts of the batch with their own posterior samples.
     """
 
     groups: int = 1
@@ -155,11 +155,11 @@ class IvonLora(Method):
                 key, params, state, minibatch
             )
         else:
-            # A group's loss is a mean over the group, of which it sums a share.
+            # The mean over a group is `groups` times its share of the batch's loss.
             grouped = ivon_jax.value_and_grad(
                 lambda *args: groups * loss(*args), mc_samples, groups
             )
-            # The groups are split along data, each one's rows along the rest.
+            # Groups are split along data, the rows of each along the other axes.
             with nn.logical_axis_rules([("batch", BATCH_AXES[1:])]):
                 found = grouped(key, params, state, minibatch.split(groups))
         value, grads, moments = found

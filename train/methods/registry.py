@@ -1,4 +1,4 @@
-"""The one place that knows the methods by name."""
+"""The registry of methods."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ from ivon_jax.train.methods.adam import Adam
 from ivon_jax.train.methods.ivon_lora import IvonLora
 
 METHODS: dict[str, Any] = {method.name: method for method in (Adam, IvonLora)}
-# What is trained unless another is asked for, and what is compared.
+# The default of `train`, and the methods of `compare`.
 DEFAULT: str = IvonLora.name
 COMPARED: tuple[str, ...] = (Adam.name, IvonLora.name)

@@ -1,1 +1,1 @@
-"""What a batch asks of the model, how an answer is scored: one file each."""
+"""Objectives: loss and scores of a task; one file each."""

@@ -1,4 +1,4 @@
-"""The kinds of answer: how one is learnt, predicted and scored."""
+"""Loss, predictions and scores of each kind of answer."""
 
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ class ClassAnswer:
     """One of several classes, by cross-entropy.
 
     Attributes:
-        metrics: names in `ivon_jax.metrics` to score besides the usual ones.
+        metrics: names of further metrics in `ivon_jax.metrics`.
     """
 
     answer: ClassVar = "class"
@@ -27,7 +27,7 @@ class ClassAnswer:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Metrics that a run logs as it goes."""
+        """Metrics that are logged in training."""
         return tuple(dict.fromkeys(("nll", "accuracy", "ece", *self.metrics)))
 
     def loss(self, outputs: Float[Array, "b c"], batch: Batch) -> Float[Array, ""]:
@@ -64,7 +64,7 @@ class NumberAnswer:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Metrics that a run logs as it goes."""
+        """Metrics that are logged in training."""
         return ("mse", "pearson", "spearman")
 
     def loss(self, outputs: Float[Array, "b 1"], batch: Batch) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""What an objective is, and how a model is called."""
+"""The protocol of objectives, and a model as they call it."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -15,10 +15,10 @@ class Bound(NamedTuple):
     """A model with its parameters, as an objective calls it.
 
     Attributes:
-        module: the model, with adapters if it has some.
-        base: the model without them, whose tree of ``params`` is the same.
-        variables: its parameters.
-        rngs: keys of what it draws; none to predict.
+        module: the model, with adapters if there are any.
+        base: the model without adapters; it has the same ``params``.
+        variables: the parameters.
+        rngs: the model's keys by name; empty in prediction.
     """
 
     module: nn.Module
@@ -33,7 +33,7 @@ class Bound(NamedTuple):
     def unembed(
         self, hidden: Float[Array, "b d"], ids: Int[Array, " c"]
     ) -> Float[Array, "b c"]:
-        """Computes the logits of a few tokens: no tensor of the vocabulary's size."""
+        """Computes the logits of a few tokens only, not of the whole vocabulary."""
         params = {"params": self.variables["params"]}
         out: Any = self.base.apply(params, hidden, ids, method="unembed")
         return out
@@ -41,12 +41,11 @@ class Bound(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a batch asks of the model; a pytree.
+    """The outputs, loss and scores of a task; a pytree.
 
     Attributes:
         answer: the kind of answer, "class" or "number".
-        selects: the metric by which the best state of a run is chosen; lower is
-            better.
+        selects: metric that selects the best state of a run; lower is better.
     """
 
     answer: ClassVar[str]
@@ -54,15 +53,15 @@ class Objective(Protocol):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Metrics of `score` that a run logs as it goes."""
+        """Metrics of `score` that are logged in training."""
         ...
 
     def encode(self, tokenizer: Any, examples: Sequence[Any]) -> Encoded:
-        """Turns examples into token ids."""
+        """Tokenises examples."""
         ...
 
     def prefix_length(self, encoded: Encoded) -> int:
-        """Number of first tokens that are the same and may be computed once."""
+        """Returns the length of the common prefix that may be computed once."""
         ...
 
     def outputs(
@@ -73,7 +72,7 @@ class Objective(Protocol):
         Args:
             model: the model.
             batch: the texts, without the prefix if one is given.
-            prefix: tokens that all texts begin with, run once for the whole batch.
+            prefix: common prefix of all texts, computed once for the batch.
         """
         ...
 
@@ -82,7 +81,7 @@ class Objective(Protocol):
         ...
 
     def predictions(self, outputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """Returns what is averaged over samples: log-probabilities, or numbers."""
+        """Returns log-probabilities or numbers, which are averaged over samples."""
         ...
 
     def score(

@@ -14,12 +14,12 @@ from ivon_jax.train.data.task import Example
 from ivon_jax.train.objectives.answers import ClassAnswer, NumberAnswer
 from ivon_jax.train.objectives.base import Bound
 
-# Most tokens of an encoder's texts (App. D.4).
+# Maximal number of tokens of an encoder's texts (App. D.4).
 MAX_TEXT = 512
 
 
 class _Head:
-    """Reads texts, and takes the outputs of the model's head."""
+    """Reads texts and returns the outputs of the model's head."""
 
     max_length: int
 
@@ -28,7 +28,7 @@ class _Head:
         return encode_texts(tokenizer, examples, min(self.max_length, MAX_TEXT))
 
     def prefix_length(self, encoded: Encoded) -> int:
-        """None: an encoder's first tokens depend on those that follow."""
+        """Returns 0: an encoder's first tokens attend to those that follow."""
         return 0
 
     def outputs(
@@ -48,7 +48,7 @@ class HeadClass(_Head, ClassAnswer):
 
     Attributes:
         metrics: see `ClassAnswer`.
-        max_length: most tokens that the model takes.
+        max_length: maximal number of tokens of the model.
     """
 
     metrics: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -61,7 +61,7 @@ class HeadNumber(_Head, NumberAnswer):
     """A number.
 
     Attributes:
-        max_length: most tokens that the model takes.
+        max_length: maximal number of tokens of the model.
     """
 
     max_length: int = dataclasses.field(metadata={"static": True})

@@ -24,12 +24,12 @@ class LabelWords(ClassAnswer):
     vocabulary's size is formed.
 
     Attributes:
-        label_ids: token of each label word.
+        label_ids: token id of each label word.
         metrics: see `ClassAnswer`.
-        max_length: most tokens of a prompt.
+        max_length: maximal number of tokens of a prompt.
     """
 
-    label_ids: Any  # integers on the host or a device; in a tree, whatever is mapped to
+    label_ids: Any  # integers on the host or a device, or any leaf of a mapped tree
     metrics: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     max_length: int = dataclasses.field(metadata={"static": True})
 
@@ -38,7 +38,7 @@ class LabelWords(ClassAnswer):
         return encode(tokenizer, examples, self.max_length)
 
     def prefix_length(self, encoded: Encoded) -> int:
-        """Number of tokens that all prompts begin with."""
+        """Returns the length of the prompts' common prefix."""
         return common_prefix_length(encoded)
 
     def outputs(

@@ -1,4 +1,4 @@
-"""Which objective a task and a model make together."""
+"""The objective of a task on a model."""
 
 from typing import Any
 
@@ -14,19 +14,20 @@ from ivon_jax.train.objectives.label_words import LabelWords
 
 
 def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Objective:
-    """Finds the objective of a task on a model.
+    """Returns the objective of a task on a model.
 
     Args:
-        task: what is asked.
+        task: the task.
         model_config: the model's configuration.
-        tokenizer: the model's.
-        name: the model's.
+        tokenizer: the model's tokenizer.
+        name: the model's name.
 
     Returns:
         The objective; its arrays are on the host.
 
     Raises:
-        ValueError: the model cannot answer so, or a label word is not one token.
+        ValueError: the model does not support the task, or a label word is not one
+            token.
     """
     limit = model_config.max_position_embeddings
     if family_of(model_config).head:
@@ -41,7 +42,7 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
 
 
 def planned_objective(model_config: Any, outputs: int) -> Objective:
-    """Makes the objective of a model that is not loaded, as shapes.
+    """Returns the objective of a model that is not loaded, as shapes.
 
     Args:
         model_config: the model's configuration.

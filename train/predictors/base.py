@@ -1,4 +1,4 @@
-"""What a predictor is."""
+"""The interface of predictors."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ class Keys(NamedTuple):
     """Keys of a predictor's draws.
 
     Attributes:
-        ensemble: the same for all batches, so that all examples see the same draws.
-        batch: of one batch.
+        ensemble: key shared by all batches, so that all examples see the same draws.
+        batch: key of one batch.
     """
 
     ensemble: Key[Array, ""]
@@ -30,9 +30,9 @@ class Predictor:
     """A way to predict; subclasses are frozen dataclasses of its settings.
 
     Attributes:
-        kind: what a results table calls it.
-        shares_prefix: whether what all prompts begin with may be computed once for
-            all examples of a batch.
+        kind: its name in a row of results.
+        shares_prefix: whether the prompts' common prefix may be computed once for all
+            examples of a batch.
     """
 
     kind: ClassVar[str]
@@ -40,17 +40,17 @@ class Predictor:
 
     @property
     def name(self) -> str:
-        """Spells the settings, for the name of a file."""
+        """The settings as part of a file's name."""
         raise NotImplementedError
 
     @property
     def suffix(self) -> str:
-        """Spells the settings, behind the method's name in a table."""
+        """The settings as shown after the method's name in a table."""
         raise NotImplementedError
 
     @property
     def passes(self) -> int:
-        """Forward passes for every example."""
+        """Number of forward passes of every example."""
         return 1
 
     def split(
@@ -59,15 +59,15 @@ class Predictor:
         """Applies the settings that change the posterior.
 
         Args:
-            posterior: of the trained parameters.
-            dropout: rate that the model was trained with.
+            posterior: posterior of the trained parameters.
+            dropout: dropout rate of training.
 
         Returns:
-            What to draw from, and the predictor without these settings: one program
-            serves all of them.
+            The posterior to draw from, and the predictor without these settings, so
+            that all of them share one program.
 
         Raises:
-            ValueError: the posterior cannot be used so.
+            ValueError: the predictor cannot use the posterior.
         """
         return posterior, self
 
@@ -81,9 +81,9 @@ class Predictor:
         """Computes the outputs of every draw for a batch, inside jit.
 
         Args:
-            outputs: of the model.
-            posterior: from `split`.
-            keys: of the draws.
+            outputs: the model's outputs as a function of parameters and dropout key.
+            posterior: posterior from `split`.
+            keys: keys of the draws.
             chunk_size: draws at a time; None for all.
         """
         raise NotImplementedError
@@ -91,15 +91,15 @@ class Predictor:
     def finish(
         self, predictions: Float[np.ndarray, "s n c"]
     ) -> Float[np.ndarray, "_ n c"]:
-        """Changes the predictions of all examples, on the host."""
+        """Post-processes the predictions of all examples, on the host."""
         return predictions
 
     def starts(self, other: "Predictor") -> bool:
-        """Whether its draws are the first ones of another predictor."""
+        """Tells whether its draws are the first ones of another predictor."""
         return False
 
     def fields(self) -> dict[str, Any]:
-        """Returns the settings as they stand in a row of results."""
+        """Returns the settings as fields of a row of results."""
         return {"samples": 0, "tau": 1.0, "prune": 0.0} | vars(self)
 
     @classmethod
@@ -109,10 +109,10 @@ class Predictor:
 
 
 def pruned(posterior: Distribution, prune: float) -> Distribution:
-    """Prunes, if there is something to choose entries by.
+    """Prunes a posterior.
 
     Raises:
-        ValueError: there is not.
+        ValueError: it is a point, which has no signal-to-noise ratios.
     """
     if prune and not posterior.spread:
         raise ValueError("prune: the method has no posterior to choose entries by")

@@ -25,7 +25,7 @@ class Dropout(Predictor):
     samples: int = 10
 
     kind: ClassVar = "dropout"
-    shares_prefix: ClassVar = False  # its tokens would have one mask for all examples
+    shares_prefix: ClassVar = False  # its mask would be the same for all examples
 
     def __post_init__(self) -> None:
         """Checks each field."""
@@ -33,7 +33,7 @@ class Dropout(Predictor):
 
     @property
     def name(self) -> str:
-        """Spells the settings, for the name of a file.
+        """The settings as part of a file's name.
 
         >>> Dropout(10).name
         'dropout10'
@@ -42,7 +42,7 @@ class Dropout(Predictor):
 
     @property
     def suffix(self) -> str:
-        """Spells the settings, behind the method's name in a table."""
+        """The settings as shown after the method's name in a table."""
         return f", {self.samples} dropout masks"
 
     @property

@@ -28,7 +28,7 @@ class Mean(Predictor):
 
     @property
     def name(self) -> str:
-        """Spells the settings, for the name of a file.
+        """The settings as part of a file's name.
 
         >>> Mean(0.25).name
         'mean-prune0.25'
@@ -37,7 +37,7 @@ class Mean(Predictor):
 
     @property
     def suffix(self) -> str:
-        """Spells the settings, behind the method's name in a table."""
+        """The settings as shown after the method's name in a table."""
         return "@mean" + (f", prune {self.prune:g}" if self.prune else "")
 
     def split(

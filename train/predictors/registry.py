@@ -1,4 +1,4 @@
-"""The one place that knows the predictors by name."""
+"""The registry of predictors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ PREDICTORS: dict[str, Any] = {
 
 
 def predictor_of(row: Mapping[str, Any]) -> Predictor:
-    """Rebuilds the predictor that made a row of results.
+    """Rebuilds the predictor of a row of results.
 
     Raises:
-        KeyError: the row is none of `evaluate`.
+        KeyError: the row was not made by `evaluate`.
     """
-    if isinstance(row.get("of"), str):  # a predictor around another one
+    if isinstance(row.get("of"), str):  # it wraps another predictor
         inner = {k: v for k, v in row.items() if k != "of"} | {"predict": row["of"]}
         row = {**row, "of": predictor_of(inner)}
     return PREDICTORS[row["predict"]].from_fields(row)

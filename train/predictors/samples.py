@@ -30,13 +30,13 @@ class Samples(Predictor):
     def __post_init__(self) -> None:
         """Checks each field."""
         check("samples", self.samples, AT_LEAST_ONE)
-        # Infinity is no JSON; `Mean` is the same.
+        # Infinity is not JSON, and is the same as `Mean`.
         check("tau", self.tau, FINITE_POSITIVE)
         check("prune", self.prune, DECAY)
 
     @property
     def name(self) -> str:
-        """Spells the settings, for the name of a file.
+        """The settings as part of a file's name.
 
         >>> Samples(10, tau=2.0, prune=0.25).name
         '10-tau2.0-prune0.25'
@@ -47,7 +47,7 @@ class Samples(Predictor):
 
     @property
     def suffix(self) -> str:
-        """Spells the settings, behind the method's name in a table."""
+        """The settings as shown after the method's name in a table."""
         return f", {self.samples} samples, tau {self.tau:g}, prune {self.prune:g}"
 
     @property
@@ -73,7 +73,7 @@ class Samples(Predictor):
         keys: Keys,
         chunk_size: int | None,
     ) -> Float[Array, "s b c"]:
-        """Computes the outputs of every sample, each the same for all batches."""
+        """Computes the outputs of every sample; all batches share the samples."""
         return ensemble_outputs(
             lambda params: outputs(params, None),
             posterior,
@@ -83,7 +83,7 @@ class Samples(Predictor):
         )
 
     def starts(self, other: Predictor) -> bool:
-        """Whether the other averages over these samples, and more."""
+        """Tells whether the other averages over these samples and more."""
         return (
             isinstance(other, Samples)
             and self.samples <= other.samples

@@ -1,7 +1,7 @@
 """Temperature scaling (Guo et al., 2017) of another predictor's probabilities.
 
-Where the classes are separated perfectly any lower temperature is better: there the
-result is mixed with the uniform distribution (Berta et al., 2025, arXiv 2501.19195).
+If the classes are separated perfectly, no temperature is best; the result is then mixed
+with the uniform distribution (Berta et al., 2025, arXiv 2501.19195).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from ivon_jax.checks import DECAY, FINITE_POSITIVE, check
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.predictors.base import Predictor
 
-# Natural logarithms of 1/T between which it is sought, and how often it is halved.
+# Bound of |log(1/T)| in the search, and the number of bisections.
 LOG_BOUND, HALVINGS = 16.0, 40
 
 
@@ -27,7 +27,7 @@ class Scaled(Predictor):
     Attributes:
         of: the predictor that is scaled.
         temperature: T; above 1 it lowers confidence.
-        uniform: weight of the uniform distribution, which the result is mixed with.
+        uniform: weight of the uniform distribution in the result.
     """
 
     of: Predictor
@@ -43,12 +43,12 @@ class Scaled(Predictor):
 
     @property
     def name(self) -> str:
-        """Spells the settings, for the name of a file."""
+        """The settings as part of a file's name."""
         return f"{self.of.name}-scaled"
 
     @property
     def suffix(self) -> str:
-        """Spells the settings, behind the method's name in a table."""
+        """The settings as shown after the method's name in a table."""
         return f"{self.of.suffix}, T {self.temperature:.3g}"
 
     @property
@@ -59,7 +59,7 @@ class Scaled(Predictor):
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, Predictor]:
-        """Does what the other predictor does."""
+        """Applies the settings of the other predictor."""
         return self.of.split(posterior, dropout)
 
     def finish(
@@ -74,13 +74,13 @@ class Scaled(Predictor):
         return scaled[None].astype(predictions.dtype)
 
     def fields(self) -> dict[str, Any]:
-        """Returns the settings as they stand in a row of results."""
+        """Returns the settings as fields of a row of results."""
         own = vars(self) | {"of": self.of.kind}
         return self.of.fields() | own
 
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> "Scaled":
-        """Rebuilds the predictor of a row whose ``of`` is rebuilt already."""
+        """Rebuilds the predictor of a row whose ``of`` is already a predictor."""
         return cls(row["of"], row["temperature"], row["uniform"])
 
 
@@ -89,16 +89,16 @@ def fit_temperature(
 ) -> float:
     """Finds the temperature of lowest NLL, by bisection of its convex derivative.
 
-    With beta = 1/T the derivative of the mean NLL is mean(E_p[l] - l_y), p being
-    softmax(beta l); it rises with beta.
+    With beta = 1/T and p = softmax(beta l) the derivative of the mean NLL is
+    mean(E_p[l] - l_y), which increases with beta.
 
     Args:
-        log_probs: of the classes, averaged over samples if there are some.
+        log_probs: log-probabilities of the classes, averaged over samples.
         labels: the right classes.
 
     Returns:
-        T. Where the classes are separated perfectly, or worse than by chance, it is
-        the end of the range that is searched, exp(-16) or exp(16); see `bound`.
+        T. If the classes are separated perfectly, or worse than by chance, it is the
+        bound of the search, exp(-16) or exp(16); see `bound`.
 
     Raises:
         ValueError: there are fewer than two examples.
@@ -126,7 +126,7 @@ def fit_temperature(
 
 
 def bound(temperature: float) -> int:
-    """Tells whether `fit_temperature` ended where its range does.
+    """Tells whether `fit_temperature` ended at a bound of the search.
 
     Returns:
         -1 at the low end, 1 at the high one, else 0.
@@ -143,11 +143,11 @@ def scaled(
 
     Args:
         of: the predictor.
-        predictions: its log-probabilities of examples that are not to be reported.
+        predictions: its log-probabilities of examples that are not reported on.
         labels: their right classes.
 
     Returns:
-        The scaled predictor; where the classes are separated perfectly, with weight
+        The scaled predictor; if the classes are separated perfectly, with weight
         1/(n+1) on the uniform distribution.
 
     Raises:
@@ -165,7 +165,7 @@ def pool(predictions: Float[np.ndarray, "s n c"]) -> Float[np.ndarray, "n c"]:
 
 
 def _finite(log_probs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-    """Log-probabilities in float64, of impossible classes a number too."""
+    """Converts log-probabilities to float64 and clips minus infinity."""
     return np.maximum(np.asarray(log_probs, np.float64), -1e4)
 
 

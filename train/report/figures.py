@@ -43,7 +43,7 @@ def reliability(
     labels: Int[np.ndarray, " n"],
     bins: int = 10,
 ) -> None:
-    """Draws accuracy against confidence, and how many predictions a bin holds."""
+    """Draws accuracy against confidence, and the share of predictions in each bin."""
     figure = _figure(4 * len(predictions), 4.4)
     panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
     edges = np.linspace(0, 1, bins + 1)
@@ -95,9 +95,9 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of a method that form the curve over tau, and that over pruning."""
+    """Returns a method's rows on the curve over tau, and on that over pruning."""
     sampled = [row for row in rows if row["predict"] == Samples.kind]
-    # A curve is of one ensemble size: that of the sweep, which comes last.
+    # A curve has one ensemble size: that of the sweep, which comes last.
     sampled = [row for row in sampled if row["samples"] == sampled[-1]["samples"]]
     # The mean is the end of the temperature curve.
     mean = [row for row in rows if row["predict"] == Mean.kind and not row["prune"]]

@@ -24,14 +24,14 @@ COLUMNS = {
     "spearman": ("Spearman %", 100, 1),
     "mse": ("MSE", 1, 3),
 }
-# What comparisons in one table must share.
+# Fields that must agree between the comparisons in one table.
 ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
 
 Row = dict[str, Any]
 
 
 def label(row: Row) -> str:
-    """Names a row: the run or method, and how it predicts."""
+    """Returns the name of a row: the run or method, and the predictor."""
     suffix = predictor_of(row).suffix
     if not has_spread(row["method"]):  # the mean is all there is
         suffix = suffix.removeprefix("@mean")
@@ -39,12 +39,12 @@ def label(row: Row) -> str:
 
 
 def has_spread(method: str) -> bool:
-    """Whether a method has more than a point; an adapter of PEFT has not."""
+    """Tells whether a method's posterior is more than a point."""
     return method in METHODS and METHODS[method].spread
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Formats rows as a Markdown table; what is between 0 and 1 in percent."""
+    """Formats rows as a Markdown table, with fractions as percentages."""
     columns = _columns(rows)
     cells = [["", *(title for title, *_ in columns.values())]]
     for row in rows:
@@ -57,7 +57,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
-    """The columns that all rows have."""
+    """Returns the columns that all rows have."""
     return {k: v for k, v in COLUMNS.items() if all(k in row for row in rows)}
 
 
@@ -71,8 +71,8 @@ def read_comparisons(directories: Sequence[Path]) -> list[list[Row]]:
         The rows of each.
 
     Raises:
-        ValueError: there is none, or one is no comparison, or not like the first, or
-            of a seed that another has too.
+        ValueError: there is no folder, or one holds no comparison, differs from the
+            first in more than the seed, or repeats a seed.
     """
     if not directories:
         raise ValueError("directories: name at least one comparison")
@@ -106,11 +106,11 @@ def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
         runs: the rows of each run, in the same order.
 
     Raises:
-        ValueError: the runs were not made alike.
+        ValueError: the runs have different rows.
     """
     names = [[label(row) for row in rows] for rows in runs]
     if any(name != names[0] for name in names):
-        raise ValueError("runs: they predict in different ways; compare like with like")
+        raise ValueError("runs: their methods or predictors differ")
     columns = _columns([row for rows in runs for row in rows])
     cells = [["", *(title for title, *_ in columns.values())]]
     for same in zip(*runs, strict=True):

@@ -1,1 +1,1 @@
-"""A run on the disk: its folder, its checkpoints, its progress."""
+"""Runs on disk: folders, checkpoints and progress."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written in the background, proven whole before they are used.
+"""Checkpoints of a run, written in the background and verified before use.
 
-Orbax writes one folder a checkpoint. What it commits is read back, then sealed with a
-digest of every file, so that a checkpoint cut short, or altered on the disk, is told
-from a good one; restoring passes over the bad and takes the newest that is good.
+Orbax writes one folder per checkpoint. A committed checkpoint is read back, then sealed
+with a digest of every file, so that one that is truncated or altered on the disk is
+recognised; restoring takes the newest that is good.
 """
 
 import hashlib
@@ -27,41 +27,41 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.runs.progress import say
 
 SEAL = "sha256.json"
-# Orbax puts a checkpoint's arrays into this folder of it.
+# The folder of the arrays in Orbax's folder of a checkpoint.
 ARRAYS = "state"
 READ_BYTES = 2**30
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         step: number of steps taken.
-        state: arrays, as they were then.
-        notes: whatever else, as JSON.
-        score: how bad the state is, a finite number; None if that is not known.
+        state: arrays.
+        metadata: everything else, as JSON.
+        score: finite score of the state, lower is better; None if unknown.
     """
 
     step: int
     state: PyTree
-    notes: dict[str, Any]
+    metadata: dict[str, Any]
     score: float | None = None
 
 
 class Checkpoints:
     """The checkpoints in a folder; a context that ends when all are on the disk.
 
-    With several processes all of them make the same calls, on a file system they
-    share.
+    Several processes all make the same calls, on a shared file system.
 
     Args:
-        folder: made if needed. Damaged checkpoints in it are removed, with a message.
-        steps: save every so many steps; None for by time alone.
-        minutes: save at the latest after so many minutes.
-        keep: how many to keep, the newest ones; the one of lowest score is kept too.
+        folder: created if needed. Damaged checkpoints in it are removed, with a
+            message.
+        steps: save every `steps` steps; None: only by time.
+        minutes: save if the last checkpoint is older than `minutes` minutes.
+        keep: number of newest checkpoints to keep, besides the one of lowest score.
 
     Raises:
-        ValueError: checkpoints cannot be kept in a folder of this name.
+        ValueError: Orbax does not support the folder's path.
     """
 
     def __init__(
@@ -81,31 +81,31 @@ class Checkpoints:
             policies.insert(0, when.FixedIntervalPolicy(steps))
         self._folder, self._keep = folder, keep
         self._pending: tuple[int, PyTree] | None = None  # a step, and its shapes
-        with _naming(folder, "the checkpoints cannot be read"):
+        with _orbax_errors(folder, "the checkpoints cannot be read"):
             self._orbax = training.Checkpointer(
                 folder.absolute(),
                 save_decision_policy=when.AnySavePolicy(policies),
-                # Orbax would remove an old one before the new one is sealed.
+                # Orbax would remove old ones before the new one is sealed.
                 preservation_policy=training.preservation_policies.PreserveAll(),
                 cleanup_tmp_directories=True,
             )
 
     def __enter__(self) -> "Checkpoints":
-        """Starts; there is nothing to do."""
+        """Returns itself."""
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Waits for the save that is under way, if any."""
+        """Waits for the save in progress, if any."""
         try:
             self._finish()
             self._orbax.close()
         except (OSError, ValueError):
-            if error is None:  # else what went wrong first is what counts
+            if error is None:  # else the first error is raised
                 raise
 
     def restore(
@@ -114,9 +114,9 @@ class Checkpoints:
         """Reads the newest checkpoint.
 
         Args:
-            like: arrays of the shapes, types and shardings to restore; those saved
+            like: arrays of the shapes, dtypes and shardings to restore; the saved ones
                 may have been split over other devices.
-            check: raises if the checkpoint's notes are not those of this run.
+            check: raises an error if the checkpoint's metadata are of another run.
 
         Returns:
             The checkpoint, or None if there is none.
@@ -127,11 +127,11 @@ class Checkpoints:
         latest = self._orbax.latest
         if latest is None:
             return None
-        check(self._notes(latest))
+        check(self._metadata(latest))
         return self._load(latest, like)
 
     def restore_best(self, like: PyTree) -> Saved | None:
-        """Reads the checkpoint of lowest score, the newest of equals.
+        """Reads the checkpoint of lowest score, of ties the newest.
 
         Args:
             like: see `restore`.
@@ -156,41 +156,41 @@ class Checkpoints:
         )
         with self._reading(found):
             state = self._orbax.load(found.step, shapes)
-        return Saved(found.step, state, self._notes(found))
+        return Saved(found.step, state, self._metadata(found))
 
-    def _notes(self, found: Any) -> dict[str, Any]:
+    def _metadata(self, found: Any) -> dict[str, Any]:
         with self._reading(found):
-            notes: Any = self._orbax.metadata(found.step).custom_metadata
-            return dict(notes)
+            metadata: Any = self._orbax.metadata(found.step).custom_metadata
+            return dict(metadata)
 
     def _reading(self, found: Any) -> AbstractContextManager[None]:
-        return _naming(
+        return _orbax_errors(
             self._folder / str(found.step),
             "the checkpoint cannot be read",
             "; without it, --resume takes the one before",
         )
 
     def due(self, step: int) -> bool:
-        """Tells whether it is time to save; to be asked after every step.
+        """Tells whether it is time to save; to be called after every step.
 
         Raises:
-            OSError: the save before could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         if self._pending is not None and not self._orbax.is_saving_in_progress():
             self._finish()
         return self._orbax.should_save(step)
 
     def save(self, saved: Saved) -> None:
-        """Saves now, in the background, unless this step is saved already.
+        """Saves in the background, unless this step is already saved.
 
         Raises:
-            OSError: this save, or the one before, could not be written.
+            OSError: this checkpoint, or the previous one, could not be written.
         """
         self._finish()
         latest = self._orbax.latest
         if latest is not None and latest.step == saved.step:
             return
-        # A copy: the next step reuses the state's own buffers.
+        # A copy, because the next step reuses the state's buffers.
         state = jax.tree.map(jnp.copy, saved.state)
         with self._writing():
             self._orbax.save_async(
@@ -198,7 +198,7 @@ class Checkpoints:
                 state,
                 force=True,
                 metrics=None if saved.score is None else {"score": saved.score},
-                custom_metadata=saved.notes,
+                custom_metadata=saved.metadata,
             )
         self._pending = (
             saved.step,
@@ -206,26 +206,26 @@ class Checkpoints:
         )
 
     def _finish(self) -> None:
-        """Waits for the save under way, and seals it."""
+        """Waits for the save in progress, and seals it."""
         if self._pending is None:
             return
         (step, shapes), self._pending = self._pending, None
         with self._writing():
             self._orbax.wait()
             if jax.process_index() == 0:
-                _prove(self._folder / str(step), shapes)
+                _verify(self._folder / str(step), shapes)
                 _seal(self._folder / str(step))
                 self._remove_old()
 
     def _writing(self) -> AbstractContextManager[None]:
-        return _naming(
+        return _orbax_errors(
             self._folder,
             "the checkpoint cannot be written",
             "; the last good one is kept",
         )
 
     def _remove_old(self) -> None:
-        """Removes all but the newest and the best; Orbax goes on listing them."""
+        """Removes all but the newest and the best; Orbax still lists the others."""
         best = self._best()
         for path in _by_step(self._folder)[: -self._keep]:
             if best is None or path.name != str(best.step):
@@ -233,8 +233,8 @@ class Checkpoints:
 
 
 @contextmanager
-def _naming(where: Path, problem: str, then: str = "") -> Iterator[None]:
-    """Turns whatever Orbax raises into an error of one line that names the place."""
+def _orbax_errors(where: Path, problem: str, then: str = "") -> Iterator[None]:
+    """Turns Orbax's errors into an error of one line that names the path."""
     try:
         yield
     except Exception as error:
@@ -242,13 +242,13 @@ def _naming(where: Path, problem: str, then: str = "") -> Iterator[None]:
 
 
 def check_path(folder: Path) -> None:
-    """Checks that what Orbax writes to a folder of this name can be read again.
+    """Checks that Orbax can read the files that it writes to a folder.
 
-    It looks for its files by patterns that begin with the folder's own path, and takes
-    part of it for a URL.
+    It globs for them with patterns that begin with the folder's path, and treats some
+    paths as URLs.
 
     Raises:
-        ValueError: the path means something else to it.
+        ValueError: the path is no literal path to Orbax.
     """
     path = folder.absolute()
     bad = [character for character in "*?[\\" if character in str(path)]
@@ -261,10 +261,10 @@ def check_path(folder: Path) -> None:
         )
 
 
-def _prove(folder: Path, shapes: PyTree) -> None:
+def _verify(folder: Path, shapes: PyTree) -> None:
     """Reads all arrays of a checkpoint, about a gigabyte at a time.
 
-    This process does it without the others, whatever they hold of the arrays.
+    This process reads them without the others, even if it holds only parts of them.
 
     Raises:
         ValueError: they are not those that were saved.
@@ -304,7 +304,7 @@ def _seal(folder: Path) -> None:
 
 
 def _damage(folder: Path) -> str | None:
-    """Says what is wrong with a checkpoint, or None."""
+    """Returns the damage to a checkpoint, or None."""
     try:
         sealed = json.loads((folder / SEAL).read_text())
     except (OSError, ValueError):

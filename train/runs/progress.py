@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# Called after each step with the units done and what to show.
+# Called after each step with the number of units done and a text.
 Report = Callable[[int, str], None]
 
 
 def say(text: str) -> None:
-    """Prints a line on stderr; whoever cannot read it any more stops nothing."""
+    """Prints a line on stderr; a closed stderr is no error."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr)
 
 
 class _Unread(io.FileIO):
-    """A file that may be closed on the other side, or full, and takes all the same."""
+    """A file whose write errors are ignored, as of a closed pipe or a full disk."""
 
     def write(self, data: Any) -> int:
-        """Writes what can be written; the rest is lost."""
+        """Writes what it can; the rest is lost."""
         with suppress(OSError):
             super().write(data)
         return memoryview(data).nbytes
 
 
 def outlive_readers() -> None:
-    """Lets nothing that this process prints on stderr, nor a library, fail."""
+    """Makes writes to stderr, also those of libraries, never fail."""
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
         raw = _Unread(sys.stderr.fileno(), "w", closefd=False)
         sys.stderr = io.TextIOWrapper(
@@ -43,16 +43,16 @@ def outlive_readers() -> None:
 def progress(
     title: str, total: int, every: int, done: int = 0, show: bool = True
 ) -> Iterator[Report]:
-    """Shows a bar with speed and time left, or a line every so many units.
+    """Shows a bar with speed and time left, or a line every N units.
 
-    Nothing that goes wrong with showing it ends the work.
+    Errors of the display are ignored.
 
     Args:
-        title: what is going on.
+        title: name of the work.
         total: number of units.
         every: units between two plain lines.
         done: units that were done before.
-        show: or nothing at all.
+        show: whether to show anything.
 
     Yields:
         The function to call after each unit.

@@ -1,4 +1,4 @@
-"""How far a run has come, and the numbers of its steps."""
+"""Counts and metrics of a run's steps."""
 
 import dataclasses
 import time
@@ -14,7 +14,7 @@ LAG = 2
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How far a run has come."""
+    """Counts of the steps taken, and their time."""
 
     step: int = 0
     skipped: int = 0
@@ -32,11 +32,11 @@ class Counts:
 
 
 class Recorder:
-    """Fetches the numbers of steps while later ones run, and passes them on.
+    """Fetches the metrics of steps while later steps run, and logs them.
 
     Args:
-        counts: of the steps taken before.
-        log: takes the counts after a step, and its numbers.
+        counts: counts of the previous steps.
+        log: called with the counts after a step, and its metrics.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Recorder:
         self._waiting: deque[dict[str, Float[Array, ""]]] = deque()
 
     def push(self, logs: dict[str, Float[Array, ""]]) -> None:
-        """Takes a step's numbers, still being computed; waits for an older one's."""
+        """Queues a step's metrics, still being computed; fetches older ones."""
         self._waiting.append(logs)
         while len(self._waiting) > LAG:
             self._fetch()
@@ -57,10 +57,10 @@ class Recorder:
         """Waits for all steps.
 
         Args:
-            further: makes more numbers of the last step.
+            further: computes more metrics of the last step.
 
         Returns:
-            The last step's numbers; none if all were fetched before.
+            The last step's metrics; empty if all were fetched before.
         """
         while len(self._waiting) > 1:
             self._fetch()

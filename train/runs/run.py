@@ -1,4 +1,4 @@
-"""A run's folder: what it was, how it went, what came out."""
+"""A run's folder: configuration, metrics and results."""
 
 import datetime
 import importlib.metadata
@@ -64,10 +64,10 @@ def check_out(out: Path, *, resume: bool) -> None:
 
     Args:
         out: the folder.
-        resume: whether it may hold a run to go on with.
+        resume: whether it may hold a run to resume.
 
     Raises:
-        ValueError: it cannot become, or go on as, the folder of a run.
+        ValueError: it cannot be the folder of a new or resumed run.
     """
     if resume and (out / CONFIG).exists():
         if not os.access(out, os.W_OK | os.X_OK):
@@ -95,33 +95,33 @@ def create(out: Path) -> None:
 def start(
     out: Path,
     config: TrainConfig | CompareConfig,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     *,
     resume: bool,
 ) -> None:
-    """Makes a run's folder, or makes sure that it is this run's.
+    """Makes a run's folder, or checks that it is this run's.
 
     Args:
         out: the folder.
-        config: of a training run, resolved; or of a comparison.
-        facts: fingerprints and counts.
-        resume: go on with what the folder holds, if it holds anything.
+        config: configuration of a training run, resolved, or of a comparison.
+        metadata: fingerprints and counts.
+        resume: whether to resume the run in the folder, if there is one.
 
     Raises:
-        ValueError: it holds anything else, or a run of other settings or data.
+        ValueError: it holds other files, or a run of other settings or data.
     """
     if resume:
         remove_unfinished(out)
     if resume and (out / CONFIG).exists():
         old, recorded = _read_config(out, type(config))
-        check_same(out, describe(old, recorded), describe(config, facts))
-        facts = facts | {"started": recorded.get("started")}
+        check_same(out, describe(old, recorded), describe(config, metadata))
+        metadata = metadata | {"started": recorded.get("started")}
     else:
         create(out)
-    write_config(out, config, **facts)
+    write_config(out, config, **metadata)
 
 
-# May differ when a run goes on: no number depends on them.
+# Settings that may change when a run is resumed: no result depends on them.
 MAY_CHANGE = {
     "mesh",
     "remat",
@@ -132,34 +132,34 @@ MAY_CHANGE = {
 }
 
 
-# What there was before these settings, where a run was started without them.
+# Values of runs that were started before these settings existed.
 BEFORE = {"data.leading_space": "yes"}
 
 
 def describe(
-    config: TrainConfig | CompareConfig, facts: dict[str, Any]
+    config: TrainConfig | CompareConfig, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns all that makes a run what it is, by name, as plain JSON values."""
-    return _flat(to_json(config)) | facts
+    """Returns everything that identifies a run, by name, as plain JSON values."""
+    return _flat(to_json(config)) | metadata
 
 
 def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that what a run left is this run's.
+    """Checks that a folder or checkpoints belong to this run.
 
     Args:
-        where: what it left.
-        before: `describe` of the run that left it.
+        where: the folder or checkpoints.
+        before: `describe` of the run that wrote them.
         now: `describe` of this run.
 
     Raises:
-        ValueError: they differ in anything that a number depends on.
+        ValueError: they differ in a setting on which results depend.
     """
-    # What an older version did not know was as it is by default.
+    # Settings unknown to an older version had today's default.
     default = _flat(to_json(TrainConfig())) | {"dropout": now.get("dropout")}
     before = default | BEFORE | _renamed(before)
     may_change = set(MAY_CHANGE)
     if now.get("hyper.noise") == "per-shard":
-        may_change -= {"mesh"}  # says how many samples are drawn
+        may_change -= {"mesh"}  # determines the number of samples
     if not (now.get("lora.dropout") or now.get("dropout")):
         may_change |= {"accumulate"}  # else each micro-batch has a mask of its own
     for name, value in now.items():
@@ -171,7 +171,7 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def _renamed(described: dict[str, Any]) -> dict[str, Any]:
-    """Brings what version 0.1.0 described into today's names."""
+    """Renames the settings of version 0.1.0."""
     if "noise" not in described:
         return described
     return described | {"hyper.noise": described["noise"]}
@@ -188,7 +188,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def cut_metrics(out: Path, steps: int) -> None:
-    """Keeps the lines of so many steps; those after them will be run again.
+    """Keeps the first `steps` lines; later steps will be taken again.
 
     Raises:
         ValueError: there are fewer lines.
@@ -200,21 +200,23 @@ def cut_metrics(out: Path, steps: int) -> None:
     write_bytes(path, b"".join(lines[:steps]))
 
 
-def write_config(out: Path, config: TrainConfig | CompareConfig, **facts: Any) -> None:
-    """Records what the run is, before it starts.
+def write_config(
+    out: Path, config: TrainConfig | CompareConfig, **metadata: Any
+) -> None:
+    """Writes the run's configuration and metadata.
 
     Args:
         out: the run's folder.
-        config: of a training run, resolved; or of a comparison.
-        **facts: fingerprints and counts that the configuration alone does not fix.
+        config: configuration of a training run, resolved, or of a comparison.
+        **metadata: fingerprints and counts.
     """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     values = {"config": to_json(config), "started": started, "versions": versions()}
-    write_json(out / CONFIG, values | facts)
+    write_json(out / CONFIG, values | metadata)
 
 
 def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Reads a run's configuration and recorded facts.
+    """Reads a run's configuration and metadata.
 
     Raises:
         ValueError: the folder is no run, or its configuration is damaged.
@@ -236,7 +238,7 @@ def _read_config(out: Path, cls: type[ConfigType]) -> tuple[ConfigType, dict[str
 
 
 def _completed(config: Any) -> Any:
-    """Puts in what an older run's configuration does not say."""
+    """Adds settings that an older run's configuration does not have."""
     for name, value in BEFORE.items():
         part, key = name.split(".")
         if isinstance(config, dict) and isinstance(config.get(part), dict):
@@ -245,14 +247,14 @@ def _completed(config: Any) -> Any:
 
 
 def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Metadata]:
-    """Reads what a run learned.
+    """Reads a run's posterior.
 
     Args:
         out: the run's folder.
-        best: read the posterior of lowest NLL on the way instead of the last one.
+        best: whether to read the best scored posterior instead of the last one.
 
     Returns:
-        The posterior, and the step it is of with lambda (`ess`) if the method has one.
+        The posterior and its metadata: step, and lambda (`ess`) if the method has one.
 
     Raises:
         ValueError: the run has none.
@@ -269,14 +271,13 @@ def write_predictions(
     predictions: Float[np.ndarray, "s n c"],
     labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
 ) -> None:
-    """Stores what every sample predicted of each example, and the labels.
+    """Writes the predictions of each draw, and the labels.
 
     Args:
         out: the run's folder.
-        name: how they were made, see `Predictor.name`, and of what; part of the
-            file's name.
+        name: name of predictor and split, part of the file's name.
         answer: the kind of answer, "class" or "number".
-        predictions: of each draw: log-probabilities of the classes, or numbers.
+        predictions: log-probabilities of the classes, or numbers, of each draw.
         labels: the right classes, or numbers.
     """
     from safetensors.numpy import save
@@ -289,14 +290,11 @@ def write_predictions(
 
 
 def read_predictions(out: Path, name: str) -> Float[np.ndarray, "s n c"]:
-    """Reads what `write_predictions` stored.
+    """Reads the predictions, without the labels, that `write_predictions` wrote.
 
     Args:
         out: the run's folder.
-        name: as it was written.
-
-    Returns:
-        The predictions, without the labels.
+        name: as in `write_predictions`.
     """
     from safetensors.numpy import load_file
 

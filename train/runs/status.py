@@ -1,4 +1,4 @@
-"""How far a run has come, in a file for queues and people."""
+"""A run's status file, for queues and people."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ State = Literal["new", "training", "interrupted", "trained", "evaluated"]
 
 
 class Status(NamedTuple):
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
-        step: steps taken; while it trains, up to the newest checkpoint.
-        of: steps that it is to take.
-        state: "training" is also what a run that was killed leaves.
+        step: steps taken; in training, those up to the newest checkpoint.
+        of: total number of steps.
+        state: its state; a run that was killed stays at "training".
     """
 
     step: int
@@ -25,7 +25,7 @@ class Status(NamedTuple):
 
 
 def read(out: Path) -> Status | None:
-    """Reads a run's status; None if it has none, as runs of older versions.
+    """Reads a run's status; None if it has none, as in older versions.
 
     Raises:
         ValueError: the file is damaged.
@@ -47,8 +47,7 @@ def read(out: Path) -> Status | None:
 def write(out: Path, step: int, of: int, state: State) -> None:
     """Writes a run's status, whole or not at all.
 
-    A finished run that was evaluated stays so when it is resumed, which changes
-    nothing.
+    An evaluated run stays "evaluated" when it is resumed after its last step.
     """
     if state == "trained" and (old := read(out)) == Status(step, of, "evaluated"):
         state = old.state
@@ -57,7 +56,7 @@ def write(out: Path, step: int, of: int, state: State) -> None:
 
 
 def evaluated(out: Path) -> None:
-    """Notes that a run was evaluated, if it had been trained to its end."""
+    """Sets a run's state to "evaluated", if it was "trained"."""
     status = read(out)
     if status is not None and status.state == "trained":
         write(out, status.step, status.of, "evaluated")

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go, step by step: one class and one registration each."""
+"""Trackers of a run's metrics: one class and one registration each."""
 
 import json
 import math
@@ -13,47 +13,47 @@ from ivon_jax.train.runs import run
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Takes a run's numbers; made of the run's folder."""
+    """Logs a run's metrics; constructed with the run's folder."""
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Begins, or goes on after a step.
+        """Starts, or resumes after a step.
 
         Args:
-            config: what tells the run from others, as plain JSON values.
-            step: how many steps were taken before.
+            config: the run's configuration and metadata, see `run.describe`.
+            step: number of previous steps.
         """
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes a step's numbers, which may be not finite."""
+        """Logs a step's metrics, which may be not finite."""
         ...
 
     def finish(self) -> None:
-        """Ends, whatever ended the run."""
+        """Ends, also after an error."""
         ...
 
 
 class Jsonl:
-    """A line a step in ``metrics.jsonl``, part of every run."""
+    """One line per step in ``metrics.jsonl``, part of every run."""
 
     def __init__(self, out: Path) -> None:
         self._out, self._path = out, out / run.METRICS
         self._file: BinaryIO | None = None
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Cuts off the lines of steps that will be taken again."""
+        """Removes the lines of steps that will be taken again."""
         run.cut_metrics(self._out, step)
         self._file = self._path.open("ab", buffering=0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a line; null where a number is not finite."""
+        """Writes a line; null for a number that is not finite."""
         assert self._file is not None
         # JSON has no infinity and no NaN.
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         text = json.dumps({"step": step, **finite}).encode() + b"\n"
         with writing(self._path):
             if self._file.write(text) < len(text):
-                raise OSError("there was no room for all of a line")
+                raise OSError("no space left for the whole line")
 
     def finish(self) -> None:
         """Closes the file."""
@@ -71,10 +71,10 @@ def tracking(
     """Starts trackers, and finishes all of them at the end.
 
     Args:
-        names: of `TRACKERS`.
+        names: names in `TRACKERS`.
         out: the run's folder.
         config: see `Tracker.start`.
-        step: idem.
+        step: see `Tracker.start`.
 
     Yields:
         The trackers.

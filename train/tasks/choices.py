@@ -1,7 +1,7 @@
-"""Rows with lettered choices, as ARC and OpenBookQA have them.
+"""Rows with lettered choices, as in ARC and OpenBookQA.
 
-`choices` holds two lists, `label` and `text`; `answerKey` is one of the labels. The
-functions raise ValueError, naming the field, for rows of any other form.
+`choices` holds two lists, `label` and `text`; `answerKey` is one of the labels. For
+rows of another form the functions raise a ValueError that names the field.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ _LETTER_OF = {**{c: c for c in LETTERS}, **dict(zip("1234", LETTERS, strict=True
 
 
 def _choices(row: Row) -> list[tuple[str, str]]:
-    """(label, text) of every choice, in the row's order and own labels."""
+    """Returns (label, text) of every choice, in the row's order and labels."""
     choices = field(row, "choices")
     if not isinstance(choices, Mapping) or not all(
         isinstance(choices.get(key), list) for key in ("label", "text")
@@ -25,14 +25,14 @@ def _choices(row: Row) -> list[tuple[str, str]]:
         raise ValueError("field 'choices' must hold two lists, 'label' and 'text'")
     pairs = list(zip(choices["label"], choices["text"], strict=False))
     if len(choices["label"]) != len(choices["text"]):
-        raise ValueError("field 'choices' has not as many labels as texts")
+        raise ValueError("field 'choices' has more or fewer labels than texts")
     if not all(isinstance(part, str) and part for pair in pairs for part in pair):
         raise ValueError("field 'choices' must hold non-empty strings only")
     return pairs
 
 
 def _lettered(row: Row) -> dict[str, str]:
-    """Text of every choice by letter, in the row's order."""
+    """Returns the text of every choice by letter, in the row's order."""
     pairs = _choices(row)
     letters = {_LETTER_OF.get(label, "?"): choice for label, choice in pairs}
     if sorted(letters) != list(LETTERS):
@@ -42,10 +42,9 @@ def _lettered(row: Row) -> dict[str, str]:
 
 
 def choice_prompt(question: str) -> Callable[[Row], str]:
-    """The prompt of a row whose question is in the named field.
+    """Returns the prompt function for questions in the named field.
 
-    Every choice starts with a capital and ends in a full stop, as in the code the
-    paper's numbers come from.
+    Every choice starts with a capital and ends in a full stop, as in the paper's code.
     """
 
     def prompt(row: Row) -> str:
@@ -62,7 +61,7 @@ def choice_prompt(question: str) -> Callable[[Row], str]:
 
 
 def choice_target(row: Row) -> int:
-    """The index in `LETTERS` of the right choice."""
+    """Returns the index in `LETTERS` of the right choice."""
     labels = [label for label, _ in _choices(row)]
     answer = text(row, "answerKey")
     if answer not in labels:
@@ -71,5 +70,5 @@ def choice_target(row: Row) -> int:
 
 
 def four_choices(row: Row) -> bool:
-    """Whether the protocol keeps the item: some of ARC have three or five choices."""
+    """Tells whether a row has four choices; the protocol drops others of ARC."""
     return len(_choices(row)) == len(LETTERS)

@@ -24,17 +24,17 @@ _CLASS_OF = {
 
 
 def city_key(name: str) -> str:
-    """The form in which two spellings of a city's name count as the same."""
+    """Returns the normal form of a city's name, equal for equivalent spellings."""
     return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def city_rows(split: Split) -> list[dict[str, str]]:
-    """Rows `{"name", "continent"}` of one split.
+    """Returns the rows `{"name", "continent"}` of one split.
 
-    Only names found on a single continent, each once; equally many of each
-    continent, which take turns, so that every prefix is balanced too. No name is in
-    both splits. The split is a function of the names alone: it hashes them, so it
-    does not move with a seed, the platform or a library's random numbers.
+    They have each name that is found on one continent only, once, and equally many of
+    each continent in turn, so that every prefix is balanced too. No name is in both
+    splits. The split depends only on hashes of the names, not on a seed, the platform
+    or a library's random numbers.
     """
     train, evaluation = _splits()
     return [dict(row) for row in (train if split == "train" else evaluation)]

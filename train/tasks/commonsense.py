@@ -30,7 +30,7 @@ def _choice_task(name: str, style: str) -> Task:
 
 def _winogrande(name: str, style: str) -> Task:
     options = {
-        # The published code forgets the full stop after B, and adds one per option.
+        # The published code omits the full stop after B, and adds one per option.
         "paper_code": "A. {option1}. B {option2}.",
         "paper_table": "A. {option1} B. {option2}",
     }[style]
@@ -69,7 +69,7 @@ def _truth(row: Row) -> int:
     return named
 
 
-# Each is made of its name and the prompt style.
+# Functions of the task's name and the prompt style.
 _MAKERS: dict[str, Callable[[str, str], Task]] = {
     "winogrande_s": _winogrande,
     "winogrande_m": _winogrande,

@@ -17,15 +17,15 @@ def custom_task(
     Args:
         prompt: template with `{field}` placeholders, `{{` for a brace.
         labels: the label words in class order.
-        label_field: field of a row holding its class: one of `labels`, or its
-            index. If any label is itself a number, only the former.
-        leading_space: see `Task`; None to go by the prompt's end, the words' script
+        label_field: field of a row's class: one of `labels`, or its index. If a label
+            is itself a number, indices are not accepted.
+        leading_space: see `Task`; None to decide by the prompt's end, the words' script
             and the tokenizer.
 
     Raises:
-        ValueError: a template without field, with the label in it, or malformed, or
-            with a blank at its end before words with one at their start; fewer than
-            two labels, an empty or a repeated one.
+        ValueError: the template is malformed, has no field, has the label in it, or
+            ends in a blank before words with a leading one; there are fewer than two
+            labels, or one is empty or repeated.
 
     >>> task = custom_task("Text: {text} Topic:", ("sport", "art"))
     >>> task.example({"text": "A late goal.", "label": "sport"})

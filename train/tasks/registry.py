@@ -1,4 +1,4 @@
-"""The one place that knows the tasks by name."""
+"""The registry of tasks."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ from ivon_jax.train.tasks.commonsense import COMMONSENSE
 from ivon_jax.train.tasks.glue import GLUE
 
 PROMPT_STYLES = ("paper_code", "paper_table")
-# What makes each task of a prompt style.
+# Functions from the prompt style to the task.
 TASKS: dict[str, Callable[[str], Task]] = {**CITIES, **COMMONSENSE, **GLUE}
 
 
 def get_task(name: str, prompt_style: str = "paper_code") -> Task:
-    """Looks a built-in task up.
+    """Returns a built-in task.
 
     Args:
         name: one of `TASKS`.
-        prompt_style: "paper_code" for the prompts of the code the paper's numbers
-            come from, "paper_table" for those its Table 8 prints. They differ for
-            WinoGrande only; the preprocessing of choices is the code's in both.
+        prompt_style: "paper_code" for the prompts of the code behind the paper's
+            numbers, "paper_table" for those of its Table 8. They differ for WinoGrande
+            only; choices are preprocessed as in the code in both.
 
     Raises:
         ValueError: unknown name or style; the message lists the legal ones.

@@ -1,9 +1,9 @@
-"""Whether an answer is written with a blank between it and the prompt."""
+"""The blank between a prompt and its answer."""
 
 import unicodedata
 from collections.abc import Sequence
 
-# What the names of their characters begin with.
+# Prefixes of the Unicode names of their characters.
 _SCRIPTS_WITHOUT_BLANKS = (
     "CJK ",
     "IDEOGRAPHIC ",
@@ -23,13 +23,13 @@ _SCRIPTS_WITHOUT_BLANKS = (
 
 
 def blank_follows(prompt: str, words: Sequence[str]) -> bool:
-    """Whether text goes on with a blank where a label word follows the prompt.
+    """Tells whether a blank separates the prompt from a label word.
 
-    None does after a line's end or another blank, an opening bracket or quotation
-    mark, and wide characters; nor before words of scripts that are written without.
+    None follows white space, an opening bracket or quotation mark, or a wide character;
+    none precedes a word of a script that is written without blanks.
 
     Args:
-        prompt: the template; what counts is its end.
+        prompt: the template; only its end matters.
         words: the label words, none of them empty.
 
     >>> blank_follows("Review: {text} Sentiment:", ("good", "bad"))

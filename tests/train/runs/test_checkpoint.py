@@ -338,7 +338,7 @@ def test_a_path_is_refused_or_its_checkpoints_restore(name, tmp_path):
     else:
         found = restored(folder)
         assert found is not None
-        assert (found.step, found.notes) == (1, {"step": 1})
+        assert (found.step, found.metadata) == (1, {"step": 1})
         jax.tree.map(np.testing.assert_array_equal, found.state, STATE)
 
 
