@@ -1,10 +1,10 @@
-# Everything runs from a virtual environment that the first target makes.
+# Everything runs from a virtual environment that the first target creates.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs
 TESTS ?= tests
-# The newest Python that is here: with it comes the newest JAX, and no torch.
+# The newest Python installed, which gets the newest JAX, and no torch.
 NEWEST ?= $(shell for python in python3.13 python3.12 \
 	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
 	do $$python --version >/dev/null 2>&1 && echo $$python && break; done)
@@ -37,15 +37,15 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 	$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
 		--taus 0.5 1 4 16 --prunes 0.1 0.3 0.5 --sweep-samples 3 --out $(OUT)/demo
 
-test: $(VENV)/developing  ## the whole suite, but for what takes minutes
+test: $(VENV)/developing  ## the test suite without slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 	$(if $(filter tests,$(TESTS)),$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax)
 
-test-newest:  ## the same on the newest Python, if one newer than 3.11 is here
+test-newest:  ## the same on the newest Python, if one above 3.11 is installed
 	@$(if $(NEWEST),,echo "no Python 3.12 or 3.13 found: not tested")
 	$(if $(NEWEST),$(MAKE) test PYTHON=$(NEWEST) VENV=$(VENV)-newest)
 
-test-slow: $(VENV)/developing  ## the rest of the suite, and new random cases of all
+test-slow: $(VENV)/developing  ## slow tests, and property tests with new random cases
 	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile default
 
 seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on two cores)

@@ -1,1 +1,1 @@
-"""Measurements: ratios against a real peer, interleaved in one run, written as JSON."""
+"""Benchmarks, written as JSON; contestants are interleaved in one run."""

@@ -1,11 +1,11 @@
-"""IVON-LoRA against Adam on a small network that is no language model.
+"""IVON-LoRA against Adam on a small network that is not a language model.
 
     python -m benchmarks.digits --out runs/benchmarks/digits.json
 
-An MLP that tells the digits 0 to 4 apart is adapted, by LoRA on all its layers, to the
-digits 5 to 9 with eight examples of each. Both methods have the same grid of learning
-rates and steps (IVON-LoRA also of lambda), and are chosen by NLL on validation
-examples, over all seeds together. Needs scikit-learn.
+An MLP that classifies the digits 0 to 4 is adapted, by LoRA on all its layers, to the
+digits 5 to 9 with eight examples of each. Both methods have a grid of learning rates
+and steps (IVON-LoRA also of lambda), selected by mean NLL on validation examples over
+all seeds. Needs scikit-learn.
 """
 
 import functools
@@ -57,7 +57,7 @@ MODEL = Lora(MLP(), LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=("all-lin
 
 
 def load(seed: int) -> tuple[Data, Data, Data, Data]:
-    """Splits the digits: old ones, and new ones to train, validate and test on."""
+    """Splits the digits: old ones, and new ones for training, validation and test."""
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -158,7 +158,7 @@ def main(out: Path = Path("runs/benchmarks/digits.json"), seeds: int = 10) -> No
 
     Args:
         out: where to write.
-        seeds: of the split, the adapters, the batches and the noise.
+        seeds: number of seeds, each of a split, adapters, batches and noise.
     """
     before, start = machine(), time.monotonic()
     splits = [load(seed) for seed in range(seeds)]
@@ -169,7 +169,7 @@ def main(out: Path = Path("runs/benchmarks/digits.json"), seeds: int = 10) -> No
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     rows = []
-    for method, how in (("adam", 0), ("ivon-lora", 0), ("ivon-lora", SAMPLES)):
+    for method, samples in (("adam", 0), ("ivon-lora", 0), ("ivon-lora", SAMPLES)):
         grid = jnp.array(list(itertools.product(RATES[method], ESS[method])))
         trials = []
         for steps in STEPS:
@@ -180,7 +180,7 @@ def main(out: Path = Path("runs/benchmarks/digits.json"), seeds: int = 10) -> No
             # All points of the grid and all seeds at once.
             over_seeds = jax.vmap(run, (None, 0, 0))
             posteriors = jax.vmap(over_seeds, (0, None, None))(grid, train, keys)
-            judge = jax.vmap(lambda q, data: score(params, q, data, how))  # noqa: B023
+            judge = jax.vmap(lambda q, data: score(params, q, data, samples))  # noqa: B023
             on = jax.vmap(judge, (0, None))
             chosen_by = np.asarray(on(posteriors, validation)["nll"]).mean(1)
             final = jax.tree.map(np.asarray, on(posteriors, test))
@@ -189,7 +189,7 @@ def main(out: Path = Path("runs/benchmarks/digits.json"), seeds: int = 10) -> No
                 trials.append((float(chosen_by[i]), steps, rate, ess, numbers))
         nll, steps, rate, ess, numbers = min(trials, key=lambda trial: trial[0])
         rows.append(
-            {"method": method, "samples": how, "steps": steps, "rate": rate,
+            {"method": method, "samples": samples, "steps": steps, "rate": rate,
              "ess": ess, "validation_nll": nll, "test": numbers}
         )  # fmt: skip
     seconds = round(time.monotonic() - start, 1)
@@ -201,10 +201,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Formats means and standard errors over seeds."""
     cells = [["", "accuracy %", "ECE %", "NLL"]]
     for row in rows:
-        how = f", {row['samples']} samples" if row["samples"] else ""
+        sampled = f", {row['samples']} samples" if row["samples"] else ""
         ess = f", lambda {row['ess']:g}" if row["ess"] else ""
         line = [
-            f"{row['method']}{how} (rate {row['rate']:.2g}, {row['steps']} steps{ess})"
+            f"{row['method']}{sampled}"
+            f" (rate {row['rate']:.2g}, {row['steps']} steps{ess})"
         ]
         for name, scale, digits in (
             ("accuracy", 100, 1),

@@ -3,9 +3,8 @@
     python -m benchmarks.finetune --data-dir DATA --out runs/benchmarks/finetune.json
 
 Both train rank-8 adapters on q_proj and v_proj with Adam in float32, pad each batch
-to its longest prompt (ours to its `bucket`; packed, to that of its longest two prompts
-in a row), and compute the output layer at the last positions only. The same prompts go
-to one, then to the other.
+to its longest prompt (ours to the `bucket` of its longest row), and compute the output
+layer at the last positions only. Both are given the same prompts in turn.
 """
 
 import dataclasses
@@ -38,7 +37,7 @@ def ours(problem: Problem, method: Method) -> Step:
     """Our jitted step; returns the loss."""
     fixed = problem.fixed(Streams.from_seed(0))
     state = first_state(problem.network, method, None, fixed.streams.adapters)
-    # Committed like the output of a step, which is then compiled but once.
+    # Committed like the output of a step, so that it is compiled only once.
     state = jax.device_put(state, jax.local_devices()[0])
 
     def step(batch: Batch) -> float:
@@ -97,14 +96,14 @@ def peft(gguf: Path, answers: Any) -> Step:
 
 
 class Contestant(NamedTuple):
-    """What takes part: how it is made, and the batches it is given."""
+    """A contestant: the function that makes its step, and its batches."""
 
     make: Callable[[], Step]
     batches: list[Batch]
 
 
 class Result(NamedTuple):
-    """What was measured of one: seconds to the first step, then of each; losses."""
+    """Measurements: seconds to the first step, seconds and losses of later ones."""
 
     first: float
     seconds: list[float]
@@ -112,7 +111,7 @@ class Result(NamedTuple):
 
 
 def race(contestants: dict[str, Contestant]) -> dict[str, Result]:
-    """Gives each its next batch in turn, once it has seen every padded length."""
+    """Times contestants in turn, after each has compiled every padded length."""
     runs, results = {}, {}
     for label, (make, batches) in contestants.items():
         start = time.perf_counter()
@@ -143,8 +142,8 @@ def main(
         out: where to write.
         data_dir: the task's files; default: IVON_JAX_DATA.
         task: any task of the command line.
-        steps: measured batches, after those that see each padded length first.
-        batch_size: prompts a batch.
+        steps: measured batches, after one of each padded length.
+        batch_size: prompts per batch.
     """
     keep_freed_memory()  # as the command line does
     before = machine()
@@ -195,9 +194,9 @@ def main(
     )
 
 
-def _ratios(theirs: list[float], mine: list[float]) -> dict[str, float]:
-    """Spread of the ratio over batches."""
-    ratios = [t / m for t, m in zip(theirs, mine, strict=True)]
+def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """Returns quartiles of the ratio over batches."""
+    ratios = [t / m for t, m in zip(theirs, ours, strict=True)]
     names = ("lower_quartile", "median", "upper_quartile")
     return dict(zip(names, statistics.quantiles(ratios, n=4), strict=True))
 

@@ -1,10 +1,9 @@
-"""GLUE with a small random DeBERTa: the way from files to metrics, learnt or not.
+"""GLUE with a small random DeBERTa: an end-to-end test from files to metrics.
 
-Makes a folder as microsoft/deberta-v3-base has it, with random weights and a tokenizer
+Makes a model folder like microsoft/deberta-v3-base, with random weights and a tokenizer
 trained on the task's own texts, then trains and evaluates as ``ivon-jax`` does. Nothing
-is pretrained, so only what single words give away can be learnt; few examples can be
-learnt by heart. The metrics are correlations: whoever always answers the same, as the
-majority, has 0.
+is pretrained, so only cues of single words can be learnt, and few examples memorised.
+The metrics are correlations: a constant prediction, as the majority class, has 0.
 
     python -m benchmarks.glue --data-dir DATA --out runs/glue
 """
@@ -43,8 +42,8 @@ from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.tasks.registry import get_task
 
-# As deberta-v3, but small. Random embeddings so wide are nearly orthogonal: an adapter
-# on their projection can tell the words apart.
+# Like deberta-v3, but small. Wide random embeddings are nearly orthogonal, so that an
+# adapter on their projection can distinguish words.
 SHAPE = DebertaConfig(
     vocab_size=4000,
     embedding_size=1024,
@@ -66,8 +65,8 @@ SHAPE = DebertaConfig(
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 LORA = LoraConfig(rank=16, alpha=16.0, dropout=0.0, targets=("all-linear",))
 SEEN = 512  # training examples that are scored too
-# An untrained model is further from its goal than a pretrained one: larger steps, and
-# for IVON less noise than with the paper's lambda.
+# An untrained model needs larger steps than a pretrained one, and IVON less noise than
+# with the paper's lambda.
 METHODS: dict[str, Hyper] = {
     "adam": AdamHyper(batch_size=64, learning_rate=2e-3),
     "ivon-lora": IvonLoraHyper(
@@ -77,7 +76,7 @@ METHODS: dict[str, Hyper] = {
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """Trains a Unigram tokenizer, and gives it the special tokens of DeBERTa-v3."""
+    """Trains a Unigram tokenizer with the special tokens of DeBERTa-v3."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -96,26 +95,27 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     return transformers.DebertaV2Tokenizer(vocab=pieces, unk_id=unk)
 
 
-def write_model(folder: Path, shape: DebertaConfig, tokenizer: Any) -> None:
+def write_model(folder: Path, model_config: DebertaConfig, tokenizer: Any) -> None:
     """Writes a random model without a head, in HF's layout.
 
-    Kernels have variance 1 / inputs, embeddings 1: signals keep their size.
+    Kernels have variance 1 / inputs and embeddings variance 1, which preserves the
+    scale of activations.
     """
-    shape = dataclasses.replace(shape, vocab_size=len(tokenizer))
+    model_config = dataclasses.replace(model_config, vocab_size=len(tokenizer))
     tokens = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(Deberta(shape).init, jax.random.key(0), tokens)
+    shapes = jax.eval_shape(Deberta(model_config).init, jax.random.key(0), tokens)
     rng = np.random.default_rng(0)
 
     def leaf(path: Any, value: Any) -> np.ndarray:
-        kind, size = path[-1].key, value.shape
-        if kind in ("scale", "bias"):
-            return np.full(size, kind == "scale", np.float32)
-        std = 1.0 if kind == "embedding" else size[-2] ** -0.5
+        name, size = path[-1].key, value.shape
+        if name in ("scale", "bias"):
+            return np.full(size, name == "scale", np.float32)
+        std = 1.0 if name == "embedding" else size[-2] ** -0.5
         return rng.normal(scale=std, size=size).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(leaf, shapes["params"])
     base = {k: v for k, v in params.items() if k not in ("pooler", "classifier")}
-    save(folder, shape, base, tokenizer)
+    save(folder, model_config, base, tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +129,9 @@ class Result:
 
 def first(encoded: Encoded, count: int) -> Encoded:
     """Returns the first examples."""
-    seconds = None if encoded.second_starts is None else encoded.second_starts[:count]
-    return Encoded(encoded.tokens[:count], encoded.labels[:count], seconds)
+    starts = encoded.second_starts
+    starts = None if starts is None else starts[:count]
+    return Encoded(encoded.tokens[:count], encoded.labels[:count], starts)
 
 
 def correlation(
@@ -147,11 +148,11 @@ def correlation(
         problem, encoded, posterior, predictor, streams, batch_size=256, show=False
     )
     value = score(problem, "", predictor, predictions, encoded)[name]
-    return 0.0 if math.isnan(value) else value  # all numbers are the same
+    return 0.0 if math.isnan(value) else value  # the predictions are constant
 
 
 def run(problem: Problem, config: TrainConfig, out: Path, samples: int) -> Result:
-    """Trains one method, and scores it on what it has seen and what it has not."""
+    """Trains one method, and scores it on training and test examples."""
     seen, unseen = problem.splits["train"], problem.splits["test"]
     config = resolve(config, problem.task.preset, len(seen))
     posterior = train(problem, config, out)
@@ -219,7 +220,7 @@ def main(
         data_dir: folder with the tasks' files.
         out: new folder for the runs, and results.json.
         tasks: which tasks.
-        train_examples: most of a task's to train on.
+        train_examples: maximal number of a task's training examples.
         steps: training steps of 64 examples.
         samples: posterior samples to average.
     """

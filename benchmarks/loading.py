@@ -3,11 +3,11 @@
     python -m benchmarks.loading --out runs/benchmarks/loading.json
 
 Both load the same generated checkpoint, sharded safetensors in bfloat16, and put fresh
-rank-8 adapters on q_proj and v_proj. Every load runs in a process of its own, one of
-each contestant a round; what the process takes before (interpreter, imports) is
-measured too, and is not part of the time. Memory is looked at every few milliseconds:
-`peak_anon` is the anonymous memory (RssAnon in /proc/self/status), which the machine
-cannot take back; `peak` counts the pages of mapped files too.
+rank-8 adapters on q_proj and v_proj. Every load runs in its own process, one of each
+contestant per round; memory before it (interpreter, imports) is measured separately,
+and their time is not counted. Memory is sampled every few milliseconds: `peak_anon` is
+the anonymous memory (RssAnon in /proc/self/status), which the kernel cannot reclaim;
+`peak_all` also counts the pages of mapped files.
 """
 
 import json
@@ -79,7 +79,7 @@ def ours(folder: str, base: Any) -> int:
     tokens = jnp.zeros((1, 1), jnp.int32)
     adapters = init_adapters(model, jax.random.key(0), tokens)
     leaves = jax.block_until_ready(jax.tree.leaves((loaded.params, adapters)))
-    # Four-bit arrays are packed, which `nbytes` does not know.
+    # Four-bit arrays are packed, which `nbytes` ignores.
     return sum(x.nbytes // (2 if x.dtype == jnp.uint4 else 1) for x in leaves)
 
 
@@ -89,10 +89,10 @@ def peft(folder: str, base: str) -> int:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    kind = {"f32": torch.float32, "bf16": torch.bfloat16}[base]
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[base]
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=kind), config
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), config
     )
     touched = sum(float(p.detach().sum()) for p in model.parameters())  # mapped files
     assert np.isfinite(touched)
@@ -108,9 +108,9 @@ def resident() -> dict[str, int]:
 
 
 def load_once(contestant: str, folder: str) -> None:
-    """Loads in this process and prints what it took, as JSON."""
-    kind, _, base = contestant.partition("_")
-    if kind == "ours":
+    """Loads in this process and prints the measurements as JSON."""
+    library, _, base = contestant.partition("_")
+    if library == "ours":
         import jax
 
         jax.devices()
@@ -129,7 +129,7 @@ def load_once(contestant: str, folder: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start, cpu = time.perf_counter(), time.process_time()
-    stays = (ours if kind == "ours" else peft)(folder, base)
+    stays = (ours if library == "ours" else peft)(folder, base)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     done.set()
     watcher.join()
@@ -160,9 +160,9 @@ def main(
 
     Args:
         out: where to write.
-        layers: of the generated model; 12 make 1.3 GB.
+        layers: layers of the generated model; 12 make 1.3 GB.
         rounds: loads of each contestant, after one that is not counted.
-        contestants: which to load.
+        contestants: contestants to measure.
     """
     before = machine()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}

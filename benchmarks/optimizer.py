@@ -1,11 +1,10 @@
-"""What IVON costs a step: against optax's AdamW, torch's IVON, and a whole step.
+"""Cost of IVON per step against optax's AdamW, torch's IVON and a whole step.
 
     python -m benchmarks.optimizer --out runs/benchmarks/optimizer.json
 
 All work on the adapters of SmolLM2-135M (rank 8 on q_proj and v_proj, 460,800
-parameters). A call is everything but the gradient: drawing the sample, and the
-update from a gradient at hand. torch-ivon needs the test peers; without them that
-row is left out.
+parameters). A call is everything but the gradient: drawing the sample, and the update
+from a given gradient. torch-ivon is skipped if the test peers are not installed.
 """
 
 import statistics
@@ -77,11 +76,11 @@ def repeat(
     tx: optax.GradientTransformation,
     before: Callable[..., Any] | None = None,
 ) -> Callable[[], None]:
-    """Compiles a step that updates in place, as training does and torch.
+    """Compiles a step that updates in place, as training and torch do.
 
     Args:
-        step: from parameters and state to their next values, and what else it made.
-        adapters: where to start.
+        step: maps parameters and state to their next values and further outputs.
+        adapters: initial parameters.
         tx: the optimizer.
         before: also called with parameters and state.
     """
@@ -150,7 +149,7 @@ def main(
 
     Args:
         out: where to write.
-        model: whose adapters.
+        model: model of the adapters.
         rounds: calls of each optimizer.
         step_rounds: whole training steps of each method.
         length: tokens of a prompt in the whole step.

@@ -1,15 +1,13 @@
-"""How a training step and an ensemble scale: time, memory, compilation.
+"""Scaling of a training step and an ensemble: time, memory, compilation.
 
     python -m benchmarks.scaling --figure-path docs/scaling.png
 
-The model is SmolLM2-135M's shape with a third of its layers and random weights, in
-float32. Every contestant runs in a process of its own; a group's processes wait while
-one of them takes a step, and take turns. Memory is the largest resident size while
-stepping (the kernel's count is reset after the first step, so the peaks of compiling
-and of making the model are not in it, but what compiling leaves behind is), less what
-the process had after its imports. Depth is varied in a narrow model, whose contestants
-come one after the other: there the time to the first step, which is mostly compiling,
-counts too.
+The model is SmolLM2-135M with a third of its layers and random weights, in float32.
+Every contestant runs in its own process; the processes of a group take steps in turn.
+Memory is the peak resident size of later steps, less that after the imports: the
+kernel's peak is reset after the first step, which excludes the peaks of compiling and
+of making the model. Depth is varied in a narrow model, whose contestants run one after
+another: there the time to the first step, mostly compilation, counts too.
 """
 
 import dataclasses
@@ -46,15 +44,15 @@ class Point:
     Attributes:
         kind: our step with Adam or IVON-LoRA, PEFT's with Adam, or our prediction
             from posterior samples.
-        batch: prompts.
-        length: tokens of each.
-        rank: of the adapters, on q_proj and v_proj.
-        samples: of the posterior, a step or in the ensemble.
+        batch: number of prompts.
+        length: tokens per prompt.
+        rank: rank of the adapters on q_proj and v_proj.
+        samples: posterior samples per step or in the ensemble.
         chunk: samples at a time in the ensemble; None for all.
-        devices: fake ones, along data.
-        layers: of the model.
-        width: of the model; other than its own only with a small vocabulary.
-        scanned: whether one layer is compiled and looped over, or all of them.
+        devices: number of simulated devices along data.
+        layers: layers of the model.
+        width: width of the model; a width other than its own has a small vocabulary.
+        scanned: whether one layer is compiled and looped over, or all are unrolled.
     """
 
     kind: Kind
@@ -70,7 +68,7 @@ class Point:
 
 
 def llama(layers: int, width: int) -> Any:
-    """SmolLM2-135M's shape, of another depth and width."""
+    """Returns the configuration of SmolLM2-135M with another depth and width."""
     from ivon_jax.models import LlamaConfig
     from ivon_jax.models.known import CATALOG
 
@@ -131,9 +129,9 @@ def ours(point: Point) -> Step:
         jax.block_until_ready(state)
 
     def predict() -> None:
-        none, how = jnp.zeros(0, jnp.int32), Samples(point.samples)
+        prefix, predictor = jnp.zeros(0, jnp.int32), Samples(point.samples)
         log_probs = predict_batch(
-            network, how, fixed, posterior, none, batch, 0, point.chunk
+            network, predictor, fixed, posterior, prefix, batch, 0, point.chunk
         )
         jax.block_until_ready(log_probs)
 
@@ -167,7 +165,7 @@ def peft(point: Point) -> Step:
 
 
 def resident(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes that this process holds now, or held at most."""
+    """Returns the current or the peak resident size of this process in bytes."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found is not None
@@ -212,7 +210,7 @@ class Server:
         )
 
     def read(self) -> Any:
-        """Waits for its next line."""
+        """Reads its next line."""
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
@@ -224,22 +222,22 @@ class Server:
         return self.read()
 
     def end(self) -> Any:
-        """Returns what it says in the end."""
+        """Ends it and returns its final results."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self.read()
 
     def kill(self) -> None:
-        """Ends it in any case."""
+        """Kills it if it still runs."""
         self._process.kill()
         self._process.wait()
 
 
 def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]]:
-    """Lets contestants take turns.
+    """Measures contestants in turn.
 
     Args:
-        points: by name.
+        points: contestants by name.
         rounds: steps of each.
 
     Returns:
@@ -260,7 +258,7 @@ def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]
 
 
 def sweeps(quick: bool) -> dict[str, dict[int, dict[str, Point]]]:
-    """The points to measure: by what is varied, its value, and the contestant."""
+    """Returns the points by the field that is varied, its value and contestant."""
     size: Any = {"layers": 2, "width": 128} if quick else {"layers": 10}
     keep = slice(None, None, 3) if quick else slice(None)
     ways = {"vmap": None, "chunks of 5": 5, "loop": 1}
@@ -306,9 +304,9 @@ def main(
 
     Args:
         out: where to write.
-        figure_path: where to draw them too.
+        figure_path: file of the figure, if wanted.
         rounds: steps of each contestant, after one that is not measured.
-        quick: two narrow layers and a third of the points, to try it.
+        quick: only two narrow layers and a third of the points.
     """
     before, start = machine(), time.monotonic()
     before["versions"] |= {name: version(name) for name in ("torch", "peft")}
@@ -317,7 +315,7 @@ def main(
     for sweep, points in sweeps(quick).items():
         results[sweep] = {}
         for n, contestants in points.items():
-            # Where compiling counts, nobody else may be at it.
+            # Compilation times are measured one at a time.
             apart = [{k: v} for k, v in contestants.items()]
             groups = apart if sweep == "depth" else [contestants]
             for group in groups:

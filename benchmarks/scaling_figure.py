@@ -32,8 +32,8 @@ def figure(results: dict[str, Any], path: Path) -> None:
     """Draws every sweep: time above, memory (or the time to the first step) below.
 
     Args:
-        results: what benchmarks/scaling.py writes.
-        path: where to draw it.
+        results: results of benchmarks/scaling.py.
+        path: file of the figure.
     """
     from matplotlib.figure import Figure
 

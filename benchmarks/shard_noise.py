@@ -1,10 +1,10 @@
-"""What a posterior sample for each data-parallel group (--noise per-shard) changes.
+"""Effect of a posterior sample for each data-parallel group (--noise per-shard).
 
     python -m benchmarks.shard_noise --out runs/benchmarks/shard_noise.json
 
-First the variance of one step's Hessian estimate over keys, all parameters held: where
-every group has the same prompts, so that the samples alone differ, and where a batch
-is split among the groups, as in training. Then a short run from the same start.
+First the variance of one step's Hessian estimate over keys, at fixed parameters: with
+the same prompts in every group, so that only the samples differ, and with a batch split
+between the groups, as in training. Then a short run from the same start.
 """
 
 import json
@@ -32,7 +32,7 @@ from ivon_jax.train.report.tables import markdown
 from ivon_jax.train.runs import run
 
 GROUPS = (1, 2, 4, 8)
-# The columns of variances, and what they are of.
+# Columns of variances, and their fields in the results.
 HEADS = {"variance, same prompts": "same_prompts", "split batch": "split_batch"}
 
 
@@ -43,13 +43,13 @@ def variance(
 
     Args:
         problem: the model.
-        config: resolved; says how many groups.
-        batch: with a leading axis of groups if there is more than one.
-        keys: how many.
+        config: the resolved run; its mesh determines the number of groups.
+        batch: the batch, with a leading axis of groups if there is more than one.
+        keys: number of keys.
 
     Returns:
-        The mean over all entries of the adapters, and its standard error: gradients
-        at samples far apart differ much in size, so many keys are needed.
+        The mean over all entries of the adapters, and its standard error; gradients
+        vary much in size between samples, so many keys are needed.
     """
     method: Any = make_method(config)
     network = problem.network
@@ -97,10 +97,10 @@ def main(
 
     Args:
         out: where to write.
-        keys: of each variance; of two the standard error is always 0.
-        rows: prompts of a group where all have the same.
-        batch_size: of the batch that is split, and of the run.
-        steps: of the run.
+        keys: keys of each variance; with two the standard error is always 0.
+        rows: prompts of a group where all groups have the same.
+        batch_size: prompts of the split batch, and of the run's batches.
+        steps: steps of the run.
     """
     jax.config.update("jax_num_cpu_devices", max(GROUPS))
     before = machine()
@@ -141,12 +141,12 @@ def main(
 def table(results: dict[int, dict[str, Any]]) -> str:
     """Writes a Markdown table; variances are shares of that with one group."""
     cells = [["groups", *HEADS, "last losses", "NLL", "accuracy"]]
-    one = {kind: results[1][kind]["variance"] for kind in HEADS.values()}
+    one = {field: results[1][field]["variance"] for field in HEADS.values()}
     for groups, found in results.items():
         shares = (
             f"{share:.3f} ± {error:.3f}"
-            for kind in HEADS.values()
-            for share, error in [np.divide([*found[kind].values()], one[kind])]
+            for field in HEADS.values()
+            for share, error in [np.divide([*found[field].values()], one[field])]
         )
         scores = (found[k] for k in ("last_losses", "eval_nll", "eval_accuracy"))
         cells.append([str(groups), *shares, *(f"{score:.3f}" for score in scores)])

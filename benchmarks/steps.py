@@ -1,4 +1,4 @@
-"""What a training step needs, without a run."""
+"""The arguments of a training step, without a run."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from ivon_jax.train.step import Fixed
 
 
 def make_method(name: str, **hyper: Any) -> Method:
-    """Makes a method as for a run without end, its learning rate at the peak.
+    """Makes a method of a practically endless run, at its peak learning rate.
 
     Args:
-        name: of `METHODS`.
+        name: name in `METHODS`.
         **hyper: hyper-parameters other than the preset's.
     """
-    kind = METHODS[name]
-    wanted = kind.hyper_type(steps=10**6, warmup=1, **hyper)
-    return kind.make(wanted.resolve("commonsense", num_examples=1), shards=1)
+    method = METHODS[name]
+    wanted = method.hyper_type(steps=10**6, warmup=1, **hyper)
+    return method.make(wanted.resolve("commonsense", num_examples=1), shards=1)
 
 
 def make_fixed(frozen: PyTree) -> Fixed:
-    """Puts a base together with a choice of its first four tokens as the answer."""
+    """Combines a base with an objective whose label ids are the first four tokens."""
     objective = LabelWords(jnp.arange(4), metrics=(), max_length=2**31 - 1)
     return Fixed(frozen, objective, Streams.from_seed(0))

@@ -1,4 +1,4 @@
-"""Interleaved timing, and what machine it ran on."""
+"""Interleaved timing, and a description of the machine."""
 
 import json
 import os
@@ -15,11 +15,12 @@ from ivon_jax.train.runs.run import versions
 def interleave(
     contestants: dict[str, Callable[[], None]], rounds: int
 ) -> dict[str, list[float]]:
-    """Times every contestant once a round, so that drift hits all alike.
+    """Times every contestant once per round, so that drift affects all alike.
 
     Args:
-        contestants: each blocks until its work is done; is called once unmeasured.
-        rounds: how often.
+        contestants: functions that block until their work is done; each is called once
+            unmeasured.
+        rounds: number of rounds.
 
     Returns:
         Seconds of each call.

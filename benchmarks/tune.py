@@ -1,12 +1,12 @@
-"""Grid search on training examples that are held out, one run a grid point.
+"""Grid search on held-out training examples, one run per grid point.
 
     python -m benchmarks.tune --method ivon-lora --learning-rate 0.015 0.03 \
         --gamma 150 --train-examples 512 --validation-examples 256 --out runs/tune
 
 The options are those of "ivon-jax train", except that a hyper-parameter takes any
-number of values. Every point is a run folder of its own: the same command goes on after
-an interruption and only reads the points that are complete, so the grid can grow. The
-evaluation set is never touched.
+number of values. Every point has its own run folder: the same command resumes an
+interrupted search and only reads complete points, so the grid can grow. The evaluation
+set is not used.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from ivon_jax.train.report import tables
 from ivon_jax.train.splits import find_task, settled
 
 STEPS = 350
-# Further spellings of options.
+# Aliases of options.
 ALIASES = {
     "learning_rate": ("--learning-rates",),
     "gamma": ("--gammas",),
@@ -40,14 +40,14 @@ ALIASES = {
 
 def _options() -> list[tuple[str, Any, Any]]:
     """Lists the hyper-parameters of all methods as fields with several values."""
-    kinds: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for method in METHODS.values():
         hints = typing.get_type_hints(method.hyper_type)
         for field in dataclasses.fields(method.hyper_type):
             hint = hints[field.name]  # None is the preset's value
-            kinds[field.name] = hint | kinds.get(field.name, hint)
+            types[field.name] = hint | types.get(field.name, hint)
     options: list[tuple[str, Any, Any]] = []
-    for name, kind in kinds.items():
+    for name, value_type in types.items():
         default = (STEPS,) if name == "steps" else ()
         shown = STEPS if name == "steps" else "the preset's"
         option = tyro.conf.arg(
@@ -56,7 +56,7 @@ def _options() -> list[tuple[str, Any, Any]]:
             help=f"values of {name}",
             help_behavior_hint=f"(default: {shown})",
         )
-        values: Any = Annotated[tuple[kind, ...], option]  # type: ignore[valid-type]
+        values: Any = Annotated[tuple[value_type, ...], option]  # type: ignore[valid-type]
         options.append((name, values, dataclasses.field(default=default)))
     return options
 
@@ -78,29 +78,31 @@ def jobs_of(
     """Lists the grid's points.
 
     Args:
-        config: what all have.
-        method: how to fit the parameters.
+        config: the options that all points share.
+        method: name of the method.
         grid: values of hyper-parameters.
-        samples: posterior samples to average, if there is a posterior.
+        samples: posterior samples to average, if the method has a posterior.
         preset: the task's preset.
-        num_examples: of the training set.
+        num_examples: size of the training set.
 
     Raises:
         ValueError: a hyper-parameter is not the method's, or a value is out of range.
     """
-    kind = METHODS[method]
-    names = [field.name for field in dataclasses.fields(kind.hyper_type)]
+    method_type = METHODS[method]
+    names = [field.name for field in dataclasses.fields(method_type.hyper_type)]
     grid = {name: values for name, values in vars(grid).items() if values}
     for name in grid:
         if name not in names:
             raise ValueError(f"{name}: {method} has {', '.join(names)}")
     fields = dataclasses.fields(RunConfig)
     shared = {field.name: getattr(config, field.name) for field in fields}
-    predictors = (Mean(), Samples(samples)) if kind.spread else (Mean(),)
+    predictors = (Mean(), Samples(samples)) if method_type.spread else (Mean(),)
     jobs = []
     for values in itertools.product(*map(dict.fromkeys, grid.values())):
         point = dict(zip(grid, values, strict=True))
-        run = TrainConfig(**shared, method=method, hyper=kind.hyper_type(**point))
+        run = TrainConfig(
+            **shared, method=method, hyper=method_type.hyper_type(**point)
+        )
         name = "-".join([method, *(f"{k}-{v}" for k, v in point.items())])
         jobs.append(Job(name, resolve(run, preset, num_examples), predictors))
     return jobs
@@ -117,13 +119,13 @@ def main(
 
     Args:
         out: folder of the runs.
-        config: what all points have.
-        grid: what to search.
-        method: how to fit the parameters.
+        config: the options that all points share.
+        grid: values to search.
+        method: name of the method.
         samples: posterior samples to average.
     """
     if config.data.validation_examples is None:
-        raise ValueError("validation_examples: needed, else the test set is tuned on")
+        raise ValueError("validation_examples: required, to tune without the test set")
     preset = find_task(config.data).preset
     # Twice: names and values are checked before the model is loaded.
     jobs_of(config, method, grid, samples, preset, num_examples=1)

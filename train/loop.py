@@ -36,8 +36,6 @@ from ivon_jax.train.step import TrainState, first_state, train_step
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
-# The numbers of a step are fetched while at most N later ones run, N >= 1.
-LAG = 2
 
 
 def train(

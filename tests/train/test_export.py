@@ -305,9 +305,9 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     same(Posterior.load(tmp_path / "out" / run.POSTERIOR), posterior)
     settings = json.loads((tmp_path / "out" / export.RUN).read_text())
     assert from_json(settings["config"], TrainConfig) == config
-    facts = {"step": 2, "ess": 1000}
-    assert load_posterior(tmp_path / "out" / run.POSTERIOR)[1] == facts
-    assert settings.items() > facts.items()
+    metadata = {"step": 2, "ess": 1000}
+    assert load_posterior(tmp_path / "out" / run.POSTERIOR)[1] == metadata
+    assert settings.items() > metadata.items()
     key = Streams.from_seed(config.seed).ensemble
     for i in range(2):
         sample = pruned.temper(4.0).draw(key, i)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
         hyper=Hyper(steps=2, batch_size=8, warmup=0),
     )
     cli.train(config, place / "run")
-    found, facts = run.read_posterior(place / "run")
+    found, metadata = run.read_posterior(place / "run")
     rng = np.random.default_rng(0)
 
     def moved(leaf):
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         return leaf + noise
 
     members = [jax.tree.map(moved, found.mean) for _ in range(COUNT)]
-    Particles.of(members).save(place / "run" / run.POSTERIOR, **facts)
+    Particles.of(members).save(place / "run" / run.POSTERIOR, **metadata)
     return place / "run", config, members
 
 

@@ -229,7 +229,7 @@ def test_a_search_goes_on(base, tmp_path, monkeypatch, capsys):
     line += ["--batch-size", "8", "--model", base.model, "--task", "custom"]
     line += ["--train-file", str(data.train_file), "--eval-file", str(data.eval_file)]
     line += ["--prompt", data.prompt, "--labels", *data.labels, "--out", str(tmp_path)]
-    with pytest.raises(ValueError, match="^validation_examples: needed"):
+    with pytest.raises(ValueError, match="^validation_examples: required"):
         tyro.cli(tune.main, args=line)
     line += ["--validation-examples", "16"]
     with monkeypatch.context() as patch:

@@ -26,8 +26,8 @@ def test_eight_steps_are_those_of_the_recorded_commit(method, tmp_path):
     expected = RECORDED["posteriors"][method]
     got = summary(run / "posterior.safetensors")
     assert got.keys() == expected["tensors"].keys()
-    facts = header(run / "posterior.safetensors")
-    assert facts.items() >= expected["header"].items()
+    metadata = header(run / "posterior.safetensors")
+    assert metadata.items() >= expected["header"].items()
     for name, wanted in expected["tensors"].items():
         if machine() == RECORDED["machine"]:
             assert got[name] == wanted, name

@@ -261,10 +261,10 @@ def test_a_posterior_is_used_as_any_other(trained, problems, tmp_path):
     else:
         chex.assert_trees_all_equal(drawn[0], drawn[2], posterior.mean)
     chex.assert_trees_all_equal(posterior.temper(1.0).prune(0.0), posterior)
-    loaded, facts = load_posterior(trained.out / POSTERIOR)
+    loaded, metadata = load_posterior(trained.out / POSTERIOR)
     chex.assert_trees_all_equal(loaded, posterior)
-    assert facts == {"step": STEPS, **make_method(trained.config).metadata}
-    loaded.save(tmp_path / "again", **facts)
+    assert metadata == {"step": STEPS, **make_method(trained.config).metadata}
+    loaded.save(tmp_path / "again", **metadata)
     chex.assert_trees_all_equal(load_posterior(tmp_path / "again")[0], posterior)
 
 

@@ -152,10 +152,10 @@ def test_micro_batches_may_change_where_nothing_is_drawn_for_them(
 def test_micro_batches_have_dropout_masks_of_their_own(
     adapters, network, legal, base, tmp_path
 ):
-    facts = {} if network is None else {"dropout": network}
+    metadata = {} if network is None else {"dropout": network}
     lora = LoraConfig(rank=4, dropout=adapters)
     before, now = (
-        run.describe(dataclasses.replace(base, lora=lora, accumulate=n), facts)
+        run.describe(dataclasses.replace(base, lora=lora, accumulate=n), metadata)
         for n in (1, 2)
     )
     if legal:
@@ -387,14 +387,14 @@ def collected():
 def test_what_does_not_restore_is_not_sealed(damage, read_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "READ_BYTES", read_bytes)
     save(tmp_path, 1)
-    real = checkpoint._prove
+    real = checkpoint._verify
 
-    def prove(folder: Path, shapes) -> None:
-        monkeypatch.setattr(checkpoint, "_prove", real)
+    def verify(folder: Path, shapes) -> None:
+        monkeypatch.setattr(checkpoint, "_verify", real)
         damage(folder)
         real(folder, shapes)
 
-    monkeypatch.setattr(checkpoint, "_prove", prove)
+    monkeypatch.setattr(checkpoint, "_verify", verify)
     with pytest.raises(OSError, match="cannot be written .*last good one is kept"):
         save(tmp_path, 2)
     assert not (tmp_path / "2" / SEAL).exists()
