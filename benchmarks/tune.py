@@ -143,5 +143,5 @@ if __name__ == "__main__":
         sys.exit(f"tune: {error}")
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"
-        print(f"tune: {message}; the same command goes on", file=sys.stderr)
+        print(f"tune: {message}; the same command resumes", file=sys.stderr)
         sys.exit(exit_code(error))

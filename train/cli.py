@@ -22,7 +22,7 @@ from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
-from ivon_jax.train.pod.interrupts import Interrupted, exit_code, one_voice
+from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 from ivon_jax.train.runs.progress import outlive_readers
 
@@ -58,7 +58,7 @@ def train(
     config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     config = settled(config, problem.task)
     written = f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}"
-    with one_voice():
+    with first_process_reports():
         try:
             loop.train(problem, config, out, resume)
         except Interrupted:
@@ -266,7 +266,7 @@ def compare(
 
     join(processes)
     runtime.check_devices()
-    with one_voice():
+    with first_process_reports():
         results = compare(config, out, resume)
     on_first_process(lambda: print(tables.table(results["rows"])))
 

@@ -157,8 +157,9 @@ def _main_predictions(
     for job in jobs:
         for predictor in job.predictors[:2]:
             predictions = run.read_predictions(out / job.name, predictor.name)
-            row = {"method": job.name, "predict": predictor.kind, **predictor.fields()}
-            found[tables.label(row)] = np.asarray(average(jnp.asarray(predictions)))
+            found[tables.label(predictor.row(job.name))] = np.asarray(
+                average(jnp.asarray(predictions))
+            )
     return found
 
 

@@ -154,7 +154,7 @@ def read_run(
             )
         splits = ["validation", split]
     problem = prepare(dataclasses.replace(config, mesh=mesh), splits)
-    if wanted.temperature:  # what is held out now must not have been trained on
+    if wanted.temperature:  # held-out examples must not have been trained on
         examples = find_examples(problem.task, config.data, config.seed, ["train"])
         _check_unchanged(directory, example_metadata(examples), recorded)
     unrecorded: tuple[str, ...] = ("validation_",)

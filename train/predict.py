@@ -129,8 +129,7 @@ def score(
             f" ({predictor.name})"
         )
     values = problem.objective.score(predictions, encoded.labels)
-    row = {"method": method, "predict": predictor.kind, **predictor.fields()}
-    return row | values
+    return predictor.row(method) | values
 
 
 def validate(

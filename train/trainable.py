@@ -85,4 +85,4 @@ class Full:
         return trained
 
 
-TRAINABLES: dict[str, Trainable] = {kind.name: kind() for kind in (LoraOnly, Full)}
+TRAINABLES: dict[str, Trainable] = {cls.name: cls() for cls in (LoraOnly, Full)}

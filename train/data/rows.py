@@ -33,7 +33,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         legal = ", ".join(SUFFIXES)
-        raise ValueError(f"{path}: unknown kind of data file; legal: {legal}")
+        raise ValueError(f"{path}: unknown data file type; legal: {legal}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:

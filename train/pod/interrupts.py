@@ -31,13 +31,13 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """Lets the first process only say how training ended; the others exit alike.
+def first_process_reports() -> Iterator[None]:
+    """Reports the end of training on the first process only; all exit alike.
 
     Raises:
-        Interrupted: training was interrupted; the message says how to go on.
+        Interrupted: training was interrupted; the message says how to resume.
         ValueError: another process stopped.
-        SystemExit: on the other processes, in place of an interruption.
+        SystemExit: on the other processes, instead of an interruption.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def one_voice() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        # JAX says which one when this process leaves the others.
+        # JAX names the process when this one leaves the others.
         raise ValueError(f"another process stopped: {error}") from None
 
 

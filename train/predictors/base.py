@@ -102,6 +102,10 @@ class Predictor:
         """Returns the settings as fields of a row of results."""
         return {"samples": 0, "tau": 1.0, "prune": 0.0} | vars(self)
 
+    def row(self, method: str) -> dict[str, Any]:
+        """Returns a method's row of results without the metrics."""
+        return {"method": method, "predict": self.kind, **self.fields()}
+
     @classmethod
     def from_fields(cls, row: Mapping[str, Any]) -> "Predictor":
         """Rebuilds the predictor of a row of results."""

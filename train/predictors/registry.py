@@ -10,7 +10,7 @@ from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled
 
 PREDICTORS: dict[str, Any] = {
-    kind.kind: kind for kind in (Mean, Samples, Dropout, Scaled)
+    predictor.kind: predictor for predictor in (Mean, Samples, Dropout, Scaled)
 }
 
 

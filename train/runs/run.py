@@ -51,8 +51,8 @@ def check_new(out: Path) -> None:
         raise ValueError(f"{out}: is a URL; choose a folder of a mounted file system")
     there = next(path for path in (out, *out.parents) if os.path.lexists(path))
     if not there.is_dir():
-        kind = "a link to nothing" if there.is_symlink() else "a file"
-        raise ValueError(f"{out}: {there} is {kind}; choose a new folder")
+        found = "a dangling link" if there.is_symlink() else "a file"
+        raise ValueError(f"{out}: {there} is {found}; choose a new folder")
     if there == out and not is_empty(out):
         raise ValueError(f"{out}: holds another run; choose a new folder")
     if not os.access(there, os.W_OK | os.X_OK):

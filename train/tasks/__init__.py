@@ -1,1 +1,1 @@
-"""The tasks: how a row becomes a question and its answer."""
+"""Tasks: conversion of rows to questions and answers."""

@@ -25,7 +25,7 @@ def get_task(name: str, prompt_style: str = "paper_code") -> Task:
     Raises:
         ValueError: unknown name or style; the message lists the legal ones.
 
-    >>> get_task("boolq").words
+    >>> get_task("boolq").label_words
     ('False', 'True')
     """
     if prompt_style not in PROMPT_STYLES:

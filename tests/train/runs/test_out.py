@@ -83,7 +83,7 @@ GOOD = (
 )
 BAD = {
     "a file": "is a file",
-    "a link to nothing": "is a link to nothing",
+    "a link to nothing": "is a dangling link",
     "not empty": "holds another run",
     "not writable": "cannot be written to",
     "mounted read-only": "cannot be written to",
