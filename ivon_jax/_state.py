@@ -67,12 +67,6 @@ def posterior_precision(opt_state: PyTree) -> dict[str, Float[Array, "..."]]:
     Leaves that no IVON state covers (masked, or of another optimizer) are absent:
     their posterior is the point `params`.
 
-    Args:
-        opt_state: the state of any chain or wrapper around `scale_by_ivon`.
-
-    Returns:
-        The precision of each covered leaf.
-
     Raises:
         ValueError: there is no IVON state, or two cover the same leaf.
     """
@@ -103,15 +97,7 @@ def posterior_noise(
 
 
 def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Moments:
-    """Multiplies a sample's noise by its gradient.
-
-    Args:
-        noise: noise of `posterior_noise`.
-        grads: gradient at the sample; leaves without noise are ignored.
-
-    Returns:
-        The moments of this sample.
-    """
+    """Returns the moments of one sample, by the leaves of its noise."""
     grad = {
         name: jnp.asarray(g, noise[name].dtype)
         for name, g in by_path(grads).items()
@@ -126,15 +112,7 @@ def noise_moments(noise: dict[str, Float[Array, "..."]], grads: PyTree) -> Momen
 def redraw_moments(
     key: Key[Array, ""] | None, opt_state: PyTree, grads: PyTree
 ) -> Moments:
-    """Redraws the noise of the step's first sample, for its moments.
-
-    Args:
-        key: the key given to `sample`.
-        opt_state: the state given to `sample`.
-        grads: gradient at the sample.
-
-    Returns:
-        The moments of this sample.
+    """Redraws the noise of the step's first sample, and returns its moments.
 
     Raises:
         ValueError: there is no key.

@@ -18,12 +18,6 @@ def path_name(path: tuple[Any, ...]) -> str:
 def by_path(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves of a tree by path name, in flattening order.
 
-    Args:
-        tree: any tree.
-
-    Returns:
-        The leaves.
-
     Raises:
         ValueError: two leaves have the same name, as in {"a": {"b": x}, "a/b": y}.
     """

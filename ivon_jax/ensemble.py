@@ -55,17 +55,7 @@ def ensemble_log_probs(
     samples: int,
     chunk_size: int | None = None,
 ) -> Float[Array, "s n c"]:
-    """Returns the class log-probabilities of posterior samples.
-
-    Args:
-        logits_fn: maps parameters to logits.
-        posterior: see `ensemble_outputs`, as for the other arguments.
-        key: the ensemble's key.
-        samples: number of samples.
-        chunk_size: number of samples at a time.
-
-    Returns:
-        Log-probabilities, at least float32.
+    """Returns the class log-probabilities of posterior samples; see `ensemble_outputs`.
 
     Example:
         >>> from ivon_jax import Posterior

@@ -41,16 +41,7 @@ def gaussian(
     precision: dict[str, Float[Array, "..."]],
     index: int | Int[Array, ""],
 ) -> dict[str, Float[Array, "..."]]:
-    """Draws the noise of a diagonal Gaussian around zero.
-
-    Args:
-        key: the step's (or the ensemble's) key.
-        precision: inverse variances by leaf path; infinite ones give zero.
-        index: index of the Monte-Carlo sample.
-
-    Returns:
-        Noise of each leaf's shape and dtype.
-    """
+    """Draws noise of a diagonal Gaussian, zero where the precision is infinite."""
     # Not rsqrt, an approximation that CPUs round differently in vectors of 16 and in
     # the remainder of a shard; division and square root are exactly rounded everywhere.
     return {

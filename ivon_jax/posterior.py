@@ -148,26 +148,20 @@ class Posterior:
         return replace(self, mean=self._map_mean(_zero, drop), precision=precision)
 
     def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
-        """Draws sample `index`, independent of the number of samples.
+        """Draws sample `index`, a tree like `mean`, for any number of samples.
 
         Args:
             key: the ensemble's key.
             index: index of the sample.
-
-        Returns:
-            A tree like `mean`.
         """
         return self._map_mean(_add, gaussian(key, self.precision, index))
 
     def sample(self, key: Key[Array, ""], n: int) -> PyTree:
-        """Draws n samples.
+        """Draws n samples: a tree like `mean` with a leading axis, ready for `vmap`.
 
         Args:
             key: the ensemble's key.
             n: number of samples.
-
-        Returns:
-            A tree like `mean` with a leading axis of size n, ready for `vmap`.
         """
         return jax.vmap(lambda index: self.draw(key, index))(jnp.arange(n))
 
@@ -253,12 +247,6 @@ class Posterior:
     @classmethod
     def load(cls, path: str | Path) -> "Posterior":
         """Reads a file of `save`.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The posterior.
 
         Raises:
             ValueError: the file is missing, not a Gaussian posterior, of another

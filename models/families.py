@@ -133,12 +133,6 @@ def hf_names(module: str, num_layers: int) -> list[str]:
 def tree_path(name: str) -> str:
     """Returns the path in our tree of one of HF's modules: the inverse of `hf_names`.
 
-    Args:
-        name: HF's name, as `model.layers.0.self_attn.q_proj`.
-
-    Returns:
-        The path, the same for all stacked layers.
-
     Raises:
         KeyError: no architecture has such a module.
 

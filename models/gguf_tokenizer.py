@@ -70,13 +70,7 @@ CUTS = {
 
 
 def read_tokenizer(path: Path) -> Any:
-    """Builds the tokenizer of a GGUF file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        A fast tokenizer of transformers.
+    """Builds the tokenizer of a GGUF file: a fast tokenizer of transformers.
 
     Raises:
         ValueError: the file is damaged, or its tokenizer incomplete or not implemented.

@@ -59,13 +59,7 @@ _Value = TypeVar("_Value", int, float)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads an adapter's configuration.
-
-    Args:
-        folder: the adapter's.
-
-    Returns:
-        Its fields.
+    """Reads the fields of an adapter's configuration.
 
     Raises:
         ValueError: it is missing, damaged, or has an unimplemented setting.

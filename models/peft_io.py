@@ -73,13 +73,7 @@ def save_adapter(folder: Path, adapters: PyTree, config: LoraConfig, base: str) 
 
 
 def read_settings(folder: Path) -> LoraConfig:
-    """Reads the configuration of an adapter of PEFT.
-
-    Args:
-        folder: the adapter's.
-
-    Returns:
-        The configuration; its layers are those with tensors.
+    """Reads the configuration of an adapter of PEFT; its layers are those with tensors.
 
     Raises:
         ValueError: it is not an adapter, or has an unimplemented setting.

@@ -93,19 +93,7 @@ def place_quantized(
     transposed: bool,
     place: Place,
 ) -> tuple[PyTree[Array], list[int]]:
-    """Reads a stacked leaf and quantises it on its devices, one layer at a time.
-
-    Args:
-        path: see `place_leaf`, as for the other arguments.
-        layers: the tensors.
-        shape: of one layer.
-        quantization: format of the quantised kernel.
-        transposed: whether the tensors are transposed.
-        place: sharding of the kernel, and of the parts of the quantised one.
-
-    Returns:
-        The quantised leaf, and the layers that are not finite.
-    """
+    """Reads and quantises a stacked leaf, one layer at a time; see `place_leaf`."""
     kernel = jax.ShapeDtypeStruct(shape, jnp.float32)
     one = {path: jax.eval_shape(lambda x: quantize(x, quantization), kernel)}
 

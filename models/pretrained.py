@@ -109,13 +109,9 @@ def load(
 
 
 def load_config(name: str) -> families.Config:
-    """Reads a model's configuration, without its weights.
+    """Reads a model's configuration, by a name as for `load`, without its weights.
 
-    Args:
-        name: as for `load`; models of the `CATALOG` are not downloaded.
-
-    Returns:
-        The configuration.
+    Models of the `CATALOG` are not downloaded.
 
     Raises:
         ValueError: the model does not exist, or is not implemented.

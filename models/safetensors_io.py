@@ -49,13 +49,7 @@ def read_folder(folder: Path) -> tuple[families.Config, Tensors]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a model: the single one, or every shard.
-
-    Args:
-        folder: a folder in HF's layout.
-
-    Returns:
-        Their paths, sorted.
+    """Returns the sorted safetensors files of a model: the single one, or every shard.
 
     Raises:
         ValueError: there are none, or the index is damaged or names files outside of
@@ -78,12 +72,6 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a file with one JSON object.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The object.
 
     Raises:
         ValueError: the file is missing, or its content is something else.

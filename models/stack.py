@@ -77,14 +77,7 @@ def _loop(layers: Sequence[Callable[..., Any]], in_axes: tuple[Any, ...]) -> Sta
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts parameters of a model to those with `scan_layers=False`.
-
-    Args:
-        params: a tree with the layers stacked under `layers`.
-
-    Returns:
-        The tree with `layers_0`, `layers_1`, ... instead.
-    """
+    """Unstacks `layers` to `layers_0`, `layers_1`, ...: for `scan_layers=False`."""
     rest = {name: leaf for name, leaf in params.items() if name != "layers"}
     count = len(jax.tree.leaves(params["layers"])[0])
     layers = {
@@ -95,14 +88,7 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts parameters of a model to those with `scan_layers=True`.
-
-    Args:
-        params: a tree with the layers under `layers_0`, `layers_1`, ...
-
-    Returns:
-        The tree with the layers stacked under `layers`.
-    """
+    """Stacks `layers_0`, `layers_1`, ... to `layers`: for `scan_layers=True`."""
     rest = {k: leaf for k, leaf in params.items() if not k.startswith("layers_")}
     layers = [params[f"layers_{i}"] for i in range(len(params) - len(rest))]
     return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}

@@ -34,15 +34,7 @@ LABELS = ("no", "yes")
 
 
 def tensors(layers: int = 2, seed: int = 0) -> dict[str, Float[np.ndarray, "..."]]:
-    """Draws standard normal weights for `CONFIG`.
-
-    Args:
-        layers: number of layers.
-        seed: seed of the draws.
-
-    Returns:
-        Weights by HF's names, linear ones as (out, in).
-    """
+    """Draws normal weights for `CONFIG` by HF's names, linear ones (out, in)."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (50, 32),
         "model.norm.weight": (32,),
@@ -70,16 +62,7 @@ def tensors(layers: int = 2, seed: int = 0) -> dict[str, Float[np.ndarray, "..."
 
 
 def write_folder(folder: Path, weights: Mapping[str, Any], **changes: object) -> Path:
-    """Writes `CONFIG`, with changes, and weights in HF's layout.
-
-    Args:
-        folder: created if it does not exist.
-        weights: arrays by HF's names.
-        **changes: fields of ``config.json``.
-
-    Returns:
-        The folder.
-    """
+    """Writes weights, and `CONFIG` with changes, to a folder in HF's layout."""
     from safetensors.numpy import save_file
 
     folder.mkdir(exist_ok=True)
