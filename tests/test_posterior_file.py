@@ -96,8 +96,11 @@ FORGED = {
     "version": ("version '2', this release reads '1'", {"header": {"version": "2"}}),
     "checksum": ("checksum differs", {"header": {"sha256": "0" * 64}}),
     "group": ("unknown tensor 'other:w'", {"changes": {"other:w": ONES}}),
-    "no mean": ("precision of 'w' fits no mean", {"drop": ["mean:w"]}),
-    "shape": ("precision of 'w' fits no mean", {"changes": {"mean:w": ONES[:1]}}),
+    "no mean": ("precision of 'w' has no mean of its shape", {"drop": ["mean:w"]}),
+    "shape": (
+        "precision of 'w' has no mean of its shape",
+        {"changes": {"mean:w": ONES[:1]}},
+    ),
     "NaN mean": ("mean of 'w' is not finite", {"changes": {"mean:w": NAN}}),
     "infinite point": (
         "mean of 'x' is not finite", {"changes": {"mean:x": np.inf * ONES}}
@@ -110,11 +113,12 @@ FORGED = {
         "precision of 'w' is not positive", {"changes": {"precision:w": -ONES}}
     ),
     "prior's shape": (
-        "prior_precision of 'w' fits no mean",
+        "prior_precision of 'w' has no mean of its shape",
         {"changes": {"prior_precision:w": np.ones((3, 1), np.float32)}},
     ),
     "prior of nothing": (
-        "prior_precision of 'x' fits no mean", {"changes": {"prior_precision:x": ONES}}
+        "prior_precision of 'x' has no mean of its shape",
+        {"changes": {"prior_precision:x": ONES}},
     ),
     "NaN prior": (
         "prior_precision of 'w' is negative or NaN",

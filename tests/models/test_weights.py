@@ -175,7 +175,7 @@ def test_a_swapped_shard_is_named(tmp_path):
 def test_shards_elsewhere_are_refused(tmp_path):
     folder, index, where = sharded(tmp_path)
     index.write_text(json.dumps({"weight_map": where | {"x": "../0.safetensors"}}))
-    assert "is no file name" in message(folder)
+    assert "is not a file name" in message(folder)
 
 
 def test_missing_files_are_named(tmp_path):

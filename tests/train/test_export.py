@@ -227,7 +227,7 @@ def test_what_is_not_implemented_is_named(field, value, adapter, base):
         (LoraConfig(rank=3), "its rank of layers/self_attn/q_proj is 2, but rank 3"),
         (LoraConfig(rank=2, alpha=8.0), "alpha of .*q_proj is 16.0, but alpha 8.0"),
         (LoraConfig(rank=2, rslora=True), "use_rslora is False, but rslora True"),
-        (LoraConfig(rank=2, targets=("q_proj",)), "v_proj, which targets leave out"),
+        (LoraConfig(rank=2, targets=("q_proj",)), "v_proj, which targets omit"),
         (
             LoraConfig(rank=2, targets=("q_proj", "v_proj", "up_proj")),
             "nothing for .*up",
@@ -405,7 +405,7 @@ def test_options_that_an_adapter_contradicts(command, given, tmp_path):
             "q_proj",
             "up_proj",
             "v_proj",
-        ): "has nothing for layers/self_attn",
+        ): "has no adapter for layers/self_attn",
         ("--no-rslora",): "its use_rslora is True, but rslora False",
         ("--rank-pattern",): "its rank of layers/mlp/up_proj is 2, but rank 3",
     }.items():
