@@ -141,15 +141,19 @@ def test_evaluations_give_the_recorded_rows(name, home, written, capsys):
     ("name", "left", "exact"),
     [
         ("adam", "interrupted", True),
-        ("ivon-lora", "interrupted", True),
+        ("ivon-lora", "interrupted", False),
         ("adam", "killed", True),
-        ("ivon-lora", "killed", True),
+        ("ivon-lora", "killed", False),
         ("encoder", "killed", False),
         ("packed", "killed", False),
     ],
 )
 def test_resumed_runs_end_as_they_did(name, left, exact, home, written):
-    """Decoders, unpacked, bit for bit on the machine that wrote them."""
+    """Adam's bit for bit on the machine that wrote them.
+
+    IVON-LoRA's too with XLA's own optimizations; with the suite's fewer ones another
+    order of the program's instructions may change the last bit.
+    """
     out = home / (name if left == "killed" else f"{name}-interrupted")
     if left == "killed":
         # After the first of its checkpoints, and some steps more.

@@ -56,7 +56,8 @@ def _upgraded(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     if cls is TrainConfig and "noise" in values:
         noise, hyper = values.pop("noise"), values.get("hyper", {})
-        if isinstance(hyper, dict) and noise != "shared":
+        has_noise = hasattr(_fields(cls, values)["hyper"], "noise")
+        if isinstance(hyper, dict) and (has_noise or noise != "shared"):
             values["hyper"] = hyper | {"noise": noise}
     if cls is CompareConfig and "hyper" not in values:
         known = [field.name for field in dataclasses.fields(Hypers)]

@@ -277,6 +277,8 @@ def test_what_version_0_1_0_wrote(method):
     hyper = {**dict.fromkeys(names), "steps": 9, "learning_rate": 0.5}
     values = {"method": method, "noise": "shared", "hyper": hyper}
     wanted = METHODS[method].hyper_type(steps=9, learning_rate=0.5)
+    if hasattr(wanted, "noise"):
+        wanted = dataclasses.replace(wanted, noise="shared")
     assert from_json(values, TrainConfig) == TrainConfig(method=method, hyper=wanted)
     other = {"adam": "gamma", "ivon-lora": "eps"}[method]
     values = {"method": method, "noise": "shared", "hyper": hyper | {other: 0.5}}
