@@ -235,6 +235,7 @@ class Deberta(ProjectionModule):
         remat: see `Llama`.
 
     Example:
+        >>> import jax
         >>> config = DebertaConfig(
         ...     vocab_size=32, hidden_size=16, intermediate_size=24,
         ...     num_hidden_layers=2, num_attention_heads=4,

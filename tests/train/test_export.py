@@ -230,7 +230,7 @@ def test_what_is_not_implemented_is_named(field, value, adapter, base):
         (LoraConfig(rank=2, targets=("q_proj",)), "v_proj, which targets omit"),
         (
             LoraConfig(rank=2, targets=("q_proj", "v_proj", "up_proj")),
-            "nothing for .*up",
+            "no adapter for .*up",
         ),
         (LoraConfig(rank=2, rank_pattern=(("v_proj", 4),)), "v_proj is 2, but rank 4"),
         (LoraConfig(rank=2, alpha_pattern=(("v_proj", 4.0),)), "16.0, but alpha 4.0"),
