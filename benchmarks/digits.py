@@ -157,7 +157,7 @@ def main(out: Path = Path("runs/benchmarks/digits.json"), seeds: int = 10) -> No
     """Tunes, compares and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         seeds: number of seeds, each of a split, adapters, batches and noise.
     """
     before, start = machine(), time.monotonic()

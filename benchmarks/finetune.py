@@ -139,7 +139,7 @@ def main(
     """Measures and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         data_dir: the task's files; default: IVON_JAX_DATA.
         task: any task of the command line.
         steps: measured batches, after one of each padded length.

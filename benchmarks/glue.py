@@ -219,7 +219,7 @@ def main(
     Args:
         data_dir: folder with the tasks' files.
         out: new folder for the runs, and results.json.
-        tasks: which tasks.
+        tasks: names of the tasks.
         train_examples: maximal number of a task's training examples.
         steps: training steps of 64 examples.
         samples: posterior samples to average.

@@ -159,7 +159,7 @@ def main(
     """Measures and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         layers: layers of the generated model; 12 make 1.3 GB.
         rounds: loads of each contestant, after one that is not counted.
         contestants: contestants to measure.

@@ -148,7 +148,7 @@ def main(
     """Measures and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         model: model of the adapters.
         rounds: calls of each optimizer.
         step_rounds: whole training steps of each method.

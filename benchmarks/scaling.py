@@ -303,7 +303,7 @@ def main(
     """Measures and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         figure_path: file of the figure, if wanted.
         rounds: steps of each contestant, after one that is not measured.
         quick: only two narrow layers and a third of the points.

@@ -96,7 +96,7 @@ def tables(results: dict[str, Any]) -> str:
     """Writes every sweep as a Markdown table: a row a size, a column a contestant.
 
     Args:
-        results: what benchmarks/scaling.py writes.
+        results: results of benchmarks/scaling.py.
     """
     return "\n\n".join(_table(sweep, results[sweep]) for sweep in LABELS)
 

@@ -96,7 +96,7 @@ def main(
     """Measures and writes the results.
 
     Args:
-        out: where to write.
+        out: output file.
         keys: keys of each variance; with two the standard error is always 0.
         rows: prompts of a group where all groups have the same.
         batch_size: prompts of the split batch, and of the run's batches.

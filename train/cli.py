@@ -201,7 +201,7 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
     """Shows a task: its number of examples and the first of them.
 
     Args:
-        config: which examples.
+        config: the data options.
         seed: seed of the draw of training examples.
     """
     from ivon_jax.train.splits import find_examples, find_task, scored_split
@@ -258,8 +258,8 @@ def compare(
 ) -> None:
     """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
 
-    Hyper-parameters are given for each method, as in --adam.steps and
-    --ivon-lora.steps. After Ctrl-C every run in the folder can be evaluated.
+    Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
+    After Ctrl-C every run in the folder can be evaluated.
     """
     from ivon_jax.train.compare import compare
     from ivon_jax.train.report import tables

@@ -82,7 +82,7 @@ class RunConfig:
         model: a known name ("ivon-jax models" lists them), a hub id, a folder in
             the hub's layout, or a .gguf file.
         seed: seed of adapters, batches, dropout and noise.
-        data: which examples.
+        data: the data options.
         lora: configuration of the adapters.
         train: trained parameters: adapters beside a frozen base (lora), or the whole
             base without adapters (full).

@@ -80,7 +80,7 @@ class AdapterSource(NamedTuple):
     Attributes:
         adapter: its folder.
         model: its base model.
-        data: which examples.
+        data: the data options.
         base: number format of the base, as in `TrainConfig`.
         out: new folder for the results.
     """

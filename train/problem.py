@@ -211,7 +211,9 @@ def _shapes(network: Network, model: str, adapter: Path | None) -> PyTree:
 def check_pack(config: RunConfig, model_config: Config) -> None:
     """Checks that the model supports several prompts in a row, if configured."""
     if config.pack > 1 and family_of(model_config).head:
-        raise ValueError(f"pack: {config.model} is an encoder, which takes pack 1")
+        raise ValueError(
+            f"pack: {config.model} is an encoder, which supports pack 1 only"
+        )
 
 
 def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:

@@ -63,7 +63,7 @@ def scored_split(data: DataConfig, *, test: bool = False) -> str:
     """Returns the name of the split that a run is scored on.
 
     Args:
-        data: which examples.
+        data: the data options.
         test: whether to score the task's own evaluation examples even if training
             examples are held out for validation.
     """
@@ -77,7 +77,7 @@ def find_examples(
 
     Args:
         task: the task.
-        data: which examples.
+        data: the data options.
         seed: seed of the draws from the training examples.
         splits: among "train", "validation" (held-out training examples) and "test" (the
             task's evaluation examples). Files of other splits are not read.

@@ -83,7 +83,9 @@ def trained(request, folder):
 
 def test_an_encoder_reads_one_text_a_row(folder):
     config = dataclasses.replace(config_of(folder, "mrpc"), pack=2)
-    with pytest.raises(ValueError, match="pack: .* is an encoder, which takes pack 1"):
+    with pytest.raises(
+        ValueError, match="pack: .* is an encoder, which supports pack 1 only"
+    ):
         prepare(config)
 
 

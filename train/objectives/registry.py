@@ -34,7 +34,7 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
         return HeadClass(task.metrics, limit) if task.label_words else HeadNumber(limit)
     if not task.label_words:
         raise ValueError(
-            f"task: {task.name} asks for a number, which takes an encoder with a head"
+            f"task: {task.name} asks for a number, which needs an encoder with a head"
             f" (as microsoft/deberta-v3-base); {name} is a decoder"
         )
     label_ids = answer_tokens(tokenizer, task.label_words, task.leading_space)

@@ -146,7 +146,7 @@ def check_shared(path: Path) -> None:
     for process, sees in enumerate(everyone):
         if not sees:
             raise ValueError(
-                f"{path}: process {process} does not see it; it must lie on a file"
+                f"{path}: process {process} does not see it; it must be on a file"
                 " system that all processes share"
             )
 

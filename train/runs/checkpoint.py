@@ -167,7 +167,7 @@ class Checkpoints:
         return _orbax_errors(
             self._folder / str(found.step),
             "the checkpoint cannot be read",
-            "; without it, --resume takes the one before",
+            "; without it, --resume takes the previous one",
         )
 
     def due(self, step: int) -> bool:

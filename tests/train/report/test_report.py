@@ -135,7 +135,7 @@ def test_one_seed_has_no_error():
     ],
 )
 def test_seeds_table_compares_like_with_like(other):
-    with pytest.raises(ValueError, match="like with like"):
+    with pytest.raises(ValueError, match="methods or predictors differ"):
         tables.seeds_table([[make_row("adam"), make_row(samples=3)], other])
 
 

@@ -109,7 +109,7 @@ def test_only_items_with_four_choices_are_kept(count):
         (arc(list("ABCE"), list("wxyz"), "A"), "neither A-D nor 1-4"),
         (arc(list("ABCC"), list("wxyz"), "A"), "neither A-D nor 1-4"),
         (arc(list("ABCD"), list("wxyz"), "E"), "answerKey 'E' is not among"),
-        (arc(list("ABCD"), list("wxy"), "A"), "as many labels as texts"),
+        (arc(list("ABCD"), list("wxy"), "A"), "more or fewer labels than texts"),
         (arc(list("ABCD"), ["w", "", "y", "z"], "A"), "non-empty"),
         ({**ARC, "choices": ["a", "b", "c", "d"]}, "two lists"),
         ({"question": "Q?", "choices": ARC["choices"]}, "no field 'answerKey'; the"),
