@@ -118,6 +118,18 @@ def test_import_of_the_method_brings_jax_and_optax_only():
     assert run(code) == ["ivon_jax"]
 
 
+def test_lora_is_imported_when_it_is_first_used():
+    code = """if True:
+        import json, sys, types
+        import ivon_jax
+        before = "flax" in sys.modules
+        name = ivon_jax.lora.Lora.__name__
+        function = isinstance(ivon_jax.ivon, types.FunctionType)
+        print(json.dumps([before, "flax" in sys.modules, name, function]))
+    """
+    assert run(code) == [False, True, "Lora", True]
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_imports_point_down(name):
     for imported in imports(name):

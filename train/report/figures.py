@@ -87,8 +87,8 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
     for method in methods:
         if method not in swept:
             points = _points([row for row in rows if row["method"] == method])
-            style = {"color": METHODS[method].color, "markersize": 14}
-            axes.plot(*points, "*", label=method, **style)
+            style = {"color": METHODS[method].color, "markeredgecolor": "black"}
+            axes.plot(*points, "*", label=method, markersize=14, **style)
     axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
     axes.legend()
     _save(figure, path)
