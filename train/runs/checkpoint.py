@@ -80,7 +80,7 @@ class Checkpoints:
         if steps is not None:
             policies.insert(0, when.FixedIntervalPolicy(steps))
         self._folder, self._keep = folder, keep
-        self._pending: tuple[int, PyTree] | None = None  # a step, and its shapes
+        self._pending: tuple[int, PyTree, Any] | None = None  # a step, and its shapes
         with _orbax_errors(folder, "the checkpoints cannot be read"):
             self._orbax = training.Checkpointer(
                 folder.absolute(),
@@ -193,25 +193,23 @@ class Checkpoints:
         # A copy, because the next step reuses the state's buffers.
         state = jax.tree.map(jnp.copy, saved.state)
         with self._writing():
-            self._orbax.save_async(
+            saving = self._orbax.save_async(
                 saved.step,
                 state,
                 force=True,
                 metrics=None if saved.score is None else {"score": saved.score},
                 custom_metadata=saved.metadata,
             )
-        self._pending = (
-            saved.step,
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state),
-        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        self._pending = (saved.step, shapes, saving)
 
     def _finish(self) -> None:
         """Waits for the save in progress, and seals it."""
         if self._pending is None:
             return
-        (step, shapes), self._pending = self._pending, None
+        (step, shapes, saving), self._pending = self._pending, None
         with self._writing():
-            self._orbax.wait()
+            saving.result()  # which also ends the thread that Orbax keeps for it
             if jax.process_index() == 0:
                 _verify(self._folder / str(step), shapes)
                 _seal(self._folder / str(step))

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -312,6 +313,13 @@ def save(folder: Path, *steps: int) -> None:
     with Checkpoints(folder, None, 10, keep=5) as checkpoints:
         for step in steps:
             checkpoints.save(Saved(step, STATE, {"step": step}))
+
+
+def test_saving_leaves_no_thread_behind(tmp_path):
+    save(tmp_path / "first", 1)  # what Orbax keeps for all of a process
+    before = threading.active_count()
+    save(tmp_path / "second", *range(1, 6))
+    assert threading.active_count() <= before
 
 
 def restored(folder: Path) -> Saved | None:
