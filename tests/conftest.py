@@ -44,6 +44,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops a file's compiled programs when it is done.
+
+    Each holds memory maps, of which a process may have 65,530: beyond them XLA crashes.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The paper's data sets in the hub's fields, where the machine has them."""
