@@ -1,6 +1,7 @@
 """The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -275,6 +276,8 @@ def main() -> None:
     """Runs the command; bad input is one line on stderr and exit code 2."""
     # transformers would warn that torch, which is not needed, is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Orbax logs the traceback of a failed save, which is reported in one line anyway.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,

@@ -26,6 +26,7 @@ from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import status
 from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
+from ivon_jax.train.splits import settled
 
 STEPS = 8
 
@@ -157,6 +158,7 @@ def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
     config = json.loads((out / "config.json").read_text())["config"]
     hyper = IvonLoraHyper(**config["hyper"])
     resumed = dataclasses.replace(base, hyper=hyper, checkpoint_steps=3)
+    resumed = settled(resumed, prepare(resumed).task)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, taken(out) + 2)
         with pytest.raises(Interrupted):
