@@ -128,8 +128,8 @@ def main(
         raise ValueError("validation_examples: required, to tune without the test set")
     preset = find_task(config.data).preset
     # Twice: names and values are checked before the model is loaded.
-    jobs_of(config, method, grid, samples, preset, num_examples=1)
-    problem = prepare(config)
+    unsized = jobs_of(config, method, grid, samples, preset, num_examples=1)
+    problem = prepare(unsized[0].config)
     config, count = settled(config, problem.task), len(problem.splits["train"])
     jobs = jobs_of(config, method, grid, samples, preset, count)
     found = run_all(jobs, problem, out)

@@ -222,7 +222,7 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
     return dataclasses.replace(config, hyper=hyper)
 
 
-def _check_trainable(config: RunConfig) -> None:
+def _check_trainable(config: TrainConfig) -> None:
     """Checks that base and adapter suit the choice of trained parameters."""
     if TRAINABLES[config.train].frozen:
         return
@@ -231,7 +231,7 @@ def _check_trainable(config: RunConfig) -> None:
             f"base: {config.base} is quantised, which --train {config.train} cannot"
             " train; use f32 or bf16"
         )
-    if getattr(config, "adapter", None):
+    if config.adapter:
         raise ValueError(f"adapter: only with --train lora, not {config.train}")
 
 

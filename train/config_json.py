@@ -35,11 +35,8 @@ def from_json(values: Any, cls: type[ConfigType]) -> ConfigType:
 
 def _fields(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the type of every field; `hyper` has the method's own type."""
-    hints = {
-        field.name: hint
-        for field in dataclasses.fields(cls)
-        for hint in [typing.get_type_hints(cls)[field.name]]
-    }
+    all_hints = typing.get_type_hints(cls)  # those of class variables too
+    hints = {field.name: all_hints[field.name] for field in dataclasses.fields(cls)}
     if cls is TrainConfig:
         name = values.get("method", DEFAULT)
         if isinstance(name, str) and name in METHODS:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +17,7 @@ from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.quantized import Quantization
-from ivon_jax.train.config import RunConfig
+from ivon_jax.train.config import RunConfig, TrainConfig
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.task import Task
@@ -89,7 +88,7 @@ class Problem:
         return Fixed(self.frozen, self.objective, streams)
 
 
-def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem:
+def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Problem:
     """Loads model and data.
 
     Args:
@@ -121,7 +120,7 @@ def prepare(config: RunConfig, splits: Collection[str] | None = None) -> Problem
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 
 
-def load_model(config: RunConfig) -> Problem:
+def load_model(config: TrainConfig) -> Problem:
     """Loads a run's model, without any data.
 
     Args:
@@ -140,11 +139,10 @@ def load_model(config: RunConfig) -> Problem:
     lora = adapted(config.lora, model_config)
     network = make_network(config, pretrained.model, lora)
     trainable = network.trainable
-    adapter = getattr(config, "adapter", None)
-    shapes = _shapes(network, config.model, adapter)
-    if adapter:
-        check_base(adapter, pretrained.name, pretrained.fingerprint)
-    start = _start(config, adapter, pretrained.params, shapes)
+    shapes = _shapes(network, config)
+    if config.adapter:
+        check_base(config.adapter, pretrained.name, pretrained.fingerprint)
+    start = _start(config, pretrained.params, shapes)
     task = _spaced(task, pretrained)
     objective = objective_of(task, model_config, pretrained.tokenizer, pretrained.name)
     label_ids = jax.tree.leaves(objective)
@@ -195,17 +193,19 @@ def _spaced(task: Task, pretrained: Pretrained) -> Task:
     return dataclasses.replace(task, leading_space=space, other_space=False)
 
 
-def _shapes(network: Network, model: str, adapter: Path | None) -> PyTree:
+def _shapes(network: Network, config: TrainConfig) -> PyTree:
     """Returns the shapes of the trained parameters; raises for a wrong target."""
     try:
         return jax.eval_shape(
             lambda key: network.trainable.fresh(network.module, key), jax.random.key(0)
         )
     except ValueError as error:
-        if adapter is None:
+        if config.adapter is None:
             raise
         # The layers are the adapter's, unless options say otherwise.
-        raise ValueError(f"adapter {adapter} for model {model}: {error}") from error
+        raise ValueError(
+            f"adapter {config.adapter} for model {config.model}: {error}"
+        ) from error
 
 
 def check_pack(config: RunConfig, model_config: Config) -> None:
@@ -223,9 +223,7 @@ def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:
     return dataclasses.replace(lora, modules_to_save=tuple(whole))
 
 
-def _start(
-    config: RunConfig, adapter: Path | None, params: PyTree, shapes: PyTree
-) -> PyTree:
+def _start(config: TrainConfig, params: PyTree, shapes: PyTree) -> PyTree:
     """Collects initial values: the base's own, and adapters from `adapter`."""
     wanted, held = flatten_dict(shapes), flatten_dict(params)
     found = {path: held[path] for path in wanted if path in held}
@@ -235,11 +233,11 @@ def _start(
         if not isinstance(leaf, jax.Array):
             raise ValueError(f"modules_to_save: {'/'.join(path[:-1])} is quantised")
     found = {path: np.asarray(leaf, np.float32) for path, leaf in found.items()}
-    if adapter:
-        found |= flatten_dict(load_adapter(adapter, shapes, config.lora))
+    if config.adapter:
+        found |= flatten_dict(load_adapter(config.adapter, shapes, config.lora))
         for path in wanted.keys() - found.keys():
             raise ValueError(
-                f"adapter {adapter}: neither it nor model {config.model} has"
+                f"adapter {config.adapter}: neither it nor model {config.model} has"
                 f" {'/'.join(path[:-1])}"
             )
     return unflatten_dict(found)

@@ -33,26 +33,9 @@ class Job(NamedTuple):
     predictors: tuple[Predictor, ...]
 
 
-def ensure(job: Job, problem: Problem, root: Path) -> list[Row]:
-    """Completes a job and returns its rows.
-
-    An interrupted run is resumed; of one that was scored, the rows are read.
-
-    Args:
-        job: the job.
-        problem: the model and the examples, shared by all jobs of a queue.
-        root: folder of the runs.
-
-    Returns:
-        A row of a results table for each predictor, with the job's name as ``run`` if
-        that is not the method's.
-
-    Raises:
-        ValueError: the job's folder holds a run of other settings.
-        Interrupted: see `train`; the same call resumes.
-    """
+def _complete(job: Job, problem: Problem, root: Path) -> list[Row]:
+    """Completes a job, whose folder was checked, and returns its rows."""
     out, config = root / job.name, job.config
-    on_first_process(lambda: _check(job, problem, root))
     rows = _finished(job, out)
     if rows is None:
         try:
@@ -90,14 +73,22 @@ def _finished(job: Job, out: Path) -> list[Row] | None:
 
 
 def run_all(jobs: Sequence[Job], problem: Problem, root: Path) -> dict[str, list[Row]]:
-    """Completes jobs one after another; see `ensure`.
+    """Completes jobs one after another.
+
+    An interrupted run is resumed; of one that was scored, the rows are read.
+
+    Args:
+        jobs: the jobs.
+        problem: the model and the examples, shared by all jobs.
+        root: folder of the runs.
 
     Returns:
-        The rows of each job by its name.
+        The rows of each job by its name: one for each predictor, with the job's name as
+        ``run`` if that is not the method's.
 
     Raises:
-        ValueError: a job's folder holds another run, before any is trained.
-        Interrupted: see `ensure`.
+        ValueError: a job's folder holds a run of other settings, before any is trained.
+        Interrupted: see `train`; the same call resumes.
     """
 
     def check() -> None:
@@ -105,4 +96,4 @@ def run_all(jobs: Sequence[Job], problem: Problem, root: Path) -> dict[str, list
             _check(job, problem, root)
 
     on_first_process(check)
-    return {job.name: ensure(job, problem, root) for job in jobs}
+    return {job.name: _complete(job, problem, root) for job in jobs}

@@ -6,39 +6,18 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from test_plan import ENCODER, SHAPE
 
-from ivon_jax.models import DebertaConfig, families
+from ivon_jax.models import families
 from ivon_jax.models.llama import Llama
-from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.plan import plan
 from ivon_jax.train.plan.plan import compile_step, flops, make_plan, report
 from ivon_jax.train.pod.sharding import make_mesh
 
-LLAMA = LlamaConfig(
-    vocab_size=256,
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=8,
-    head_dim=16,
-)
+LLAMA = dataclasses.replace(SHAPE, num_hidden_layers=4)
 UNTIED = dataclasses.replace(LLAMA, tie_word_embeddings=False)
-ENCODER = DebertaConfig(
-    vocab_size=256,
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=3,
-    num_attention_heads=8,
-    relative_attention=True,
-    pos_att_type=("c2p", "p2c"),
-    position_buckets=64,
-    num_labels=4,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
 SHARED = dataclasses.replace(ENCODER, share_att_key=True, conv_kernel_size=3)
 
 
