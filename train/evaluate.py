@@ -142,6 +142,7 @@ def read_run(
         ValueError: the folder is no run, or its model or examples have changed.
     """
     config, recorded = run.read_config(directory)
+    status.read(directory)  # a damaged one is refused before the work, not after it
     posterior, metadata = run.read_posterior(directory, best=best)
     step = int(metadata["step"]) if "step" in metadata else None
     split = scored_split(config.data, test=test)

@@ -26,6 +26,7 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.evaluate import read_run
 from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
@@ -177,6 +178,15 @@ def test_resuming_what_is_finished_changes_nothing(base, alone, tmp_path):
     status.evaluated(out)
     assert result(train(base, out, resume=True)) == result(alone)
     assert status.read(out) == (STEPS, STEPS, "evaluated")
+
+
+def test_a_damaged_status_is_refused_before_the_evaluation(alone, tmp_path):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    (out / status.STATUS).write_text("{")
+    before = sorted(out.iterdir())
+    with pytest.raises(ValueError, match=f"^{out / status.STATUS}: "):
+        read_run(out, "data=1")
+    assert sorted(out.iterdir()) == before
 
 
 def test_a_run_of_an_older_version_has_no_status(base, alone, tmp_path):
