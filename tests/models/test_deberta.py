@@ -267,11 +267,11 @@ def test_an_adapter_whose_pooler_peft_did_not_save(config, data):
             jax.random.key(0),
         )
         run = TrainConfig("base", adapter=Path(place), lora=lora)
-        start = _start(run, run.adapter, params, shapes)
+        start = _start(run, params, shapes)
         headless = {k: v for k, v in params.items() if k != "pooler"}
         message = "neither it nor model base has pooler/dense"
         with pytest.raises(ValueError, match=message):
-            _start(run, run.adapter, headless, shapes)
+            _start(run, headless, shapes)
     ids, real, kinds = map(jnp.asarray, (tokens, mask, types))
     variables = {"params": headless, "lora": start}
     logits = jax.jit(model.apply)(variables, ids, mask=real, types=kinds)
