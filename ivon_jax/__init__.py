@@ -13,6 +13,7 @@ from ivon_jax._state import Moments as Moments
 from ivon_jax._state import ScaleByIvonState as ScaleByIvonState
 from ivon_jax.kinds import Distribution as Distribution
 from ivon_jax.kinds import load_posterior as load_posterior
+from ivon_jax.kronecker import Kronecker as Kronecker
 from ivon_jax.particles import Particles as Particles
 from ivon_jax.posterior import Posterior as Posterior
 from ivon_jax.prior import FixedPrior as FixedPrior

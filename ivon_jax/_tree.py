@@ -1,9 +1,12 @@
 """Leaves of a pytree by path name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -48,3 +51,43 @@ def nest(leaves: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"other tensors lie inside {name!r}")
         node[last] = leaf
     return tree
+
+
+def saved_leaves(field: str, tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves by path name, of a tree that `nest` makes again.
+
+    Raises:
+        ValueError: it is not a tree of nested dicts.
+    """
+    leaves = by_path(tree)
+    nested: Any = jax.tree.structure(nest(leaves))
+    if nested != jax.tree.structure(tree):
+        raise ValueError(f"{field}: only trees of nested dicts can be saved")
+    return leaves
+
+
+def added(tree: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
+    """Adds noise to the leaves of the same path, in their own dtype."""
+
+    def add(leaf: ArrayLike, noise: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        return leaf + noise.astype(leaf.dtype)
+
+    return _map_some(add, tree, noise)
+
+
+def zeroed(tree: PyTree, drop: dict[str, Bool[Array, "..."]]) -> PyTree:
+    """Sets the chosen entries of the leaves of the same path to zero."""
+    return _map_some(lambda leaf, mask: jnp.where(mask, 0, leaf), tree, drop)
+
+
+def _map_some(
+    fn: Callable[[ArrayLike, Array], Array], tree: PyTree, others: dict[str, Any]
+) -> PyTree:
+    """Applies fn(leaf, other) to leaves of the same path; others stay."""
+
+    def leaf(path: Any, value: ArrayLike) -> Any:
+        other = others.get(path_name(path))
+        return value if other is None else fn(value, other)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
 from ivon_jax._posterior_file import Metadata
 from ivon_jax.errors import prefixed
+from ivon_jax.kronecker import Kronecker
 from ivon_jax.particles import Particles
 from ivon_jax.posterior import Posterior
 
@@ -59,7 +60,16 @@ class Distribution(Protocol):
         ...
 
 
-KINDS: dict[str, Any] = {kind.kind: kind for kind in (Posterior, Particles)}
+@runtime_checkable
+class Gaussian(Distribution, Protocol):
+    """A Gaussian, by which a linearised model's outputs are Gaussian too."""
+
+    def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
+        """Returns J S J^T of c outputs, whose derivatives lead each leaf."""
+        ...
+
+
+KINDS: dict[str, Any] = {kind.kind: kind for kind in (Posterior, Particles, Kronecker)}
 
 
 def load_posterior(path: str | Path) -> tuple[Distribution, Metadata]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
-from ivon_jax._tree import by_path, nest
+from ivon_jax._tree import nest, saved_leaves
 
 GROUP = "members"
 
@@ -112,10 +112,7 @@ class Particles:
         Raises:
             ValueError: the members are not trees of nested dicts.
         """
-        members = by_path(self.members)
-        nested: Any = jax.tree.structure(nest(members))
-        if nested != jax.tree.structure(self.members):
-            raise ValueError("members: only trees of nested dicts can be saved")
+        members = saved_leaves("members", self.members)
         _posterior_file.write(path, self.kind, {GROUP: members}, metadata)
 
     @classmethod

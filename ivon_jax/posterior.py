@@ -1,11 +1,9 @@
 """The diagonal Gaussian posterior: temper, prune, sample, save and load."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._pruning import lowest
 from ivon_jax._state import find_states, posterior_precision
-from ivon_jax._tree import by_path, nest, path_name
-from ivon_jax.checks import POSITIVE, RATIO, check
+from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
+from ivon_jax.checks import POSITIVE, check
 from ivon_jax.errors import prefixed
 from ivon_jax.noise import gaussian
 
@@ -131,21 +130,12 @@ class Posterior:
             >>> print(pruned.mean["w"], pruned.precision["w"])
             [0. 0. 2.] [inf inf  1.]
         """
-        check("prune", ratio, RATIO)
-        if scope not in ("global", "matrix"):
-            raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
-        mean = by_path(self.mean)
-        score = {
-            name: _signal_to_noise(jnp.asarray(mean[name], leaf.dtype), leaf)
-            for name, leaf in self.precision.items()
-        }
-        lowest = _lowest_global if scope == "global" else _lowest_per_matrix
-        drop = lowest(score, ratio)
+        drop = lowest(self.mean, self.precision, ratio, scope)
         precision = {
             name: jnp.where(drop[name], jnp.inf, leaf)
             for name, leaf in self.precision.items()
         }
-        return replace(self, mean=self._map_mean(_zero, drop), precision=precision)
+        return replace(self, mean=zeroed(self.mean, drop), precision=precision)
 
     def draw(self, key: Key[Array, ""], index: int | Int[Array, ""] = 0) -> PyTree:
         """Draws sample `index`, a tree like `mean`, for any number of samples.
@@ -154,7 +144,7 @@ class Posterior:
             key: the ensemble's key.
             index: index of the sample.
         """
-        return self._map_mean(_add, gaussian(key, self.precision, index))
+        return added(self.mean, gaussian(key, self.precision, index))
 
     def sample(self, key: Key[Array, ""], n: int) -> PyTree:
         """Draws n samples: a tree like `mean` with a leading axis, ready for `vmap`.
@@ -164,6 +154,22 @@ class Posterior:
             n: number of samples.
         """
         return jax.vmap(lambda index: self.draw(key, index))(jnp.arange(n))
+
+    def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
+        """Returns J V J^T, the covariance of linearised outputs.
+
+        Args:
+            jacobian: derivatives of c outputs, a tree like `mean` whose leaves have a
+                leading axis of size c.
+        """
+        rows = by_path(jacobian)
+
+        def leaf(name: str, p: Array) -> Array:
+            j = jnp.asarray(rows[name], p.dtype)
+            return jnp.einsum("c...,k...->ck", j / p[None], j)
+
+        parts = [leaf(name, p) for name, p in self.precision.items()]
+        return jnp.sum(jnp.stack(parts), axis=0)
 
     def log_prob(self, params: PyTree) -> Float[Array, ""]:
         """Returns the log density at `params`, over the entries that are not exact.
@@ -213,13 +219,8 @@ class Posterior:
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
         """
-        mean = by_path(self.mean)
-        nested: Any = jax.tree.structure(nest(mean))
-        if nested != jax.tree.structure(self.mean):
-            raise ValueError("mean: only trees of nested dicts can be saved")
-        groups = dict(
-            zip(GROUPS, (mean, self.precision, self.prior_precision), strict=True)
-        )
+        leaves = (saved_leaves("mean", self.mean), self.precision, self.prior_precision)
+        groups = dict(zip(GROUPS, leaves, strict=True))
         _posterior_file.write(path, self.kind, groups, metadata)
 
     @classmethod
@@ -262,17 +263,6 @@ class Posterior:
                 )
             return cls.from_groups(groups)
 
-    def _map_mean(
-        self, fn: Callable[[ArrayLike, Array], Array], leaves: dict[str, Array]
-    ) -> PyTree:
-        """Applies fn(mean, leaf) to leaves of the same path; others stay."""
-
-        def leaf(path: Any, mean: ArrayLike) -> Any:
-            other = leaves.get(path_name(path))
-            return mean if other is None else fn(mean, other)
-
-        return jax.tree_util.tree_map_with_path(leaf, self.mean)
-
     def _sum(self, fn: Callable[[str, Array], Array]) -> Float[Array, ""]:
         """Sums fn(name, precision) over the entries of finite precision."""
         total = jnp.zeros([])
@@ -281,53 +271,6 @@ class Posterior:
             terms = fn(name, jnp.where(finite, p, 1))
             total += jnp.sum(jnp.where(finite, terms, 0)).astype(total.dtype)
         return total
-
-
-def _zero(mean: ArrayLike, drop: Array) -> Array:
-    return jnp.where(drop, 0, mean)
-
-
-def _add(mean: ArrayLike, noise: Array) -> Array:
-    mean = jnp.asarray(mean)
-    return mean + noise.astype(mean.dtype)
-
-
-def _signal_to_noise(mean: Array, precision: Array) -> Array:
-    return jnp.where(mean == 0, 0, jnp.abs(mean) * jnp.sqrt(precision))
-
-
-def _count(ratio: float, size: int) -> int:
-    """Returns floor(ratio * size) in decimals: 0.29 * 100 is 29, not 28."""
-    return math.floor(Decimal(str(ratio)) * size)
-
-
-def _lowest(score: Float[Array, " d"], ratio: float) -> Array:
-    order = jnp.argsort(score, stable=True)
-    rank = jnp.zeros(score.shape, int).at[order].set(jnp.arange(score.size))
-    return rank < _count(ratio, score.size)
-
-
-def _lowest_global(score: Leaves, ratio: float) -> dict[str, Array]:
-    if not score:
-        return {}
-    drop = _lowest(jnp.concatenate([jnp.ravel(s) for s in score.values()]), ratio)
-    ends = np.cumsum([s.size for s in score.values()])[:-1]
-    parts = jnp.split(drop, ends)
-    return {
-        name: part.reshape(s.shape)
-        for (name, s), part in zip(score.items(), parts, strict=True)
-    }
-
-
-def _lowest_per_matrix(score: Leaves, ratio: float) -> dict[str, Array]:
-    def leaf(s: Array) -> Array:
-        if not s.size:
-            return jnp.zeros(s.shape, bool)
-        matrices = s.reshape(-1, math.prod(s.shape[-2:]))
-        drop = jax.vmap(lambda row: _lowest(row, ratio))(matrices)
-        return drop.reshape(s.shape)
-
-    return {name: leaf(s) for name, s in score.items()}
 
 
 def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

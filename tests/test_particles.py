@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import ivon_jax
-from ivon_jax import Distribution, Particles, Posterior, load_posterior
+from ivon_jax import Distribution, Kronecker, Particles, Posterior, load_posterior
 from ivon_jax.ensemble import ensemble_log_probs
-from ivon_jax.kinds import KINDS
+from ivon_jax.kinds import KINDS, Gaussian
 
 KEY = jax.random.key(0)
 
@@ -24,11 +24,16 @@ def members(count: int) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
-def test_every_kind_is_a_distribution(kind):
+def test_every_kind_is_a_distribution():
     point = {"w": jnp.ones(2)}
-    made = kind.point(point) if kind is Posterior else kind.of([point, point])
-    assert isinstance(made, Distribution)
+    made = (
+        Posterior.point(point),
+        Particles.of([point, point]),
+        Kronecker.of(point, {}, 1.0),
+    )
+    assert {type(one) for one in made} == set(KINDS.values())
+    assert all(isinstance(one, Distribution) for one in made)
+    assert [isinstance(one, Gaussian) for one in made] == [True, False, True]
 
 
 def test_draws_are_the_members_in_turn():
