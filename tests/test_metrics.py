@@ -384,7 +384,7 @@ def test_tied_classes_predict_the_first():
 def test_certain_and_right(n):
     labels = jnp.arange(n, dtype=jnp.int32) % 3
     values = fast.summary(log(np.eye(3)[labels]), labels)
-    assert values.pop("accuracy") == 1
+    assert values.pop("accuracy") == values.pop("coverage5") == 1
     assert all(value == 0 for value in values.values()), values
 
 
@@ -394,7 +394,8 @@ def test_certain_and_wrong(n):
     values = fast.summary(log(np.eye(3)[(labels + 1) % 3]), labels)
     assert values.pop("nll") == jnp.inf
     expected = dict.fromkeys(["ece", "ece15", "adaptive_ece", "aurc"], 1.0)
-    assert values == expected | {"accuracy": 0.0, "brier": 2.0, "entropy": 0.0}
+    expected |= {"accuracy": 0.0, "brier": 2.0, "entropy": 0.0}
+    assert values == expected | {"augrc": (n + 1) / (2 * n), "coverage5": 0.0}
 
 
 def test_one_impossible_label_spoils_only_the_nll():
@@ -571,6 +572,8 @@ def test_summary_holds_each_metric():
         "brier": metrics.brier(log_probs, labels),
         "entropy": metrics.entropy(log_probs).mean(),
         "aurc": metrics.aurc(log_probs, labels),
+        "augrc": metrics.augrc(log_probs, labels),
+        "coverage5": metrics.coverage_at_risk(log_probs, labels, risk=0.05),
     }
 
 
@@ -625,7 +628,13 @@ def test_order_of_examples_does_not_matter(seed, shape, scale):
 def test_bounds(seed, shape, scale):
     values = fast.summary(*predictions(seed, shape, scale))
     upper = dict.fromkeys(["accuracy", "ece", "ece15", "adaptive_ece", "aurc"], 1.0)
-    upper |= {"brier": 2.0, "nll": np.inf, "entropy": np.log(shape[1])}
+    upper |= {
+        "augrc": 1.0,
+        "coverage5": 1.0,
+        "brier": 2.0,
+        "nll": np.inf,
+        "entropy": np.log(shape[1]),
+    }
     assert values.keys() == upper.keys()
     for name, value in values.items():
         assert 0 <= value <= upper[name] + 1e-6, name

@@ -10,13 +10,17 @@ Values cannot raise errors under `jit`. Instead NaN probabilities, probabilities
 not sum to 1 (as of logits: apply `jax.nn.log_softmax` first) and labels outside 0..c-1
 make every metric NaN: none is silently wrong.
 
-`ivon_jax.metrics.regression` has the metrics of regression.
+`ivon_jax.metrics.regression` has the metrics of regression, `ivon_jax.metrics.ood`
+those of the detection of foreign examples.
 """
 
+from ivon_jax.metrics import ood as ood
 from ivon_jax.metrics import regression as regression
 from ivon_jax.metrics.calibration import Reliability as Reliability
 from ivon_jax.metrics.calibration import adaptive_ece as adaptive_ece
+from ivon_jax.metrics.calibration import augrc as augrc
 from ivon_jax.metrics.calibration import aurc as aurc
+from ivon_jax.metrics.calibration import coverage_at_risk as coverage_at_risk
 from ivon_jax.metrics.calibration import ece as ece
 from ivon_jax.metrics.calibration import reliability as reliability
 from ivon_jax.metrics.classification import accuracy as accuracy

@@ -160,6 +160,74 @@ def aurc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array
     return jnp.mean(jnp.cumsum(errors) / covered)
 
 
+def augrc(log_probs: Float[Array, "n c"], labels: Int[Array, "n"]) -> Float[Array, ""]:
+    """Returns the area under the generalised risk-coverage curve.
+
+    The generalised risk at coverage k/n is the number of errors among the k most
+    confident examples, divided by n rather than k: the share of silent errors of a
+    system that abstains. The area is its mean over k = 1..n, with ties as in `aurc`.
+    Unlike `aurc` it does not weight the few most confident examples most.
+
+    Args:
+        log_probs: log class probabilities, [n, c].
+        labels: class indices, [n].
+
+    Returns:
+        Scalar in [0, 1]; lower is better.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3]]))
+        >>> print(f"{augrc(log_probs, jnp.array([0, 1])):.2f}")
+        0.25
+
+    References:
+        Traub et al., "Overcoming common flaws in the evaluation of selective
+        classification systems", NeurIPS 2024.
+    """
+    _, correct = _sorted_top_class(log_probs, labels)
+    errors = 1 - correct[::-1]
+    return jnp.mean(jnp.cumsum(errors) / len(errors))
+
+
+def coverage_at_risk(
+    log_probs: Float[Array, "n c"], labels: Int[Array, "n"], risk: float = 0.05
+) -> Float[Array, ""]:
+    """Returns the largest coverage whose selective risk is at most `risk`.
+
+    A threshold on the confidence accepts all examples of one confidence or none. The
+    number describes these examples; `ivon_jax.selective.fit_threshold` finds a
+    threshold that holds for others.
+
+    Args:
+        log_probs: log class probabilities, [n, c].
+        labels: class indices, [n].
+        risk: highest share of errors among accepted examples.
+
+    Returns:
+        Scalar in [0, 1]; 0 if no threshold has so low a risk.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3]]))
+        >>> print(coverage_at_risk(log_probs, jnp.array([0, 1])))
+        0.5
+
+    References:
+        Geifman and El-Yaniv, "Selective classification for deep neural networks",
+        NeurIPS 2017.
+    """
+    log_confidence, correct = _sorted_top_class(log_probs, labels)
+    total = len(correct)
+    # Whole at the end of a tie, over which correctness is averaged.
+    errors = jnp.round(jnp.cumsum(1 - correct[::-1]))
+    covered = jnp.arange(1, total + 1, dtype=errors.dtype)
+    descending = log_confidence[::-1]
+    ends = jnp.pad(descending[1:] < descending[:-1], (0, 1), constant_values=True)
+    # The tolerance is for 0.05 * 20, which is 1.
+    legal = ends & (errors <= risk * covered * (1 + 1e-6))
+    best = jnp.max(jnp.where(legal, covered, 0)) / total
+    return jnp.where(jnp.isnan(errors[-1]), jnp.nan, best)
+
+
 def _sorted_top_class(
     log_probs: Float[Array, "n c"], labels: Int[Array, "n"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n"]]:

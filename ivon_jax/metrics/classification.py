@@ -6,7 +6,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ivon_jax.metrics._inputs import checked, exp, top_class, upcast
-from ivon_jax.metrics.calibration import adaptive_ece, aurc, ece
+from ivon_jax.metrics.calibration import (
+    adaptive_ece,
+    augrc,
+    aurc,
+    coverage_at_risk,
+    ece,
+)
 
 
 def accuracy(
@@ -191,7 +197,8 @@ def summary(
 ) -> dict[str, Float[Array, ""]]:
     """Returns all metrics of a set of predictions.
 
-    `ece` and `adaptive_ece` have 10 bins, `ece15` has 15; `entropy` is the mean.
+    `ece` and `adaptive_ece` have 10 bins, `ece15` has 15; `entropy` is the mean, and
+    `coverage5` is `coverage_at_risk` of 5 %.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -215,6 +222,8 @@ def summary(
         "brier": brier(log_probs, labels),
         "entropy": entropy(log_probs).mean(),
         "aurc": aurc(log_probs, labels),
+        "augrc": augrc(log_probs, labels),
+        "coverage5": coverage_at_risk(log_probs, labels, risk=0.05),
     }
 
 
