@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.data.batches import eval_batches
@@ -17,8 +17,105 @@ from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_w
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import Problem
-from ivon_jax.train.runs.progress import progress
+from ivon_jax.train.runs.progress import Report, progress
 from ivon_jax.train.step import predict_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """A predictor's forward passes of any number of examples, a part at a time.
+
+    Attributes:
+        problem: the model.
+        posterior: posterior of the trained parameters, as the predictor draws from it.
+        program: the predictor without the settings that are in the posterior.
+        streams: the run's keys; only ``ensemble`` is used.
+        chunk_size: draws at a time; None for all.
+    """
+
+    problem: Problem
+    posterior: Distribution
+    program: Predictor
+    streams: Streams
+    chunk_size: int | None = 1
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        posterior: Distribution,
+        predictor: Predictor,
+        streams: Streams,
+        chunk_size: int | None = 1,
+    ) -> "Forward":
+        """Applies the predictor's settings to the posterior.
+
+        Raises:
+            ValueError: the posterior's parameters are not the model's, or the predictor
+                cannot use it.
+        """
+        _check_shapes(posterior, problem)
+        posterior, program = predictor.split(posterior, problem.network.dropout)
+        return cls(problem, posterior, program, streams, chunk_size)
+
+    def prefix(self, encoded: Encoded) -> Int[np.ndarray, " p"]:
+        """Returns the examples' first tokens that may be computed once for all."""
+        if not self.program.shares_prefix:
+            return encoded.tokens[0][:0]
+        return encoded.tokens[0][: self.problem.objective.prefix_length(encoded)]
+
+    def __call__(
+        self,
+        encoded: Encoded,
+        prefix: Int[np.ndarray, " p"],
+        batch_size: int = 32,
+        first: int = 0,
+        report: Report = lambda count, text: None,
+    ) -> Float[np.ndarray, "s n c"]:
+        """Computes log-probabilities of the classes, or numbers, of each draw.
+
+        Args:
+            encoded: the examples.
+            prefix: their common first tokens, computed once for each batch and draw.
+            batch_size: examples at a time, rounded up to a multiple that the mesh can
+                split.
+            first: index of the first batch among those of all parts.
+            report: called with the number of examples done.
+
+        Returns:
+            Predictions of each draw, in the examples' order, not finished.
+        """
+        mesh, fixed = self.problem.mesh, self.problem.fixed(self.streams)
+        passes = self.program.passes
+        tokens = tuple(ids[len(prefix) :] for ids in encoded.tokens)
+        rest = dataclasses.replace(encoded, tokens=tokens)
+        shared = put_whole(prefix, mesh)
+        shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        batch_size = -(-batch_size // shards) * shards
+        rows = local_rows(mesh, batch_size)
+        parts = np.zeros((passes, len(rest), self.problem.task.outputs), np.float32)
+        with jax.set_mesh(mesh):
+            batches = eval_batches(rest, batch_size)
+            for index, (batch, indices) in enumerate(batches, first):
+                local = jax.tree.map(lambda part: part[rows], batch)
+                with naming_memory(
+                    f"predictions of {batch_size} rows of {batch.tokens.shape[1]}"
+                    f" tokens, {self.chunk_size or 'all'} draws at a time",
+                    "lower --chunk-size, or split more with --mesh",
+                ):
+                    predictions = predict_batch(
+                        self.problem.network,
+                        self.program,
+                        fixed,
+                        self.posterior,
+                        shared,
+                        put_batch(local, mesh, batch_size),
+                        index,
+                        self.chunk_size,
+                    )
+                    parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
+                report(len(indices), f"{passes} passes")
+        return parts
 
 
 def predict(
@@ -54,40 +151,10 @@ def predict(
         ValueError: the posterior's parameters are not the model's, or the predictor
             cannot use it.
     """
-    _check_shapes(posterior, problem)
-    posterior, program = predictor.split(posterior, problem.network.dropout)
-    length = problem.objective.prefix_length(encoded) if program.shares_prefix else 0
-    mesh, fixed = problem.mesh, problem.fixed(streams)
-    prefix = put_whole(encoded.tokens[0][:length], mesh)
-    tokens = tuple(ids[length:] for ids in encoded.tokens)
-    rest = dataclasses.replace(encoded, tokens=tokens)
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    batch_size = -(-batch_size // shards) * shards
-    rows = local_rows(mesh, batch_size)
-    parts = np.zeros((predictor.passes, len(rest), problem.task.outputs), np.float32)
-    with (
-        jax.set_mesh(mesh),
-        progress("evaluate", len(rest), every=len(rest), show=show) as report,
-    ):
-        for index, (batch, indices) in enumerate(eval_batches(rest, batch_size)):
-            local = jax.tree.map(lambda part: part[rows], batch)
-            with naming_memory(
-                f"predictions of {batch_size} rows of {batch.tokens.shape[1]} tokens,"
-                f" {chunk_size or 'all'} draws at a time",
-                "lower --chunk-size, or split more with --mesh",
-            ):
-                predictions = predict_batch(
-                    problem.network,
-                    program,
-                    fixed,
-                    posterior,
-                    prefix,
-                    put_batch(local, mesh, batch_size),
-                    index,
-                    chunk_size,
-                )
-                parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
-            report(len(indices), f"{predictor.passes} passes")
+    forward = Forward.of(problem, posterior, predictor, streams, chunk_size)
+    total = len(encoded)
+    with progress("evaluate", total, every=total, show=show) as report:
+        parts = forward(encoded, forward.prefix(encoded), batch_size, report=report)
     return predictor.finish(parts)
 
 

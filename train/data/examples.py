@@ -7,19 +7,18 @@ given.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ivon_jax.errors import one_line
 from ivon_jax.train.data.rows import SUFFIXES, read_rows
-from ivon_jax.train.data.task import Example, Source, Split, Task
+from ivon_jax.train.data.task import Example, Row, Source, Split, Task
 
 DATA_DIR_VARIABLE = "IVON_JAX_DATA"
 
-Rows = Iterable[tuple[str, Mapping[str, Any]]]
+Rows = Iterable[tuple[str, Row]]
 
 
 def data_folder(option: Path | None = None) -> Path | None:
@@ -75,17 +74,34 @@ def load_examples(
 
 def _examples(task: Task, rows: Rows) -> Iterator[Example]:
     for place, row in rows:
-        try:
-            example = task.example(row)
-            if example is not None:
-                # JSON can hold half a surrogate pair, which no tokenizer accepts.
-                "".join((example.prompt, *example.texts)).encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{place}: the text is not valid Unicode") from None
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+        example = converted(task.example, place, row)
         if example is not None:
             yield example
+
+
+def converted(
+    convert: Callable[[Row], Example | None], place: str, row: Row
+) -> Example | None:
+    """Converts a row, and names its place in errors.
+
+    Args:
+        convert: `Task.example` or `Task.question`.
+        place: file and line.
+        row: the row.
+
+    Raises:
+        ValueError: a field is missing or illegal, or a text is not valid Unicode.
+    """
+    try:
+        example = convert(row)
+        if example is not None:
+            # JSON can hold half a surrogate pair, which no tokenizer accepts.
+            "".join((example.prompt, *example.texts)).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: the text is not valid Unicode") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return example
 
 
 def _local_file(name: str, source: Source, split: Split, data_dir: Path) -> Path:
@@ -103,7 +119,7 @@ def _local_file(name: str, source: Source, split: Split, data_dir: Path) -> Path
     )
 
 
-def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Row]]:
     part = source.hub_train if split == "train" else source.hub_eval
     name = f"hub data set {source.hub} ({source.config or 'default'}, {part})"
     try:

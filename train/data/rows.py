@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ivon_jax.errors import one_line
 from ivon_jax.train.data.fields import shown
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yields ("file:line", row) for every row.
+    """Yields ("file:line", row) for every row, in constant memory.
 
     Blank lines of JSONL and CSV are skipped. For parquet the line is the row's number,
     from 1. All CSV values are strings.
@@ -29,7 +29,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     Raises:
         ValueError: the file is missing, unreadable or malformed.
     """
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": read_jsonl, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         legal = ", ".join(SUFFIXES)
@@ -37,22 +37,22 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        yield from reader(path)
+        with path.open("rb") as file:
+            yield from reader(file, str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                # Spreadsheets put a byte-order mark in front.
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)"
-                ) from None
-            yield number, line
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    for number, raw in enumerate(file, 1):
+        try:
+            # Spreadsheets put a byte-order mark in front.
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}:{number}: not UTF-8 (byte {error.start + 1} of the line)"
+            ) from None
+        yield number, line
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -68,14 +68,23 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+def read_jsonl(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+    """Yields ("name:line", row) for every row of an open JSONL file or stream.
+
+    Args:
+        file: the stream, of bytes.
+        name: its name in messages.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
     decoder = json.JSONDecoder(
         object_pairs_hook=_object, parse_constant=_refuse_constant
     )
-    for number, line in _lines(path):
+    for number, line in _lines(file, name):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        place = f"{name}:{number}"
         try:
             row = decoder.decode(line)
         except (ValueError, RecursionError) as error:
@@ -85,16 +94,18 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
         yield place, row
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Row]]:
-    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
-    longest = len(text.getvalue())
-    reader = csv.reader(text, strict=True)
+def _csv(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+    # Old files end their lines in a carriage return alone.
+    lines = (
+        part for _, line in _lines(file, name) for part in io.StringIO(line, newline="")
+    )
+    reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     start = 1
     try:
-        while (cells := _next_cells(reader, longest)) is not None:
+        while (cells := _next_cells(reader)) is not None:
             # A quoted cell may hold line breaks: the row's first line is its place.
-            place, start = f"{path}:{start}", reader.line_num + 1
+            place, start = f"{name}:{start}", reader.line_num + 1
             if not cells:
                 continue
             if header is None:
@@ -108,30 +119,31 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
                 )
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path}:{start}: not valid CSV: {one_line(error)}") from None
+        raise ValueError(f"{name}:{start}: not valid CSV: {one_line(error)}") from None
 
 
-def _next_cells(reader: Iterator[list[str]], longest: int) -> list[str] | None:
-    """Returns the next row of a CSV file, or None; a cell may be as long as the file.
+def _next_cells(reader: Iterator[list[str]]) -> list[str] | None:
+    """Returns the next row of a CSV file, or None; a cell may be of any length.
 
     The limit of a cell, by default 131,072 characters, is global: it is restored.
     """
-    limit = csv.field_size_limit(longest)
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         return next(reader, None)
     finally:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
     # Slow to import, and not needed for text files.
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(path)
-        rows = table.to_pylist()
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}:{number}", row
     except (pyarrow.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not valid parquet: {one_line(error)}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path}:{number}", row
+        raise ValueError(f"{name}: not valid parquet: {one_line(error)}") from None

@@ -96,6 +96,22 @@ class Task:
         """Number of outputs: one for each class, or one for a number."""
         return len(self.label_words) or 1
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that a question is made of; empty if not known."""
+        named = self.inputs + tuple(getattr(self.prompt, "names", ()))
+        return tuple(dict.fromkeys(named))
+
+    def question(self, row: Row) -> Example:
+        """Converts a row without its answer, in whose place there is a zero.
+
+        Raises:
+            ValueError: a field is missing or has an illegal value.
+        """
+        texts = tuple(text(row, name) for name in self.inputs)
+        prompt = self.prompt(row) if self.prompt else ""
+        return Example(prompt, 0 if self.label_words else 0.0, texts)
+
     def example(self, row: Row) -> Example | None:
         """Converts a row to an example; None if the task drops it.
 
@@ -104,6 +120,4 @@ class Task:
         """
         if not self.keep(row):
             return None
-        texts = tuple(text(row, name) for name in self.inputs)
-        prompt = self.prompt(row) if self.prompt else ""
-        return Example(prompt, self.target(row), texts)
+        return self.question(row)._replace(label=self.target(row))
