@@ -25,6 +25,7 @@ from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
+from ivon_jax.train.predictors.linearised import Linearised, Link
 from ivon_jax.train.runs.progress import outlive_readers
 
 Unprefixed = tyro.conf.arg(name="")  # a dataclass whose fields are plain options
@@ -84,6 +85,8 @@ def evaluate(
     prune: float = 0.0,
     dropout_samples: int = 0,
     temperature: bool = False,
+    linearised: Annotated[Link | None, unset("{softmax,probit}", "none")] = None,
+    logit_samples: int = 10_000,
     chunk_size: int = 1,
     mesh: str = "data=1",
     best: bool = False,
@@ -107,6 +110,9 @@ def evaluate(
         dropout_samples: also average over this many dropout masks at the mean.
         temperature: also scale the predictions by a temperature, fitted on the
             training examples that the run held out; needs --test.
+        linearised: also average over the Gaussian of the linearised model's logits, by
+            softmax of their samples or by the probit approximation.
+        logit_samples: with --linearised softmax: number of samples of the logits.
         chunk_size: posterior samples computed at a time.
         mesh: devices to split the base over; need not be the run's.
         best: evaluate the posterior of lowest NLL (train --eval-steps), not the last.
@@ -116,11 +122,12 @@ def evaluate(
     from ivon_jax.train.evaluate import AdapterSource, Wanted, evaluate_folder
     from ivon_jax.train.report import tables
 
+    linear = linearised and Linearised(linearised, logit_samples, tau, prune)
     runtime.check_devices()
     rows = evaluate_folder(
         directory,
         AdapterSource(adapter, model, data, base, out),
-        Wanted(samples, tau, prune, dropout_samples, temperature),
+        Wanted(samples, tau, prune, dropout_samples, temperature, linear),
         mesh,
         chunk_size=chunk_size,
         best=best,

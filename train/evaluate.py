@@ -22,6 +22,7 @@ from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predict import predict, score
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.dropout import Dropout
+from ivon_jax.train.predictors.linearised import Linearised
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled, bound, scaled
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
         dropout_samples: dropout masks to average; 0 for none.
         temperature: whether to scale each predictor too, by a temperature fitted on
             the held-out training examples.
+        linearised: the predictor of the linearised model, if it is wanted.
     """
 
     samples: int | None = None
@@ -53,6 +55,7 @@ class Wanted(NamedTuple):
     prune: float = 0.0
     dropout_samples: int = 0
     temperature: bool = False
+    linearised: Linearised | None = None
 
     def predictors(self, size: int | None = None, *, spread: bool) -> list[Predictor]:
         """Returns the predictors without temperature scaling, which must be fitted.
@@ -71,6 +74,8 @@ class Wanted(NamedTuple):
             found.append(sampled)
         if self.dropout_samples:
             found.append(Dropout(self.dropout_samples))
+        if self.linearised:
+            found.append(self.linearised)
         return found
 
 

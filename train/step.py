@@ -16,7 +16,7 @@ from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Loss, Method, Minibatch
 from ivon_jax.train.objectives.base import Bound, Objective
 from ivon_jax.train.pod.sharding import BATCH_AXES, constrain, replicate
-from ivon_jax.train.predictors.base import Keys, Predictor
+from ivon_jax.train.predictors.base import Keys, Outputs, Predictor
 from ivon_jax.train.trainable import Trainable
 
 
@@ -220,12 +220,14 @@ def predict_batch(
     """
     objective = fixed.objective
 
-    def outputs(params: PyTree, dropout: Key[Array, ""] | None) -> Float[Array, "b c"]:
+    def forward(
+        params: PyTree, batch: Batch, dropout: Key[Array, ""] | None
+    ) -> Float[Array, "b c"]:
         rngs = {} if dropout is None else {"dropout": dropout}
         model = network.bind(params, fixed.frozen, rngs)
         return objective.outputs(model, batch, prefix)
 
     key = fixed.streams.ensemble
     keys = Keys(key, jax.random.fold_in(key, index))
-    draws = predictor.draws(outputs, posterior, keys, chunk_size)
+    draws = predictor.draws(Outputs(forward, batch), posterior, keys, chunk_size)
     return replicate(objective.predictions(draws))

@@ -4,13 +4,63 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.kinds import Distribution
+from ivon_jax.train.data.batches import Batch
 
-# outputs(params, dropout key or None)
-Outputs = Callable[[PyTree, Any], Float[Array, "b c"]]
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The model's outputs for a batch, as a function of its parameters.
+
+    Attributes:
+        forward: maps parameters, a batch, and a dropout key or None to outputs.
+        batch: the batch, of one text a row.
+    """
+
+    forward: Callable[[PyTree, Batch, Any], Float[Array, "b c"]]
+    batch: Batch
+
+    def __call__(
+        self, params: PyTree, dropout: Key[Array, ""] | None = None
+    ) -> Float[Array, "b c"]:
+        """Computes the outputs of all rows."""
+        return self.forward(params, self.batch, dropout)
+
+    def map_rows(
+        self, fn: Callable[[Callable[[PyTree], Float[Array, " c"]]], PyTree], size: int
+    ) -> PyTree:
+        """Applies a function to the outputs of every row alone, without dropout.
+
+        Args:
+            fn: takes a function from parameters to a row's outputs.
+            size: maximal number of rows at a time.
+
+        Returns:
+            The results, stacked.
+        """
+
+        def one(row: Batch) -> PyTree:
+            single = jax.tree.map(lambda leaf: leaf[None], row)
+            return fn(lambda params: self.forward(params, single, None)[0])
+
+        count = len(self.batch.lengths)
+        size = next(n for n in range(min(size, count), 0, -1) if count % n == 0)
+
+        # Strided, so that rows that are split over devices stay split in each part.
+        def split(leaf: Array) -> Array:
+            whole = leaf.reshape(size, count // size, *leaf.shape[1:])
+            return jnp.swapaxes(whole, 0, 1)
+
+        def join(leaf: Array) -> Array:
+            return jnp.swapaxes(leaf, 0, 1).reshape(count, *leaf.shape[2:])
+
+        parts = jax.tree.map(split, self.batch)
+        return jax.tree.map(join, jax.lax.map(jax.vmap(one), parts))
 
 
 class Keys(NamedTuple):

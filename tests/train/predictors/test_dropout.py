@@ -14,11 +14,11 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.data.batches import eval_batches
+from ivon_jax.train.data.batches import Batch, eval_batches
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.predict import predict
-from ivon_jax.train.predictors.base import Keys
+from ivon_jax.train.predictors.base import Keys, Outputs
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import prepare
@@ -127,9 +127,11 @@ def test_draws_at_a_time_change_nothing(trained):
 
 
 def test_keys_are_folded_by_the_pass():
-    def outputs(params, dropout):
+    def forward(params, batch, dropout):
         return jax.random.uniform(dropout, (2, 3))
 
+    ones = np.ones((2, 1), np.int32)
+    outputs = Outputs(forward, Batch(ones, ones, ones, ones.astype(np.float32)))
     keys = Keys(jax.random.key(0), jax.random.key(1))
     found = Dropout(3).draws(outputs, Posterior.point(jnp.ones(1)), keys, 2)
     wanted = [
