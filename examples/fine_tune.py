@@ -14,10 +14,12 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.testing import LABELS, PROMPT, write_data, write_model
 from ivon_jax.train import loop
 from ivon_jax.train.config import DataConfig, TrainConfig, resolve
-from ivon_jax.train.evaluate import Wanted, evaluate, predictors_for, read_run
+from ivon_jax.train.evaluate import evaluate, predictors_for
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.report.tables import table
+from ivon_jax.train.sources import read_run
 from ivon_jax.train.splits import settled
 
 
@@ -46,7 +48,7 @@ def main() -> list[dict[str, Any]]:
     loop.train(problem, config, folder / "run")
 
     wanted = Wanted(samples=8, tau=1.0)
-    run = read_run(folder / "run", mesh="data=1", wanted=wanted)
+    run = read_run(folder / "run", mesh="data=1")
     rows = evaluate(run, predictors_for(run, wanted), folder / "run")
     print(table(rows))
     return rows

@@ -107,9 +107,11 @@ def main() -> list[dict[str, Any]]:
     # The configuration knows the methods that are registered when it is imported.
     from ivon_jax.train import loop
     from ivon_jax.train.config import DataConfig, TrainConfig, resolve
-    from ivon_jax.train.evaluate import Wanted, evaluate, predictors_for, read_run
+    from ivon_jax.train.evaluate import evaluate, predictors_for
+    from ivon_jax.train.predictors.wanted import Wanted
     from ivon_jax.train.problem import prepare
     from ivon_jax.train.report.tables import table
+    from ivon_jax.train.sources import read_run
 
     hyper = SwagHyper(steps=150, learning_rate=0.02)
     check_method(Swag(hyper.resolve("custom", num_examples=64)))

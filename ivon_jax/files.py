@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ivon_jax.errors import writing
@@ -41,18 +41,24 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink()
 
 
-def is_empty(folder: Path) -> bool:
-    """Returns whether a folder is empty, but for a new volume's ``lost+found``."""
-    return all(path.name == "lost+found" for path in folder.iterdir())
+def is_empty(folder: Path, beside: Collection[str] = ()) -> bool:
+    """Returns whether a folder is empty, but for a new volume's ``lost+found``.
+
+    Args:
+        folder: the folder.
+        beside: names of files that may be there.
+    """
+    return all(path.name in {"lost+found", *beside} for path in folder.iterdir())
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """Makes a folder under a temporary name and moves it into place at the end.
 
     Args:
         path: the folder. It may exist if it is empty, also as a mounted volume, a link
             or the working directory. Its parents are made.
+        beside: names of files that may already be in it.
 
     Yields:
         The temporary folder to fill; it is removed if anything is raised.
@@ -62,7 +68,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     exists = os.path.lexists(path)
-    if exists and not is_empty(path):
+    if exists and not is_empty(path, beside):
         raise OSError(f"{path}: is not empty; choose a new folder")
     # An existing folder cannot always be replaced, and its parent may be read-only.
     parent = path if exists else path.parent

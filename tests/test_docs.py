@@ -45,6 +45,7 @@ def options() -> dict[str, set[str]]:
     from ivon_jax.lora import LoraConfig
     from ivon_jax.train import cli
     from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+    from ivon_jax.train.fits.registry import FITS
     from ivon_jax.train.methods.registry import METHODS
     from ivon_jax.train.pod.processes import ProcessConfig
 
@@ -72,6 +73,7 @@ def options() -> dict[str, set[str]]:
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
         | each
         | {"out", "resume"},
+        "fit": fields(DataConfig, *FITS.values()) | arguments(cli.fit),
         "evaluate": fields(DataConfig) | arguments(cli.evaluate),
         "export": arguments(cli.export),
         "models": arguments(cli.models),

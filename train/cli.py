@@ -1,4 +1,4 @@
-"""The command line: ``ivon-jax train | evaluate | export | plan | ...``."""
+"""The command line: ``ivon-jax train | fit | evaluate | export | ...``."""
 
 import contextlib
 import logging
@@ -19,6 +19,9 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
+from ivon_jax.train.fits.base import Fit
+from ivon_jax.train.fits.registry import FitName
+from ivon_jax.train.fits.temperature import ALL_MEMBERS
 from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod import runtime
@@ -70,7 +73,6 @@ def train(
 
 
 DEFAULT_DATA = DataConfig()
-ALL_MEMBERS = unset("INT", "10; of a set of members, all")
 
 
 def evaluate(
@@ -104,7 +106,8 @@ def evaluate(
         base: with --adapter: number format of the base, as for "ivon-jax train".
         out: with --adapter: new folder for the results.
         samples: posterior samples to average; a run with Adam and an adapter have
-            only a mean.
+            only a mean. Of a run of "ivon-jax fit", its own predictions unless this or
+            one of the next three options is given.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         dropout_samples: also average over this many dropout masks at the mean.
@@ -119,14 +122,17 @@ def evaluate(
         test: evaluate on the task's own evaluation examples even if the run held
             training examples out for validation.
     """
-    from ivon_jax.train.evaluate import AdapterSource, Wanted, evaluate_folder
+    from ivon_jax.train.evaluate import evaluate_folder
+    from ivon_jax.train.predictors.wanted import Wanted
     from ivon_jax.train.report import tables
+    from ivon_jax.train.sources import AdapterSource
 
     linear = linearised and Linearised(linearised, logit_samples, tau, prune)
     runtime.check_devices()
     rows = evaluate_folder(
         directory,
-        AdapterSource(adapter, model, data, base, out),
+        AdapterSource((adapter,) if adapter else (), model, data, base),
+        out,
         Wanted(samples, tau, prune, dropout_samples, temperature, linear),
         mesh,
         chunk_size=chunk_size,
@@ -134,6 +140,57 @@ def evaluate(
         test=test,
     )
     print(tables.table(rows))
+
+
+def fit(
+    directories: tyro.conf.Positional[tuple[Path, ...]],
+    method: FitName,
+    config: Annotated[Fit, Unprefixed],
+    out: Out,
+    adapter: Annotated[tuple[Path, ...], unset("PATH [PATH ...]", "none")] = (),
+    model: str | None = None,
+    data: Flat[DataConfig] = DEFAULT_DATA,
+    base: BaseName = "f32",
+    chunk_size: int = 1,
+    mesh: str = "data=1",
+    best: bool = False,
+    resume: Resume = False,
+) -> None:
+    """Makes a new run of finished ones, or of HF PEFT adapters, without training.
+
+    The new folder is evaluated and exported as any other. --method NAME --help shows
+    the options of a method.
+
+    Args:
+        directories: folders written by "ivon-jax train" or "ivon-jax fit".
+        method: how to make the run.
+        config: options of the method.
+        out: new folder for everything that is written.
+        adapter: folders of HF PEFT adapters, beside runs or instead of them.
+        model: with --adapter and no run: the base model, as for "ivon-jax train".
+        data: with --adapter and no run: which examples.
+        base: with --adapter and no run: number format of the base.
+        chunk_size: posterior samples computed at a time.
+        mesh: devices to split the base over.
+        best: of runs, take the posterior of lowest NLL (train --eval-steps).
+        resume: continue an interrupted fit in --out, if any.
+    """
+    from ivon_jax.train.fit import fit_folders
+    from ivon_jax.train.sources import AdapterSource
+
+    assert config.name == method
+    runtime.check_devices()
+    made = fit_folders(
+        config,
+        directories,
+        AdapterSource(adapter, model, data, base),
+        out,
+        mesh,
+        chunk_size=chunk_size,
+        best=best,
+        resume=resume,
+    )
+    print(f"wrote {made.method} to {out}; next: ivon-jax evaluate {out}")
 
 
 def export(
@@ -288,6 +345,7 @@ def main() -> None:
     commands: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,
+        "fit": fit,
         "export": export,
         "plan": plan,
         "compare": compare,

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,56 @@ from ivon_jax.train.config import (
     MethodName,
     TrainConfig,
 )
+from ivon_jax.train.fits.base import Fit
+from ivon_jax.train.fits.registry import FITS, FitName
 from ivon_jax.train.methods.registry import METHODS
 
 Commands = dict[str, Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Choices:
-    """The options on which other options, or their defaults, depend."""
+class _Run:
+    """The options of a run on which other options, or their defaults, depend."""
 
     method: MethodName = DEFAULT
     adapter: Path | None = None
+
+    def default(self) -> TrainConfig:
+        """Returns the default run for the chosen method and adapter."""
+        config = TrainConfig(method=self.method)
+        if self.adapter is None:
+            return config
+        from ivon_jax.models.peft_io import read_settings
+
+        lora = read_settings(self.adapter)
+        return dataclasses.replace(config, adapter=self.adapter, lora=lora)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """The option of a fit on which other options depend."""
+
+    method: FitName | None = None
+
+    def default(self) -> Fit:
+        """Returns the chosen fit with its defaults."""
+        return FITS[self.method]() if self.method else Fit()
+
+
+# By the type of a command's `config`: the choices, and which options each one owns.
+CHOICES: dict[Any, Any] = {TrainConfig: _Run, Fit: _Fit}
+OWNERS: dict[Any, Mapping[str, Any]] = {
+    TrainConfig: {name: method.hyper_type for name, method in METHODS.items()},
+    Fit: FITS,
+}
+OWNERS[CompareConfig] = OWNERS[TrainConfig]
 
 
 def parse(commands: Commands) -> functools.partial[Any]:
     """Reads the command line without running the command.
 
-    A command that takes a `TrainConfig` has the options of the chosen method, and the
-    settings of the chosen adapter as defaults.
+    A command that takes a `TrainConfig` or a `Fit` has the options of the chosen
+    method; a run has the settings of the chosen adapter as defaults.
 
     Args:
         commands: functions by command.
@@ -48,60 +80,48 @@ def parse(commands: Commands) -> functools.partial[Any]:
         ValueError: an argument is illegal or missing, or the adapter cannot be read.
     """
     name, *args = sys.argv[1:] or [""]
-    config_type = None
+    kind, method = None, ""
     if name in commands:
-        hints = typing.get_type_hints(commands[name])
-        config_type = hints.get("config")
-    choices = _Choices()
-    if config_type is TrainConfig:
-        choices = _choices(args)
-        default = _default(choices)
-        command = functools.partial(commands[name], config=default)
+        kind = typing.get_type_hints(commands[name]).get("config")
+    if kind in CHOICES:
+        choices = _choices(CHOICES[kind], args)
+        method = choices.method
+        command = functools.partial(commands[name], config=choices.default())
         command.__doc__ = commands[name].__doc__  # which --help shows
         commands = commands | {name: command}
-    if config_type in (TrainConfig, CompareConfig):
-        _check_owners(args, choices.method if config_type is TrainConfig else "")
+    if kind in OWNERS and method is not None:
+        _check_owners(args, OWNERS[kind], method)
     return _run_tyro(commands)
 
 
-def _choices(args: Sequence[str]) -> _Choices:
-    """Parses the chosen method and adapter only."""
+def _choices(kind: Any, args: Sequence[str]) -> Any:
+    """Parses the options on which others depend only."""
     try:
         return tyro.cli(
-            _Choices,
+            kind,
             args=args,
             add_help=False,
             console_outputs=False,
             return_unknown_args=True,
         )[0]
     except SystemExit:  # parsing all arguments will give the reason
-        return _Choices()
+        return kind()
 
 
-def _default(choices: _Choices) -> TrainConfig:
-    """Returns the default run for the chosen method and adapter."""
-    config = TrainConfig(method=choices.method)
-    if choices.adapter is None:
-        return config
-    from ivon_jax.models.peft_io import read_settings
-
-    lora = read_settings(choices.adapter)
-    return dataclasses.replace(config, adapter=choices.adapter, lora=lora)
-
-
-def _check_owners(args: Sequence[str], method: str) -> None:
+def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -> None:
     """Checks that no option belongs only to another method.
 
     Args:
         args: the arguments.
+        owners: the dataclass of its options, by method.
         method: the method; "" if options name their method, as --adam.eps.
 
     Raises:
         ValueError: an option belongs to another method.
     """
     owned = {
-        name: {field.name for field in dataclasses.fields(method_type.hyper_type)}
-        for name, method_type in METHODS.items()
+        name: {field.name for field in dataclasses.fields(kind)}
+        for name, kind in owners.items()
     }
     for arg in args:
         option = re.match(r"--(?:([\w-]+)\.)?([\w-]+)", arg)

@@ -15,9 +15,9 @@ from ivon_jax.train.methods.registry import DEFAULT, METHODS
 ConfigType = TypeVar("ConfigType")
 
 
-def to_json(config: TrainConfig | CompareConfig) -> dict[str, Any]:
-    """Returns the configuration as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def to_json(options: Any) -> dict[str, Any]:
+    """Returns a configuration, or other options, as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
 def from_json(values: Any, cls: type[ConfigType]) -> ConfigType:

@@ -118,7 +118,7 @@ class Forward:
         return parts
 
 
-def predict(
+def draws(
     problem: Problem,
     encoded: Encoded,
     posterior: Distribution,
@@ -128,7 +128,7 @@ def predict(
     chunk_size: int | None = 1,
     show: bool = True,
 ) -> Float[np.ndarray, "s n c"]:
-    """Computes log-probabilities of the classes, or numbers, for every example.
+    """Computes the predictions of each of a predictor's draws, for every example.
 
     Where the predictor allows it, the prompts' common prefix is computed once for each
     batch and draw.
@@ -145,7 +145,8 @@ def predict(
         show: whether to show progress.
 
     Returns:
-        Predictions of each draw, in the examples' order.
+        Log-probabilities of the classes, or numbers, in the examples' order; see
+        `Predictor.finish`.
 
     Raises:
         ValueError: the posterior's parameters are not the model's, or the predictor
@@ -154,8 +155,35 @@ def predict(
     forward = Forward.of(problem, posterior, predictor, streams, chunk_size)
     total = len(encoded)
     with progress("evaluate", total, every=total, show=show) as report:
-        parts = forward(encoded, forward.prefix(encoded), batch_size, report=report)
-    return predictor.finish(parts)
+        return forward(encoded, forward.prefix(encoded), batch_size, report=report)
+
+
+def predict(
+    problem: Problem,
+    encoded: Encoded,
+    posterior: Distribution,
+    predictor: Predictor,
+    streams: Streams,
+    **options: Any,
+) -> Float[np.ndarray, "_ n c"]:
+    """Predicts every example: `Predictor.finish` of the `draws`.
+
+    Args:
+        problem: the model.
+        encoded: the examples.
+        posterior: posterior of the trained parameters.
+        predictor: the predictor.
+        streams: the run's keys; only ``ensemble`` is used.
+        **options: others of `draws`.
+
+    Returns:
+        Log-probabilities of the classes, or numbers, in the examples' order.
+
+    Raises:
+        ValueError: see `draws`.
+    """
+    found = draws(problem, encoded, posterior, predictor, streams, **options)
+    return predictor.finish(found)
 
 
 def _check_shapes(posterior: Distribution, problem: Problem) -> None:

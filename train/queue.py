@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.evaluate import Evaluated, evaluate, evaluation_name
+from ivon_jax.train.evaluate import evaluate, evaluation_name
 from ivon_jax.train.loop import train
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import on_first_process
@@ -14,6 +14,7 @@ from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs import run
+from ivon_jax.train.sources import Source
 from ivon_jax.train.splits import scored_split
 
 Row = dict[str, Any]
@@ -43,8 +44,8 @@ def _complete(job: Job, problem: Problem, root: Path) -> list[Row]:
         except Interrupted as error:
             raise Interrupted(f"{job.name} {error}", error.signum) from None
         split, steps = scored_split(config.data), config.hyper.steps
-        evaluated = Evaluated(config.method, config, problem, posterior, split, steps)
-        rows = evaluate(evaluated, job.predictors, out)
+        source = Source(config.method, config, problem, posterior, split, steps)
+        rows = evaluate(source, job.predictors, out)
     named = {} if job.name == config.method else {"run": job.name}
     return [row | named for row in rows]
 

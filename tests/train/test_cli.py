@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import cli, evaluate, loop
+from ivon_jax.train import cli, loop, sources
 from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.predictors.mean import Mean
@@ -233,7 +234,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     for module, name, call, what in (
         (loop, "train_step", 3, "adam interrupted after step 3 of 6"),
         (loop, "train_step", 5, "ivon-lora interrupted after step 2 of 6"),
-        (evaluate, "predict", 2, "interrupted"),
+        (sources, "draws", 2, "interrupted"),
     ):
         with monkeypatch.context() as patch:
             interrupt(patch, module, name, call)
@@ -313,6 +314,7 @@ def test_compiled_programs_are_kept(tmp_path, monkeypatch, capsys):
 
 COMMANDS = (
     cli.train,
+    cli.fit,
     cli.evaluate,
     cli.export,
     cli.plan,
@@ -328,6 +330,7 @@ CONFIGS = (
     ProcessConfig,
     TrainConfig,
     *(method.hyper_type for method in METHODS.values()),
+    *FITS.values(),
 )
 
 

@@ -12,7 +12,7 @@ from benchmarks import tune
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import loop, queue
 from ivon_jax.train.config import RunConfig, TrainConfig, resolve
-from ivon_jax.train.evaluate import evaluate, read_run
+from ivon_jax.train.evaluate import evaluate
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.predictors.mean import Mean
@@ -20,6 +20,7 @@ from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.queue import Job, run_all
 from ivon_jax.train.report.tables import label
+from ivon_jax.train.sources import read_run
 
 STEPS, STOP = 4, 2
 PREDICTORS = {

@@ -103,6 +103,11 @@ class Predictor:
         """Number of forward passes of every example."""
         return 1
 
+    @property
+    def base(self) -> "Predictor":
+        """The predictor whose draws it uses: itself, unless it only scales another."""
+        return self
+
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, "Predictor"]:

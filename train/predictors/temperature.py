@@ -56,6 +56,11 @@ class Scaled(Predictor):
         """Those of the other predictor."""
         return self.of.passes
 
+    @property
+    def base(self) -> Predictor:
+        """The predictor whose draws are scaled."""
+        return self.of.base
+
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, Predictor]:

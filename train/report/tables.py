@@ -39,8 +39,9 @@ def label(row: Row) -> str:
 
 
 def has_spread(method: str) -> bool:
-    """Tells whether a method's posterior is more than a point."""
-    return method in METHODS and METHODS[method].spread
+    """Tells whether a method's posterior is more than a point, or may be."""
+    fitted = "(" in method  # as laplace-kfac(adam): the fit tells, not the method
+    return fitted or (method in METHODS and METHODS[method].spread)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def write_json(path: Path, values: Any) -> None:
     write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def check_new(out: Path) -> None:
+def check_new(out: Path, beside: Collection[str] = ()) -> None:
     """Checks that a folder can become that of a new run, without making it.
+
+    Args:
+        out: the folder.
+        beside: names of files that may already be in it.
 
     Raises:
         ValueError: it exists and is not an empty folder, or could not be made.
@@ -53,7 +58,7 @@ def check_new(out: Path) -> None:
     if not there.is_dir():
         found = "a dangling link" if there.is_symlink() else "a file"
         raise ValueError(f"{out}: {there} is {found}; choose a new folder")
-    if there == out and not is_empty(out):
+    if there == out and not is_empty(out, beside):
         raise ValueError(f"{out}: holds another run; choose a new folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{out}: {there} cannot be written to; choose a new folder")

@@ -16,13 +16,15 @@ from scipy.special import log_softmax
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.evaluate import Wanted, predictors_for, read_run
+from ivon_jax.train.evaluate import predictors_for
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled, bound, fit_temperature, scaled
+from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs.run import read_predictions
+from ivon_jax.train.sources import read_run
 
 
 def made_up(seed: int, count: int, classes: int, scale: float):
@@ -222,7 +224,7 @@ def test_every_setting_has_its_temperature_fitted_on_what_was_held_out(
 def test_what_is_reported_is_not_fitted_on(folder, tmp_path):
     """Other labels of the reported examples, the same temperatures."""
     out = shutil.copytree(folder / "run", tmp_path / "run")
-    evaluated = read_run(out, "data=1", Wanted(temperature=True), test=True)
+    evaluated = read_run(out, "data=1", ["validation", "test"], test=True)
     wanted = predictors_for(evaluated, Wanted(2, temperature=True))
     test = evaluated.problem.splits["test"]
     test.labels[:] = 1 - test.labels
@@ -231,7 +233,7 @@ def test_what_is_reported_is_not_fitted_on(folder, tmp_path):
 
 def test_separable_examples_are_said_to_be(folder, tmp_path, capsys):
     out = shutil.copytree(folder / "run", tmp_path / "run")
-    evaluated = read_run(out, "data=1", Wanted(temperature=True), test=True)
+    evaluated = read_run(out, "data=1", ["validation", "test"], test=True)
     held_out = evaluated.problem.splits["validation"]
     (mean, *_) = predictors_for(evaluated, Wanted(2))
     cli.evaluate(out, samples=2)
@@ -273,14 +275,13 @@ def test_a_run_that_held_nothing_out_needs_no_training_file(tmp_path, capsys):
     data.train_file.unlink()
     cli.evaluate(tmp_path / "run", samples=2)
     assert "ivon-lora, 2 samples" in capsys.readouterr().out
-    message = "temperature: .* needs a run with --validation-examples, and --test"
-    for test in (False, True):
-        with pytest.raises(ValueError, match=message):
-            cli.evaluate(tmp_path / "run", temperature=True, test=test)
+    message = "^validation_examples: .* held out no training examples to fit on"
+    with pytest.raises(ValueError, match=message):
+        cli.evaluate(tmp_path / "run", temperature=True, test=True)
 
 
 def test_held_out_examples_are_not_reported_too(folder):
-    with pytest.raises(ValueError, match=r"^temperature: .* and --test$"):
+    with pytest.raises(ValueError, match=r"^temperature: .* needs --test$"):
         cli.evaluate(folder / "run", temperature=True)
 
 

@@ -26,7 +26,6 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
-from ivon_jax.train.evaluate import read_run
 from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
@@ -34,6 +33,7 @@ from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import checkpoint, run, status
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, POSTERIOR
+from ivon_jax.train.sources import read_run
 
 MIXED = "data=2,fsdp=2,tensor=2"
 SHARED = {"steps": STEPS, "warmup": 1, "batch_size": 8, "learning_rate": 0.01}

@@ -1,0 +1,80 @@
+"""The interface of fits: options, and one function of finished runs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from ivon_jax.checks import Rule, check
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.fits.partial import Partial
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.sources import Source
+
+
+class Fitted(NamedTuple):
+    """The result of a fit.
+
+    Attributes:
+        posterior: posterior of the same parameters as those of the sources.
+        predictors: the ways to predict that the fit is for; ``ivon-jax evaluate`` uses
+            them beside the mean.
+        numbers: what was found, by name: JSON values.
+    """
+
+    posterior: Distribution
+    predictors: Sequence[Predictor]
+    numbers: Mapping[str, Any]
+
+
+class Work(NamedTuple):
+    """How a fit is computed; no result depends on it.
+
+    Attributes:
+        chunk_size: draws of predictions at a time.
+        partial: keeps what an unfinished fit has computed.
+    """
+
+    chunk_size: int
+    partial: Partial
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A way to make a run of finished ones; subclasses are its options.
+
+    Attributes:
+        name: value of ``--method``.
+        several: whether it takes more than one source.
+    """
+
+    name: ClassVar[str]
+    several: ClassVar[bool] = False
+    RULES: ClassVar[Mapping[str, Rule]] = {}
+
+    def __post_init__(self) -> None:
+        """Checks each number."""
+        for name, rule in self.RULES.items():
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                check(name, one, rule)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The examples of the first source that it reads.
+
+        Among ``train`` and ``validation``, the training examples that were held out.
+        """
+        return ()
+
+    def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
+        """Fits.
+
+        Args:
+            sources: the runs or adapters, with one model in common. The problem's
+                splits are those that the fit asks for.
+            work: how to compute.
+
+        Raises:
+            ValueError: a source does not have what the fit needs.
+        """
+        raise NotImplementedError

@@ -1,0 +1,11 @@
+"""The registry of fits."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ivon_jax.train.fits.temperature import Temperature
+
+FITS: dict[str, Any] = {fit.name: fit for fit in (Temperature,)}
+if TYPE_CHECKING:
+    FitName = str
+else:
+    FitName = Literal[tuple(FITS)]
