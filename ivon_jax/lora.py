@@ -63,9 +63,22 @@ def low_rank(
 ) -> Float[Array, "*b o"]:
     """Computes (alpha/r) dropout(x) A B, the branch of LoRA; see `Branch`."""
     a, b = factors(module, x.shape[-1], features, config)
+    return config.scale_at(module.path) * ((dropped(module, x, config) @ a) @ b)
+
+
+def dropped(
+    module: nn.Module, x: Float[Array, "*b i"], config: LoraConfig
+) -> Float[Array, "*b i"]:
+    """Applies the adapters' dropout to a layer's input, with a new mask at each call.
+
+    Args:
+        module: the adapted layer; without a key named ``dropout`` nothing is dropped.
+        x: its input.
+        config: the adapters' configuration.
+    """
     if config.dropout and module.has_rng("dropout"):
-        x = _dropout(module.make_rng("dropout"), x, config.dropout)
-    return config.scale_at(module.path) * ((x @ a) @ b)
+        return _dropout(module.make_rng("dropout"), x, config.dropout)
+    return x
 
 
 def factors(

@@ -67,6 +67,7 @@ def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
         "bias": (fan_out,),
         "embedding": ("vocab", "embed"),
         "a": (fan_in, None),
+        "g": (fan_in, None),  # of A's shape, beside it
         "b": (None, fan_out),
     }.get(leaf, ())
     missing = ndim - len(axes)

@@ -223,9 +223,13 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
 
 
 def _check_trainable(config: TrainConfig) -> None:
-    """Checks that base and adapter suit the choice of trained parameters."""
+    """Checks that method, base and adapter suit the choice of trained parameters."""
     if TRAINABLES[config.train].frozen:
         return
+    if METHODS[config.method].adapters_only:
+        raise ValueError(
+            f"method: {config.method} only with --train lora, not {config.train}"
+        )
     if config.base in ("int8", "nf4"):
         raise ValueError(
             f"base: {config.base} is quantised, which --train {config.train} cannot"

@@ -169,8 +169,7 @@ class Method:
         color: color of its curves.
         hyper_type: class of its hyper-parameters.
         spread: whether its posterior is more than a point.
-        branch: branch of an adapted layer in training; the posterior is over the
-            parameters of `low_rank`.
+        adapters_only: whether it needs ``--train lora``.
     """
 
     hyper: Any
@@ -179,7 +178,7 @@ class Method:
     color: ClassVar[str]
     hyper_type: ClassVar[type[Hyper]]
     spread: ClassVar[bool] = False
-    branch: ClassVar[Branch] = staticmethod(low_rank)
+    adapters_only: ClassVar[bool] = False
 
     @classmethod
     def make(cls, hyper: Hyper, shards: int) -> "Method":
@@ -190,6 +189,14 @@ class Method:
             shards: size of the mesh's data axis.
         """
         return cls(hyper)
+
+    @property
+    def branch(self) -> Branch:
+        """Branch of an adapted layer in training.
+
+        The posterior is over the parameters of `low_rank`, whatever the branch has.
+        """
+        return low_rank
 
     @property
     def gradients(self) -> int:

@@ -3,10 +3,13 @@
 from typing import Any
 
 from ivon_jax.train.methods.adam import Adam
+from ivon_jax.train.methods.blob import Blob
 from ivon_jax.train.methods.ivon import Ivon
 from ivon_jax.train.methods.ivon_lora import IvonLora
 
-METHODS: dict[str, Any] = {method.name: method for method in (Adam, IvonLora, Ivon)}
+METHODS: dict[str, Any] = {
+    method.name: method for method in (Adam, IvonLora, Ivon, Blob)
+}
 # The default of `train`, and the methods of `compare`.
 DEFAULT: str = IvonLora.name
 COMPARED: tuple[str, ...] = (Adam.name, IvonLora.name)
