@@ -169,7 +169,7 @@ def measure(
 ) -> dict[str, Any]:
     """Makes a task's model and trains it with each method."""
     task = get_task(name)
-    examples = load_examples(task, "train", data_dir=data.data_dir)
+    examples: list[Any] = load_examples(task, "train", data_dir=data.data_dir)
     texts = [text for example in examples for text in example.texts]
     base = out / f"{name}-base"
     write_model(base, SHAPE, make_tokenizer(texts, SHAPE.vocab_size))

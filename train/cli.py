@@ -259,7 +259,8 @@ def plan(
     # The number of examples changes no shape.
     config = resolve(config, task.preset, num_examples=1)
     model_config = load_config(config.model)
-    print(report(make_plan(config, model_config, seq_length, task.outputs, chip)))
+    classes = None if task.exchange else task.outputs
+    print(report(make_plan(config, model_config, seq_length, classes, chip)))
 
 
 def data(config: Flat[DataConfig], seed: int = 0) -> None:
@@ -269,6 +270,7 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
         config: the data options.
         seed: seed of the draw of training examples.
     """
+    from ivon_jax.train.data.exchanges import Exchange
     from ivon_jax.train.splits import find_examples, find_task, scored_split
     from ivon_jax.train.tasks.registry import TASKS
 
@@ -281,7 +283,9 @@ def data(config: Flat[DataConfig], seed: int = 0) -> None:
     answers = ", ".join(task.label_words) or "numbers"
     print(f"{len(eval_examples)} evaluation examples; answers {answers}\n")
     for example in train_examples[:3]:
-        if isinstance(example.label, int):
+        if isinstance(example, Exchange):
+            print(f"{example.prompt}[{example.completion}]\n")
+        elif isinstance(example.label, int):
             space = " " if task.leading_space else ""
             print(f"{example.prompt}[{space}{task.label_words[example.label]}]\n")
         else:

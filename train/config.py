@@ -43,17 +43,27 @@ class DataConfig:
     """Which examples to train and evaluate on.
 
     Attributes:
-        task: a known task ("ivon-jax data" lists them), or "custom" for your own
-            files.
+        task: a known task ("ivon-jax data" lists them), "custom" for your own files of
+            questions with a class, or "text" for your own texts.
         data_dir: folder with the task's files, with the hub's fields.
         train_examples: number of training examples, drawn with the seed.
         eval_examples: number of evaluation examples, the same for every seed.
         validation_examples: number of training examples to hold out and evaluate on
             instead, to choose hyper-parameters.
         prompt_style: prompts of the paper's table or of its code, where they differ.
-        train_file: custom task: JSONL, CSV or parquet file of training rows; the field
-            "label" holds a label word or its index.
-        eval_file: custom task: the same for evaluation.
+        train_file: custom and text task: JSONL, CSV or parquet file of training rows.
+            Custom: the field "label" holds a label word or its index. Text: fields are
+            "text", "prompt" and "completion", or "messages".
+        eval_file: custom and text task: the same for evaluation.
+        dataset: text task: instead of files, a data set of the HF hub, as NAME or
+            NAME:CONFIGURATION.
+        dataset_splits: its splits for training and evaluation.
+        columns: text task: other names of the fields, as "prompt=instruction+input
+            completion=output" or "messages=conversations role=from content=value".
+        learn: text tasks: the tokens to learn: of the completion, of every assistant's
+            turn, of the last turn, or all.
+        max_length: text tasks: limit of the tokens of an example.
+        too_long: text tasks: whether longer examples are an error or left out.
         prompt: custom task: template with {field} placeholders.
         labels: custom task: the label words in class order, separated by blanks.
         leading_space: decoders: whether a label word is taken with a blank before it;
@@ -72,6 +82,12 @@ class DataConfig:
     prompt: Annotated[str | None, unset("STR", "none")] = None
     labels: Annotated[tuple[str, ...], unset("STR [STR ...]", "none")] = ()
     leading_space: Literal["auto", "yes", "no"] = "auto"
+    dataset: Annotated[str | None, unset("NAME", "none")] = None
+    dataset_splits: tuple[str, str] = ("train", "test")
+    columns: Annotated[tuple[str, ...], unset("NAME=FIELD ...", "none")] = ()
+    learn: Literal["completion", "assistant", "last", "all"] = "completion"
+    max_length: Annotated[int | None, unset("INT", "the model's")] = None
+    too_long: Literal["error", "drop"] = "error"
 
 
 @dataclasses.dataclass(frozen=True)

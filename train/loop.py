@@ -14,7 +14,12 @@ from jaxtyping import Array, Key
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig, make_method
-from ivon_jax.train.data.batches import BatchStream, padded_lengths, train_batches
+from ivon_jax.train.data.batches import (
+    QUARTERS,
+    BatchStream,
+    padded_lengths,
+    train_batches,
+)
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
 from ivon_jax.train.pod.processes import (
@@ -74,8 +79,10 @@ def train(
 
         on_first_process(start)
         check_shared(out / run.CONFIG)
-        padded = padded_lengths(problem.splits["train"], config.pack)
-        on_first_process(lambda: _announce(padded))
+        examples = problem.splits["train"]
+        padded = padded_lengths(examples, config.pack)
+        each = 1 if examples.learnt is None else QUARTERS
+        on_first_process(lambda: _announce(padded, each * len(padded)))
         counts, posterior = _learn(
             _Training(problem, config, out, described), interrupted
         )
@@ -273,11 +280,11 @@ def _check_learned(counts: Counts, steps: int) -> None:
         raise ValueError(f"loss: not finite in any of the {steps} steps")
 
 
-def _announce(padded: list[int]) -> None:
+def _announce(padded: list[int], programs: int) -> None:
     """Prints how often the step will be compiled at most."""
     say(
         f"batches are padded to {', '.join(map(str, padded))} tokens:"
-        f" the step is compiled at most {len(padded)} times"
+        f" the step is compiled at most {programs} times"
     )
 
 

@@ -87,13 +87,13 @@ class Forward:
         """
         mesh, fixed = self.problem.mesh, self.problem.fixed(self.streams)
         passes = self.program.passes
-        tokens = tuple(ids[len(prefix) :] for ids in encoded.tokens)
-        rest = dataclasses.replace(encoded, tokens=tokens)
+        rest = encoded.without_prefix(len(prefix))
         shared = put_whole(prefix, mesh)
         shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         batch_size = -(-batch_size // shards) * shards
         rows = local_rows(mesh, batch_size)
-        parts = np.zeros((passes, len(rest), self.problem.task.outputs), np.float32)
+        size = (passes, int(rest.answers.sum()), self.problem.task.outputs)
+        parts = np.zeros(size, np.float32)
         with jax.set_mesh(mesh):
             batches = eval_batches(rest, batch_size)
             for index, (batch, indices) in enumerate(batches, first):
@@ -113,7 +113,8 @@ class Forward:
                         index,
                         self.chunk_size,
                     )
-                    parts[:, indices] = np.asarray(predictions)[:, : len(indices)]
+                    real = batch.weights.reshape(-1) > 0
+                    parts[:, rest.places(indices)] = np.asarray(predictions)[:, real]
                 report(len(indices), f"{passes} passes")
         return parts
 
@@ -145,8 +146,8 @@ def draws(
         show: whether to show progress.
 
     Returns:
-        Log-probabilities of the classes, or numbers, in the examples' order; see
-        `Predictor.finish`.
+        Log-probabilities of the classes or, for text, of each learnt token, or numbers,
+        in the examples' order; see `Predictor.finish`.
 
     Raises:
         ValueError: the posterior's parameters are not the model's, or the predictor

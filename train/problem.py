@@ -1,7 +1,7 @@
 """Loading of a run's model and examples."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,13 +24,14 @@ from ivon_jax.train.data.task import Task
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.registry import objective_of
-from ivon_jax.train.pod.processes import check_agreement
+from ivon_jax.train.pod.processes import check_agreement, on_first_process
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
+from ivon_jax.train.runs.progress import say
 from ivon_jax.train.splits import (
     example_metadata,
     find_examples,
     find_task,
-    scored_split,
+    run_splits,
 )
 from ivon_jax.train.step import Fixed, Network
 from ivon_jax.train.trainable import TRAINABLES
@@ -93,7 +94,7 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
 
     Args:
         config: need not be resolved.
-        splits: see `find_examples`; None for "train" and the scored split.
+        splits: see `find_examples`; None for those of `run_splits`.
 
     Returns:
         The problem, with parameters on the run's mesh.
@@ -102,7 +103,7 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
         ValueError: model or data are missing or illegal, or do not fit each other.
     """
     if splits is None:
-        splits = ("train", scored_split(config.data))
+        splits = run_splits(config)
     task = find_task(config.data)
     examples = find_examples(task, config.data, config.seed, splits)
     counted = example_metadata(examples)
@@ -112,12 +113,29 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
         name: problem.objective.encode(problem.tokenizer, part)
         for name, part in examples.items()
     }
+    if task.exchange:
+        on_first_process(lambda: _report_text(examples, encoded))
     model_config, name = problem.model_config, config.model
     for part in encoded.values():
         _check_vocabulary(name, model_config, part.tokens)
     _check_pairs(name, model_config, encoded.values())
     metadata = problem.metadata | counted
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
+
+
+def _report_text(
+    examples: Mapping[str, Sequence[Any]], encoded: Mapping[str, Encoded]
+) -> None:
+    """Prints the format of text, and what there is to learn."""
+    for split, part in encoded.items():
+        total = len(examples[split])
+        dropped = f", {total - len(part)} too long" if len(part) < total else ""
+        formats = {example.format for example in examples[split]}
+        say(
+            f"{split}: {len(part)} of {total} examples{dropped}; format"
+            f" {', '.join(sorted(formats))}; {part.lengths.sum()} tokens, of which"
+            f" {part.answers.sum()} are learnt"
+        )
 
 
 def load_model(config: TrainConfig) -> Problem:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.errors import prefixed
 from ivon_jax.train.config import DataConfig, RunConfig
 from ivon_jax.train.data.examples import (
@@ -14,12 +15,20 @@ from ivon_jax.train.data.examples import (
     subsample,
     validation_split,
 )
-from ivon_jax.train.data.task import Example, Task
+from ivon_jax.train.data.task import AnyExample, Source, Task
 from ivon_jax.train.tasks.custom import custom_task
 from ivon_jax.train.tasks.registry import get_task
+from ivon_jax.train.tasks.text import text_task
 
 # The evaluation examples must not depend on the run's seed.
 EVAL_SEED = 0
+DEFAULT = DataConfig()
+# Options of the tasks of one's own data, and of every text task.
+OWN = {
+    "custom": ("train_file", "eval_file", "prompt", "labels"),
+    "text": ("train_file", "eval_file", "dataset", "dataset_splits", "columns"),
+}
+TEXT = ("learn", "max_length", "too_long")
 AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
 
@@ -29,22 +38,55 @@ def find_task(data: DataConfig) -> Task:
     Raises:
         ValueError: unknown task, or options that do not go together.
     """
+    _check_owners(data)
     space = {"auto": None, "yes": True, "no": False}[data.leading_space]
-    if data.task != "custom":
+    if data.task == "custom":
+        assert data.prompt is not None
+        return custom_task(data.prompt, data.labels, leading_space=space)
+    if data.task == "text":
+        task = text_task(data.columns, _hub_source(data))
+    else:
         task = get_task(data.task, data.prompt_style)
-        if space is not None:
-            task = dataclasses.replace(task, leading_space=space)
-        for name in ("train_file", "eval_file", "prompt", "labels"):
-            if getattr(data, name):
-                raise ValueError(f"{name}: only with --task custom")
-        return task
-    for name in ("train_file", "eval_file", "prompt", "labels"):
+    given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
+    if task.exchange is None and given:
+        raise ValueError(f"{min(given)}: only with a text task, not {task.name}")
+    if task.exchange and space is not None:
+        raise ValueError(f"leading_space: {task.name} has no label words")
+    if task.exchange:
+        drop = data.too_long == "drop"
+        return dataclasses.replace(
+            task, learn=data.learn, max_length=data.max_length, drop_long=drop
+        )
+    return task if space is None else dataclasses.replace(task, leading_space=space)
+
+
+def _check_owners(data: DataConfig) -> None:
+    """Checks that options and kind of task go together."""
+    for name in dict.fromkeys(name for names in OWN.values() for name in names):
+        owners = [kind for kind, names in OWN.items() if name in names]
+        if data.task not in owners and getattr(data, name) != getattr(DEFAULT, name):
+            raise ValueError(f"{name}: only with --task {' or '.join(owners)}")
+    for name in OWN["custom"] if data.task == "custom" else ():
         if not getattr(data, name):
             raise ValueError(f"{name}: needed with --task custom")
-    if data.data_dir:
-        raise ValueError("data_dir: not with --task custom, which has its own files")
-    assert data.prompt is not None
-    return custom_task(data.prompt, data.labels, leading_space=space)
+    if data.task == "text" and bool(data.train_file) == bool(data.dataset):
+        raise ValueError("train_file: --task text needs it or --dataset, not both")
+    if data.dataset and data.eval_file:
+        raise ValueError("eval_file: not with --dataset, which has its own splits")
+    if data.task in OWN and data.data_dir:
+        raise ValueError(
+            f"data_dir: not with --task {data.task}, which has its own files"
+        )
+    if data.max_length is not None:
+        check("max_length", data.max_length, AT_LEAST_ONE)
+
+
+def _hub_source(data: DataConfig) -> Source | None:
+    """Returns the data set of the hub that is to be read, if any."""
+    if data.dataset is None:
+        return None
+    name, _, part = data.dataset.partition(":")
+    return Source(name, part or None, "train", "eval", *data.dataset_splits)
 
 
 def settled(config: AnyRun, task: Task) -> AnyRun:
@@ -54,6 +96,8 @@ def settled(config: AnyRun, task: Task) -> AnyRun:
         config: the run.
         task: the problem's task.
     """
+    if task.exchange:
+        return config
     space: Any = "yes" if task.leading_space else "no"
     data = dataclasses.replace(config.data, leading_space=space)
     return dataclasses.replace(config, data=data)
@@ -70,9 +114,29 @@ def scored_split(data: DataConfig, *, test: bool = False) -> str:
     return "test" if test or data.validation_examples is None else "validation"
 
 
+def run_splits(config: RunConfig) -> tuple[str, ...]:
+    """Returns the names of the splits that a run reads: to train on, and to score.
+
+    Raises:
+        ValueError: it is to be scored in training, and has no examples for it.
+    """
+    data, scored = config.data, scored_split(config.data)
+    if (
+        data.task == "text"
+        and scored == "test"
+        and not (data.eval_file or data.dataset)
+    ):
+        if getattr(config, "eval_steps", None):
+            raise ValueError(
+                "eval_steps: needs --eval-file or --validation-examples to score"
+            )
+        return ("train",)
+    return ("train", scored)
+
+
 def find_examples(
     task: Task, data: DataConfig, seed: int, splits: Collection[str]
-) -> dict[str, list[Example]]:
+) -> dict[str, list[AnyExample]]:
     """Loads and draws examples.
 
     Args:
@@ -92,7 +156,7 @@ def find_examples(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: {seed} is not in [0, 2^32)")
     sources = {
-        "data_dir": data_folder(data.data_dir),
+        "data_dir": None if data.task in OWN else data_folder(data.data_dir),
         "train_file": data.train_file,
         "eval_file": data.eval_file,
     }
@@ -131,7 +195,7 @@ def _held_out_of(only: bool) -> Iterator[None]:
         ) from None
 
 
-def example_metadata(examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+def example_metadata(examples: Mapping[str, Sequence[AnyExample]]) -> dict[str, Any]:
     """Returns counts and fingerprints of examples, as recorded by a run.
 
     The scored split, which is the last one, is called ``eval``.

@@ -1,8 +1,8 @@
 """From token ids to padded batches.
 
 Shapes: r rows of a batch, k texts in a row (1 unless packed), s padded length of a
-row, b examples of a batch. All arrays are NumPy; the caller decides what goes to which
-device.
+row, q predictions in a row: k, or its learnt tokens; b examples of a batch. All arrays
+are NumPy; the caller decides what goes to which device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.train.data.encoding import Encoded
+
+# The number of learnt tokens is rounded up to such parts of a row's length.
+QUARTERS = 4
 
 
 class Batch(NamedTuple):
@@ -23,16 +26,19 @@ class Batch(NamedTuple):
         tokens: token ids, a row's texts one after another, then padding.
         lengths: number of tokens of each text; a decoder predicts the answer from a
             text's last token.
-        labels: index of the right class, or the number to predict.
-        weights: 1, or 0 for a text that only fills the batch.
+        labels: index of the right class, the number or the token to predict.
+        weights: 1, or 0 for what only fills the batch.
         second_starts: position of each text's second part; None for decoders.
+        positions: position in the row of the token from which each learnt token is
+            predicted, the one before it; None if there are classes or numbers.
     """
 
     tokens: Int[np.ndarray, "r s"]
     lengths: Int[np.ndarray, "r k"]
-    labels: Int[np.ndarray, "r k"] | Float[np.ndarray, "r k"]
-    weights: Float[np.ndarray, "r k"]
+    labels: Int[np.ndarray, "r q"] | Float[np.ndarray, "r q"]
+    weights: Float[np.ndarray, "r q"]
     second_starts: Int[np.ndarray, "r k"] | None = None
+    positions: Int[np.ndarray, "r q"] | None = None
 
 
 def bucket(length: int) -> int:
@@ -58,29 +64,77 @@ def padded_lengths(encoded: Encoded, pack: int = 1) -> list[int]:
     return sorted({bucket(int(length)) for length in sums})
 
 
-def collate(
+def padded_size(
     encoded: Encoded, indices: Int[np.ndarray, "r k"], pad_to: int | None = None
-) -> Batch:
-    """Puts the chosen examples into rows, padded on the right to their `bucket`.
+) -> tuple[int, int]:
+    """Returns the padded numbers of tokens and of predictions in a row.
+
+    Few programs are compiled: learnt tokens are rounded up to `QUARTERS` of the length.
 
     Args:
         encoded: the examples.
         indices: the examples of each row.
-        pad_to: padded length; None for the bucket of the longest row.
+        pad_to: number of tokens; None for the bucket of the longest row.
+    """
+    tokens = pad_to or bucket(int(encoded.lengths[indices].sum(1).max()))
+    if encoded.learnt is None:
+        return tokens, indices.shape[1]
+    quarter = -(-tokens // QUARTERS)
+    most = int(encoded.answers[indices].sum(1).max())
+    return tokens, -(-most // quarter) * quarter
+
+
+def collate(
+    encoded: Encoded,
+    indices: Int[np.ndarray, "r k"],
+    pad_to: int | None = None,
+    answers: int | None = None,
+) -> Batch:
+    """Puts the chosen examples into rows, padded on the right to their `padded_size`.
+
+    Args:
+        encoded: the examples.
+        indices: the examples of each row.
+        pad_to: number of tokens of a row; None for these rows' own.
+        answers: number of predictions of a row; None for these rows' own.
     """
     lengths = encoded.lengths[indices]
-    width = bucket(int(lengths.sum(1).max())) if pad_to is None else pad_to
+    width, count = padded_size(encoded, indices, pad_to)
     # Not the tokenizer's padding token, which may have no embedding in the model. Every
     # model has one for 0, and padding is masked.
     tokens = np.zeros((len(indices), width), np.int32)
     for row, chosen in zip(tokens, indices, strict=True):
         texts = np.concatenate([encoded.tokens[i] for i in chosen])
         row[: len(texts)] = texts
+    if encoded.learnt is not None:
+        return Batch(
+            tokens, lengths, *_targets(encoded, indices, tokens, answers or count)
+        )
     second_starts = (
         None if encoded.second_starts is None else encoded.second_starts[indices]
     )
     weights = np.ones(indices.shape, np.float32)
     return Batch(tokens, lengths, encoded.labels[indices], weights, second_starts)
+
+
+def _targets(
+    encoded: Encoded,
+    indices: Int[np.ndarray, "r k"],
+    tokens: Int[np.ndarray, "r s"],
+    count: int,
+) -> tuple[Int[np.ndarray, "r q"], Float[np.ndarray, "r q"], None, Any]:
+    """Returns a batch's labels, weights, no second starts, and positions."""
+    assert encoded.learnt is not None
+    labels, positions = np.zeros((2, len(indices), count), np.int32)
+    weights = np.zeros((len(indices), count), np.float32)
+    for row, chosen in enumerate(indices):
+        starts = np.cumsum(encoded.lengths[chosen]) - encoded.lengths[chosen]
+        pairs = zip(starts, chosen, strict=True)
+        learnt = np.concatenate([start + encoded.learnt[i] for start, i in pairs])
+        labels[row, : learnt.size] = tokens[row, learnt]
+        weights[row, : learnt.size] = 1
+        positions[row, : learnt.size] = learnt - 1
+    return labels, weights, None, positions
 
 
 def arrange(lengths: Int[np.ndarray, " b"], pack: int) -> Int[np.ndarray, "r k"]:
@@ -141,7 +195,7 @@ def train_batches(
         batch_size: examples in a batch, over all processes.
         seed: any non-negative integer.
         pack: examples in a row, see `arrange`; it does not change a batch's examples.
-        rows: rows of each batch to return; None for all. The padded length is that of
+        rows: rows of each batch to return; None for all. The padded size is that of
             the whole batch, the same on every process.
 
     Raises:
@@ -156,8 +210,7 @@ def train_batches(
     def batch(indices: Sequence[int]) -> Batch:
         chosen = np.asarray(indices)
         placed = chosen[arrange(encoded.lengths[chosen], pack)]
-        longest = int(encoded.lengths[placed].sum(1).max())
-        return collate(encoded, placed[local], bucket(longest))
+        return collate(encoded, placed[local], *padded_size(encoded, placed))
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 unhashed, the second
     # epoch of one run would be the first of the next.

@@ -22,13 +22,17 @@ class Encoded:
 
     Attributes:
         tokens: token ids of each prompt, int32, not padded.
-        labels: class indices, int32; or numbers, float32.
+        labels: class indices, int32; or numbers, float32; or, for text, the id of each
+            learnt token with the index of its example.
         second_starts: position of each second text; None for decoders.
+        learnt: positions of each example's learnt tokens, rising from 1 at least; None
+            if there are classes or numbers.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
-    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | Int[np.ndarray, "t 2"]
     second_starts: Int[np.ndarray, " n"] | None = None
+    learnt: tuple[Int[np.ndarray, " _"], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -37,6 +41,25 @@ class Encoded:
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Number of tokens of every prompt."""
         return np.array([len(ids) for ids in self.tokens], np.int32)
+
+    @functools.cached_property
+    def answers(self) -> Int[np.ndarray, " n"]:
+        """Number of predictions for each example: one, or one a learnt token."""
+        if self.learnt is None:
+            return np.ones(len(self), np.int32)
+        return np.array([len(positions) for positions in self.learnt], np.int32)
+
+    def places(self, indices: Int[np.ndarray, " r"]) -> Int[np.ndarray, " t"]:
+        """Returns the indices, among all predictions, of those for some examples."""
+        ends = np.cumsum(self.answers)
+        starts = ends - self.answers
+        return np.concatenate([np.arange(starts[i], ends[i]) for i in indices])
+
+    def without_prefix(self, length: int) -> "Encoded":
+        """Returns the examples without their first tokens, none of which is learnt."""
+        learnt = self.learnt and tuple(positions - length for positions in self.learnt)
+        tokens = tuple(ids[length:] for ids in self.tokens)
+        return dataclasses.replace(self, tokens=tokens, learnt=learnt)
 
 
 def encode(
@@ -61,10 +84,10 @@ def encode(
     if not examples:
         raise ValueError("no examples to encode")
     prompts = [example.prompt for example in examples]
-    before, after = _added(tokenizer, prompts)
+    before, after = special_tokens_around(tokenizer, prompts)
 
     def tokenise(share: Sequence[str]) -> Sequence[Sequence[int]]:
-        rows = _ids(tokenizer, share, add_special_tokens=True)
+        rows = token_ids(tokenizer, share, add_special_tokens=True)
         return [_as_prompt(ids, before, after) for ids in rows]
 
     tokens = tuple(divide(tokenise, prompts))
@@ -140,10 +163,10 @@ def common_prefix_length(encoded: Encoded) -> int:
     return min(shared, min(map(len, prompts)) - 1)
 
 
-def _ids(
+def token_ids(
     tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool
 ) -> list[list[int]]:
-    # Explicit, because a tokenizer file may enable padding and truncation.
+    """Tokenises texts without padding, whatever the tokenizer's file says."""
     return tokenizer(
         list(texts),
         add_special_tokens=add_special_tokens,
@@ -152,13 +175,15 @@ def _ids(
     )["input_ids"]
 
 
-def _added(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[int], list[int]]:
+def special_tokens_around(
+    tokenizer: Any, prompts: Sequence[str]
+) -> tuple[list[int], list[int]]:
     """Returns the special tokens that a tokenizer puts before and after a text."""
     for text in (":", *prompts):
-        (own,) = _ids(tokenizer, [text], add_special_tokens=False)
+        (own,) = token_ids(tokenizer, [text], add_special_tokens=False)
         if not own:  # it knows none of the characters
             continue
-        (whole,) = _ids(tokenizer, [text], add_special_tokens=True)
+        (whole,) = token_ids(tokenizer, [text], add_special_tokens=True)
         for start in range(len(whole) - len(own) + 1):
             end = start + len(own)
             if whole[start:end] == own:

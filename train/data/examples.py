@@ -9,15 +9,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ivon_jax.errors import one_line
 from ivon_jax.train.data.rows import SUFFIXES, read_rows
-from ivon_jax.train.data.task import Example, Row, Source, Split, Task
+from ivon_jax.train.data.task import AnyExample, Row, Source, Split, Task
 
 DATA_DIR_VARIABLE = "IVON_JAX_DATA"
 
+Kind = TypeVar("Kind", bound=AnyExample)
 Rows = Iterable[tuple[str, Row]]
 
 
@@ -34,7 +36,7 @@ def load_examples(
     data_dir: Path | None = None,
     train_file: Path | None = None,
     eval_file: Path | None = None,
-) -> list[Example]:
+) -> list[AnyExample]:
     """Loads all examples of one split, in the source's order, with repeats.
 
     The source is the split's file if given, else the task's own rows, else `data_dir`,
@@ -72,7 +74,7 @@ def load_examples(
     return examples
 
 
-def _examples(task: Task, rows: Rows) -> Iterator[Example]:
+def _examples(task: Task, rows: Rows) -> Iterator[AnyExample]:
     for place, row in rows:
         example = converted(task.example, place, row)
         if example is not None:
@@ -80,8 +82,8 @@ def _examples(task: Task, rows: Rows) -> Iterator[Example]:
 
 
 def converted(
-    convert: Callable[[Row], Example | None], place: str, row: Row
-) -> Example | None:
+    convert: Callable[[Row], Kind | None], place: str, row: Row
+) -> Kind | None:
     """Converts a row, and names its place in errors.
 
     Args:
@@ -96,7 +98,7 @@ def converted(
         example = convert(row)
         if example is not None:
             # JSON can hold half a surrogate pair, which no tokenizer accepts.
-            "".join((example.prompt, *example.texts)).encode()
+            json.dumps(example.parts, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{place}: the text is not valid Unicode") from None
     except ValueError as error:
@@ -137,7 +139,9 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Row]]:
         yield f"{name} row {number}", row
 
 
-def _by_class(examples: Sequence[Example], rng: np.random.Generator) -> list[list[int]]:
+def _by_class(
+    examples: Sequence[AnyExample], rng: np.random.Generator
+) -> list[list[int]]:
     """Returns the shuffled indices of each class present, in class order."""
     columns: dict[float, list[int]] = {}
     for i in rng.permutation(len(examples)).tolist():
@@ -146,8 +150,8 @@ def _by_class(examples: Sequence[Example], rng: np.random.Generator) -> list[lis
 
 
 def subsample(
-    examples: Sequence[Example], n: int, seed: int, *, balanced: bool = False
-) -> list[Example]:
+    examples: Sequence[AnyExample], n: int, seed: int, *, balanced: bool = False
+) -> list[AnyExample]:
     """Draws `n` examples without replacement, in random order.
 
     For one seed a smaller draw is the beginning of a larger one, so curves over the
@@ -179,8 +183,8 @@ def subsample(
 
 
 def validation_split(
-    examples: Sequence[Example], n: int, seed: int
-) -> tuple[list[Example], list[Example]]:
+    examples: Sequence[AnyExample], n: int, seed: int
+) -> tuple[list[AnyExample], list[AnyExample]]:
     """Splits a validation part off training examples.
 
     It is stratified by class, rounded by largest remainder.
@@ -214,14 +218,14 @@ def validation_split(
     return rest, [examples[i] for i in sorted(chosen)]
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
+def fingerprint(examples: Iterable[AnyExample]) -> str:
     """Returns the SHA-256 of texts and labels in order.
 
+    >>> from ivon_jax.train.data.task import Example
     >>> fingerprint([Example("a", 0)]) == fingerprint([Example("a", 1)])
     False
     """
     digest = hashlib.sha256()
     for example in examples:
-        parts = [example.prompt, example.label, *example.texts]
-        digest.update(json.dumps(parts).encode() + b"\n")
+        digest.update(json.dumps(example.parts).encode() + b"\n")
     return digest.hexdigest()

@@ -2,17 +2,19 @@
 
 A decoder reads the prompt and is compared by the next-token logits of
 `Task.label_words`. An encoder reads the texts, and its head returns a logit for each
-class, or, for a task without label words, a number.
+class, or, for a task without label words, a number. A text task has exchanges instead,
+and a decoder learns to write their completions.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from ivon_jax.train.data.exchanges import Exchange, Row
 from ivon_jax.train.data.fields import text
 
-Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
+Learn = Literal["completion", "assistant", "last", "all"]
 
 
 class Example(NamedTuple):
@@ -27,6 +29,14 @@ class Example(NamedTuple):
     prompt: str
     label: int | float
     texts: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[Any]:
+        """Everything it holds, as JSON."""
+        return [self.prompt, self.label, *self.texts]
+
+
+AnyExample = Example | Exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +67,13 @@ def _keep_all(row: Row) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification task, or a regression task if it has no label words.
+    """A classification task, a regression task without label words, or a text task.
 
     Attributes:
         name: value of `--task`.
         preset: preset of the hyper-parameters.
         prompt: maps a raw row to the prompt; None if there is none.
-        target: maps a raw row to the class index, or to the number.
+        target: maps a raw row to the class index, or to the number; None for text.
         label_words: words in class order, without leading blank.
         inputs: fields of an encoder's texts; if empty, it reads the prompt.
         leading_space: whether the answer token is that of " word" (which follows
@@ -75,13 +85,19 @@ class Task:
         rows: builds the rows of a split, for a task that needs no files.
         balanced: whether a subsample takes equally many of every class.
         metrics: the headline metrics, by their names in `ivon_jax.metrics`.
+        exchange: text tasks: maps a raw row to an exchange.
+        parse: text tasks: reads the answer in a completion, written or generated; None
+            if it has none. Answers are compared as text. None if there are no answers.
+        learn: text tasks: the tokens to learn, see `encode_exchanges`.
+        max_length: text tasks: limit of an exchange's tokens; None for the model's.
+        drop_long: text tasks: whether longer ones are left out; else an error.
     """
 
     name: str
-    preset: Literal["commonsense", "glue", "custom"]
-    prompt: Callable[[Row], str] | None
-    target: Callable[[Row], int | float]
-    label_words: tuple[str, ...]
+    preset: Literal["commonsense", "glue", "custom", "text"]
+    prompt: Callable[[Row], str] | None = None
+    target: Callable[[Row], int | float] | None = None
+    label_words: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     leading_space: bool = True
     other_space: bool = False
@@ -90,10 +106,20 @@ class Task:
     rows: Callable[[Split], list[dict[str, str]]] | None = None
     balanced: bool = False
     metrics: tuple[str, ...] = ("accuracy",)
+    exchange: Callable[[Row], Exchange] | None = None
+    parse: Callable[[str], str | None] | None = None
+    learn: Learn = "completion"
+    max_length: int | None = None
+    drop_long: bool = False
 
     @property
     def outputs(self) -> int:
-        """Number of outputs: one for each class, or one for a number."""
+        """Number of outputs: one for each class, or one for a number.
+
+        For text it is two for each token, see `Text`.
+        """
+        if self.exchange:
+            return 2
         return len(self.label_words) or 1
 
     @property
@@ -112,7 +138,7 @@ class Task:
         prompt = self.prompt(row) if self.prompt else ""
         return Example(prompt, 0 if self.label_words else 0.0, texts)
 
-    def example(self, row: Row) -> Example | None:
+    def example(self, row: Row) -> AnyExample | None:
         """Converts a row to an example; None if the task drops it.
 
         Raises:
@@ -120,4 +146,7 @@ class Task:
         """
         if not self.keep(row):
             return None
+        if self.exchange:
+            return self.exchange(row)
+        assert self.target is not None
         return self.question(row)._replace(label=self.target(row))

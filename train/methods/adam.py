@@ -21,6 +21,7 @@ from ivon_jax.train.options import preset
 PRESETS: dict[str, dict[str, Any]] = {
     "commonsense": {"learning_rate": 2e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
     "glue": {"learning_rate": 5e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "text": {"learning_rate": 2e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
 }
 
 

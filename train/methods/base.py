@@ -25,13 +25,16 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.options import Presets, preset
 
-# Length, warm-up and batch of a run (App. D.2.1 and D.4.1). GLUE rounds up to whole
-# epochs, at least MIN_EPOCHS.
+# Length, warm-up and batch of a run (App. D.2.1, D.3 and D.4.1). Presets in MIN_EPOCHS
+# round up to whole epochs, at least so many.
 RUN: dict[str, dict[str, Any]] = {
     "commonsense": {"steps": 5000, "warmup": 150, "batch_size": 8},
     "glue": {"steps": 5000, "warmup": 300, "batch_size": 16},
+    "text": {"batch_size": 16},
 }
-MIN_EPOCHS = {"glue": 3}
+MIN_EPOCHS = {"glue": 3, "text": 6}
+# Share of the steps, where the preset has no length; the paper does not state it.
+WARMUP = 0.03
 
 AnyHyper = TypeVar("AnyHyper", bound="Hyper")
 
@@ -101,7 +104,8 @@ class Hyper:
     """Hyper-parameters; unset ones are the paper's for the task's preset.
 
     Attributes:
-        steps: training steps. GLUE rounds up to whole epochs, at least three.
+        steps: training steps. GLUE rounds up to whole epochs, at least three; text has
+            six epochs.
         warmup: steps over which the learning rate rises; by default the preset's
             share of the steps.
         batch_size: examples per step.
@@ -120,7 +124,8 @@ class Hyper:
         """Fills every hyper-parameter that was left unset.
 
         Args:
-            preset: the task's preset; "custom" is "commonsense".
+            preset: the task's preset; "custom" is "commonsense", and so is one that
+                the method does not have.
             num_examples: size of the training set.
             may_skip: whether 0 steps are legal.
 
@@ -132,8 +137,9 @@ class Hyper:
         """
         preset = "commonsense" if preset == "custom" else preset
         given = {k: v for k, v in vars(self).items() if v is not None}
-        defaults = RUN[preset] | dict(self.PRESETS[preset])
-        values = self._complete(defaults, given, num_examples)
+        own = self.PRESETS.get(preset, self.PRESETS["commonsense"])
+        defaults = RUN[preset] | dict(own)
+        values = {"steps": 1} | self._complete(defaults, given, num_examples)
         batch_size = values["batch_size"]
         if preset in MIN_EPOCHS and "steps" not in given and batch_size > 0:
             epoch = -(-num_examples // batch_size)
@@ -141,7 +147,8 @@ class Hyper:
             values["steps"] = epochs * epoch
         if "warmup" not in given:
             # The preset's warm-up goes with the preset's steps.
-            share = defaults["warmup"] / defaults["steps"]
+            whole = defaults.get("steps")
+            share = defaults["warmup"] / whole if whole else WARMUP
             values["warmup"] = round(share * values["steps"])
         rules = {"warmup": FINITE_NOT_NEGATIVE} | dict(self.RULES)
         for name, value in values.items():

@@ -41,6 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip_radius": 2e-2,
         "mc_samples": 1,
     },
+    "text": {
+        "learning_rate": 3e-2,
+        "beta1": 0.9,
+        "beta2": 0.99999,
+        "ess": 1e7,
+        "hess_init": 5e-3,
+        "clip_radius": 1e-2,
+        "mc_samples": 1,
+    },
 }
 
 

@@ -31,9 +31,9 @@ class Bound(NamedTuple):
         return self.module.apply(self.variables, tokens, rngs=self.rngs, **inputs)
 
     def unembed(
-        self, hidden: Float[Array, "b d"], ids: Int[Array, " c"]
-    ) -> Float[Array, "b c"]:
-        """Computes the logits of a few tokens only, not of the whole vocabulary."""
+        self, hidden: Float[Array, "*b d"], ids: Int[Array, " c"] | None = None
+    ) -> Float[Array, "*b c"]:
+        """Computes logits, of a few tokens only or of the whole vocabulary."""
         params = {"params": self.variables["params"]}
         out: Any = self.base.apply(params, hidden, ids, method="unembed")
         return out
@@ -44,7 +44,7 @@ class Objective(Protocol):
     """The outputs, loss and scores of a task; a pytree.
 
     Attributes:
-        answer: the kind of answer, "class" or "number".
+        answer: the kind of answer, "class", "number" or "text".
         selects: metric that selects the best state of a run; lower is better.
     """
 
@@ -67,7 +67,7 @@ class Objective(Protocol):
     def outputs(
         self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
     ) -> Float[Array, "b c"]:
-        """Computes the outputs of every text, row by row, float32.
+        """Computes the outputs of every text or learnt token, row by row, float32.
 
         Args:
             model: the model.

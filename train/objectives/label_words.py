@@ -13,6 +13,7 @@ from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.data.task import Example
 from ivon_jax.train.objectives.answers import ClassAnswer
 from ivon_jax.train.objectives.base import Bound
+from ivon_jax.train.objectives.decoder import hidden_states
 
 
 @jax.tree_util.register_dataclass
@@ -45,15 +46,8 @@ class LabelWords(ClassAnswer):
         self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
     ) -> Float[Array, "b c"]:
         """Computes the label words' logits of every prompt, row by row."""
-        past = None
-        if prefix is not None and len(prefix):
-            _, past = model(prefix[None], return_cache=True)
+        hidden = hidden_states(model, batch, prefix)
         ends = jnp.cumsum(batch.lengths, axis=1)
-        segments = None
-        if ends.shape[1] > 1:
-            index = jnp.arange(batch.tokens.shape[1])[None, :, None]
-            segments = jnp.sum(index >= ends[:, None], axis=2)
-        hidden = model(batch.tokens, past=past, segments=segments)
         last = jnp.take_along_axis(hidden, ends[:, :, None] - 1, axis=1)
         last = last.reshape(-1, last.shape[-1])
         return model.unembed(last, self.label_ids)

@@ -11,6 +11,7 @@ from ivon_jax.train.data.task import Task
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.head import HeadClass, HeadNumber
 from ivon_jax.train.objectives.label_words import LabelWords
+from ivon_jax.train.objectives.text import Text
 
 
 def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Objective:
@@ -30,7 +31,14 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
             token.
     """
     limit = model_config.max_position_embeddings
-    if family_of(model_config).head:
+    head = family_of(model_config).head
+    if task.exchange:
+        if head:
+            raise ValueError(
+                f"task: {task.name} is for decoders, and {name} is an encoder"
+            )
+        return Text(task.learn, min(task.max_length or limit, limit), task.drop_long)
+    if head:
         return HeadClass(task.metrics, limit) if task.label_words else HeadNumber(limit)
     if not task.label_words:
         raise ValueError(
@@ -41,14 +49,16 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
     return LabelWords(label_ids, task.metrics, limit)
 
 
-def planned_objective(model_config: Any, outputs: int) -> Objective:
+def planned_objective(model_config: Any, outputs: int | None) -> Objective:
     """Returns the objective of a model that is not loaded, as shapes.
 
     Args:
         model_config: the model's configuration.
-        outputs: number of classes.
+        outputs: number of classes; None for text.
     """
     limit = model_config.max_position_embeddings
+    if outputs is None:
+        return Text("all", limit, drop_long=False)
     if family_of(model_config).head:
         return HeadClass((), limit)
     label_ids = jax.ShapeDtypeStruct((outputs,), jnp.int32)

@@ -78,7 +78,7 @@ def make_plan(
     config: TrainConfig,
     model_config: Config,
     seq_length: int,
-    classes: int,
+    classes: int | None,
     chip: ChipName,
 ) -> Plan:
     """Compiles the training step for devices that need not exist.
@@ -87,7 +87,8 @@ def make_plan(
         config: the resolved run.
         model_config: configuration of the model.
         seq_length: tokens of a prompt, padding included.
-        classes: number of label words, or outputs of the head.
+        classes: number of label words, or outputs of the head; None for text, of which
+            every token is taken to be learnt.
         chip: the accelerator.
 
     Returns:
@@ -101,7 +102,8 @@ def make_plan(
         raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
     check_pack(config, model_config)
     mesh = make_mesh(config.mesh)
-    model_config = with_outputs(model_config, classes)
+    if classes is not None:
+        model_config = with_outputs(model_config, classes)
     compiled, params, state = compile_step(
         config, model_config, seq_length, classes, mesh
     )
@@ -132,7 +134,11 @@ def make_plan(
 
 
 def compile_step(
-    config: TrainConfig, model_config: Config, seq_length: int, classes: int, mesh: Mesh
+    config: TrainConfig,
+    model_config: Config,
+    seq_length: int,
+    classes: int | None,
+    mesh: Mesh,
 ) -> tuple[Any, PyTree, PyTree]:
     """Compiles the step of a resolved run from shapes only.
 
@@ -156,13 +162,7 @@ def compile_step(
     if quantization:
         params = _quantized(params, quantization)
     state = jax.eval_shape(lambda key: first_state(network, method, None, key), key)
-    rows, pack = config.hyper.batch_size // config.pack, config.pack
-    ints, floats = (
-        jax.ShapeDtypeStruct((rows, pack), t) for t in (jnp.int32, jnp.float32)
-    )
-    texts = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
-    parts: Any = (texts, ints, ints, floats, ints if family.head else None)
-    batch = Batch(*parts)
+    batch = _batch(config, seq_length, head=bool(family.head), text=classes is None)
     objective = planned_objective(model_config, classes)
     streams = jax.eval_shape(lambda: Streams.from_seed(0))
     params, state = (_placed(tree, shardings(tree, mesh)) for tree in (params, state))
@@ -182,8 +182,27 @@ def compile_step(
         return lowered.compile(), params, state
 
 
+def _batch(config: TrainConfig, seq_length: int, *, head: bool, text: bool) -> Batch:
+    """Returns the shapes of a batch."""
+    assert config.hyper.batch_size is not None
+    rows, pack = config.hyper.batch_size // config.pack, config.pack
+    whole = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
+    each = jax.ShapeDtypeStruct((rows, pack), jnp.int32)
+    answers = whole if text else each
+    weights = jax.ShapeDtypeStruct(answers.shape, jnp.float32)
+    parts: Any = {
+        "tokens": whole,
+        "lengths": each,
+        "labels": answers,
+        "weights": weights,
+        "second_starts": each if head else None,
+        "positions": answers if text else None,
+    }
+    return Batch(**parts)
+
+
 def flops(
-    config: TrainConfig, model_config: Config, seq_length: int, classes: int
+    config: TrainConfig, model_config: Config, seq_length: int, classes: int | None
 ) -> float:
     """Counts the operations of one step's matrix products, over all devices.
 
@@ -195,7 +214,8 @@ def flops(
         config: the resolved run.
         model_config: configuration of the model.
         seq_length: tokens of a prompt.
-        classes: number of label words, or outputs of the head.
+        classes: number of label words, or outputs of the head; None for text, of which
+            every token is taken to be learnt.
 
     Returns:
         Multiplications and additions.
@@ -219,11 +239,15 @@ def flops(
     attention = 2 * config.pack * seq_length * heads * model_config.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (back * kernels + 2 * adapters + 2 * attention)
-    once = (1 + back) * config.hyper.batch_size * classes * model_config.hidden_size
+    # The logits of text are computed twice, see `token_log_probs`.
+    logits = config.hyper.batch_size * (classes or 0)
+    if classes is None:
+        logits = tokens * model_config.vocab_size
+    once = (1 + back + (classes is None)) * logits * model_config.hidden_size
     if isinstance(model_config, DebertaConfig):
         more = _positions(model_config, params, lora, tokens, frozen)
         forward, backward = forward + more[0], backward + more[1]
-        head = model_config.hidden_size * (model_config.hidden_size + classes)
+        head = model_config.hidden_size * (model_config.hidden_size + (classes or 0))
         first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
         # No gradient passes below the first adapter.
         passes = tokens * (1 if frozen else 3)

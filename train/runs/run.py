@@ -274,21 +274,22 @@ def write_predictions(
     name: str,
     answer: str,
     predictions: Float[np.ndarray, "s n c"],
-    labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, "*n"] | Float[np.ndarray, " n"],
 ) -> None:
     """Writes the predictions of each draw, and the labels.
 
     Args:
         out: the run's folder.
         name: name of predictor and split, part of the file's name.
-        answer: the kind of answer, "class" or "number".
-        predictions: log-probabilities of the classes, or numbers, of each draw.
-        labels: the right classes, or numbers.
+        answer: the kind of answer, "class", "number" or "text".
+        predictions: log-probabilities of the classes or tokens, or numbers, of each
+            draw.
+        labels: the right classes, numbers or tokens.
     """
     from safetensors.numpy import save
 
     tensors = {
-        "log_probs" if answer == "class" else "numbers": predictions,
+        "numbers" if answer == "number" else "log_probs": predictions,
         "labels": labels,
     }
     write_bytes(out / f"predictions-{name}.safetensors", save(tensors))

@@ -7,10 +7,20 @@ from ivon_jax.train.data.task import Task
 from ivon_jax.train.tasks.cities import CITIES
 from ivon_jax.train.tasks.commonsense import COMMONSENSE
 from ivon_jax.train.tasks.glue import GLUE
+from ivon_jax.train.tasks.gsm8k import GSM8K
+from ivon_jax.train.tasks.letters import LETTERS
+from ivon_jax.train.tasks.sums import SUMS
 
 PROMPT_STYLES = ("paper_code", "paper_table")
 # Functions from the prompt style to the task.
-TASKS: dict[str, Callable[[str], Task]] = {**CITIES, **COMMONSENSE, **GLUE}
+TASKS: dict[str, Callable[[str], Task]] = {
+    **CITIES,
+    **COMMONSENSE,
+    **GLUE,
+    **GSM8K,
+    **SUMS,
+    **LETTERS,
+}
 
 
 def get_task(name: str, prompt_style: str = "paper_code") -> Task:
@@ -32,6 +42,6 @@ def get_task(name: str, prompt_style: str = "paper_code") -> Task:
         legal = ", ".join(PROMPT_STYLES)
         raise ValueError(f"unknown prompt style {shown(prompt_style)}; legal: {legal}")
     if name not in TASKS:
-        legal = ", ".join((*TASKS, "custom"))
+        legal = ", ".join((*TASKS, "custom", "text"))
         raise ValueError(f"unknown task {shown(name)}; legal: {legal}")
     return TASKS[name](prompt_style)

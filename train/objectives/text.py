@@ -1,0 +1,123 @@
+"""Text by a decoder: the log-probabilities of the tokens to learn."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ivon_jax.train.data.batches import Batch
+from ivon_jax.train.data.encoding import Encoded, common_prefix_length
+from ivon_jax.train.data.exchanges import Exchange
+from ivon_jax.train.data.task import Learn
+from ivon_jax.train.data.text_encoding import encode_exchanges
+from ivon_jax.train.objectives.base import Bound
+from ivon_jax.train.objectives.decoder import hidden_states
+from ivon_jax.train.objectives.token_losses import token_log_probs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Predicts each learnt token from those before it.
+
+    The outputs are two for each token: its log-probability, and that of the likeliest
+    token. The loss is the mean over the tokens of a batch: a long completion weighs
+    more than a short one.
+
+    Attributes:
+        learn: the tokens to learn, see `encode_exchanges`.
+        max_length: maximal number of tokens of an exchange.
+        drop_long: whether longer ones are left out; else they are an error.
+    """
+
+    learn: Learn = dataclasses.field(metadata={"static": True})
+    max_length: int = dataclasses.field(metadata={"static": True})
+    drop_long: bool = dataclasses.field(metadata={"static": True})
+
+    answer: ClassVar = "text"
+    selects: ClassVar = "nll"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics that are logged in training."""
+        return ("nll", "perplexity", "token_accuracy", "sequence_accuracy")
+
+    def encode(self, tokenizer: Any, examples: Sequence[Exchange]) -> Encoded:
+        """Tokenises exchanges; see `encode_exchanges`."""
+        return encode_exchanges(
+            tokenizer,
+            examples,
+            self.learn,
+            self.max_length,
+            drop_long=self.drop_long,
+        )
+
+    def prefix_length(self, encoded: Encoded) -> int:
+        """Returns the length of the common prefix, before any learnt token.
+
+        The last token before a learnt one stays, for it predicts.
+        """
+        assert encoded.learnt is not None
+        first = min(int(positions[0]) for positions in encoded.learnt)
+        return min(common_prefix_length(encoded), first - 1)
+
+    def outputs(
+        self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
+    ) -> Float[Array, "t 2"]:
+        """Computes the log-probabilities of every learnt token, row by row.
+
+        Only the states that predict a learnt token meet the output matrix.
+        """
+        assert batch.positions is not None
+        hidden = hidden_states(model, batch, prefix)
+        states = jnp.take_along_axis(
+            hidden, jnp.asarray(batch.positions)[..., None], axis=1
+        )
+        found = token_log_probs(model.unembed, states, jnp.asarray(batch.labels))
+        return found.reshape(-1, 2)
+
+    def loss(self, outputs: Float[Array, "t 2"], batch: Batch) -> Float[Array, ""]:
+        """Sums the negative log-likelihood in nats, by the batch's weights."""
+        return -jnp.sum(outputs[:, 0] * jnp.reshape(batch.weights, -1))
+
+    def predictions(self, outputs: Float[Array, "*b 2"]) -> Float[Array, "*b 2"]:
+        """Returns the log-probabilities."""
+        return outputs
+
+    def score(
+        self, predictions: Float[np.ndarray, "s t 2"], labels: Int[np.ndarray, "t 2"]
+    ) -> dict[str, float]:
+        """Scores an ensemble's text, in nats a token.
+
+        Probabilities are averaged over samples in two ways: ``nll`` averages those of
+        each token, ``sequence_nll`` those of whole completions, as of models that each
+        write a completion by themselves. It is never the lower for one sample.
+
+        ``token_accuracy`` is the share of tokens that are the likeliest, and
+        ``sequence_accuracy`` the share of completions of such tokens only, which greedy
+        decoding writes; both are means over samples.
+        """
+        log_probs, largest = np.moveaxis(np.asarray(predictions, np.float64), -1, 0)
+        right = log_probs >= largest
+        starts = np.flatnonzero(np.diff(labels[:, 1], prepend=-1))
+        whole = np.add.reduceat(log_probs, starts, axis=1)
+        nll = -_log_mean_exp(log_probs).mean()
+        return {
+            "nll": float(nll),
+            "perplexity": math.exp(min(nll, 700.0)),
+            "sequence_nll": float(-_log_mean_exp(whole).sum() / log_probs.shape[1]),
+            "token_accuracy": float(right.mean()),
+            "sequence_accuracy": float(
+                np.logical_and.reduceat(right, starts, axis=1).mean()
+            ),
+        }
+
+
+def _log_mean_exp(values: Float[np.ndarray, "s n"]) -> Float[np.ndarray, " n"]:
+    found: np.ndarray = np.logaddexp.reduce(values, axis=0) - math.log(len(values))
+    return found
