@@ -1,10 +1,10 @@
-"""A method of your own: SWAG with a diagonal covariance (Maddox et al., 2019).
+"""A method of your own: SGD, and a Gaussian of its last iterates.
 
-A Gaussian is fitted to where SGD goes in the last part of training. A method is a
+Of SWAG (Maddox et al., 2019) this is the diagonal. A method is a
 class of hyper-parameters, a class with `init`, `step` and `posterior`, and a line that
 registers it. It then trains on any mesh, resumes, and is sampled and compared as the
 others are. With `ivon_jax.train.cli.main()` in place of `main()` at the end, this file
-is the command line, with `--method swag`.
+is the command line, with `--method sgd-gaussian`.
 
     python examples/own_method.py
 """
@@ -28,7 +28,7 @@ from ivon_jax.train.methods.registry import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
-class SwagHyper(Hyper):
+class SgdHyper(Hyper):
     """Hyper-parameters besides those of every method: steps, warmup, batch_size.
 
     Attributes:
@@ -49,7 +49,7 @@ class SwagHyper(Hyper):
     RULES: ClassVar = {"momentum": DECAY, "start": DECAY}
 
 
-class SwagState(NamedTuple):
+class SgdState(NamedTuple):
     """SGD's state, and the averages of the parameters and of their squares."""
 
     sgd: PyTree
@@ -58,22 +58,22 @@ class SwagState(NamedTuple):
     step: Array
 
 
-class Swag(Method):
-    """SGD, and the Gaussian of its last iterates."""
+class SgdGaussian(Method):
+    """SGD, and the diagonal Gaussian of its last iterates."""
 
-    name: ClassVar = "swag"
+    name: ClassVar = "sgd-gaussian"
     color: ClassVar = "tab:green"
-    hyper_type: ClassVar = SwagHyper
+    hyper_type: ClassVar = SgdHyper
     spread: ClassVar = True
 
     @property
     def _tx(self) -> optax.GradientTransformation:
         return optax.sgd(self.hyper.learning_rate, self.hyper.momentum)
 
-    def init(self, params: PyTree) -> SwagState:
+    def init(self, params: PyTree) -> SgdState:
         """Returns the state before the first step."""
         square = jax.tree.map(jnp.square, params)
-        return SwagState(self._tx.init(params), params, square, jnp.int32(0))
+        return SgdState(self._tx.init(params), params, square, jnp.int32(0))
 
     def step(
         self, loss: Loss, key: Array, params: PyTree, state: Any, minibatch: Minibatch
@@ -86,7 +86,7 @@ class Swag(Method):
         count = jnp.maximum(state.step + 1 - skipped, 1).astype(jnp.float32)
         mean = jax.tree.map(lambda m, p: m + (p - m) / count, state.mean, params)
         square = jax.tree.map(lambda s, p: s + (p**2 - s) / count, state.square, params)
-        state = SwagState(sgd, mean, square, state.step + 1)
+        state = SgdState(sgd, mean, square, state.step + 1)
         return Result(value, optax.tree.norm(grads), params, state, {})
 
     def posterior(self, params: PyTree, state: Any) -> Posterior:
@@ -99,7 +99,7 @@ class Swag(Method):
         return Posterior(state.mean, flatten_dict(tree, sep="/"), {})
 
 
-METHODS[Swag.name] = Swag
+METHODS[SgdGaussian.name] = SgdGaussian
 
 
 def main() -> list[dict[str, Any]]:
@@ -113,8 +113,8 @@ def main() -> list[dict[str, Any]]:
     from ivon_jax.train.report.tables import table
     from ivon_jax.train.sources import read_run
 
-    hyper = SwagHyper(steps=150, learning_rate=0.02)
-    check_method(Swag(hyper.resolve("custom", num_examples=64)))
+    hyper = SgdHyper(steps=150, learning_rate=0.02)
+    check_method(SgdGaussian(hyper.resolve("custom", num_examples=64)))
 
     folder = Path(tempfile.mkdtemp())
     files = write_data(folder / "data")
@@ -127,7 +127,7 @@ def main() -> list[dict[str, Any]]:
         leading_space="yes",
     )
     model = str(write_model(folder / "model"))
-    config = TrainConfig(model, data=data, method="swag", hyper=hyper)
+    config = TrainConfig(model, data=data, method="sgd-gaussian", hyper=hyper)
     problem = prepare(config)
     config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     loop.train(problem, config, folder / "run")

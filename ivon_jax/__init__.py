@@ -14,7 +14,9 @@ from ivon_jax._state import ScaleByIvonState as ScaleByIvonState
 from ivon_jax.kinds import Distribution as Distribution
 from ivon_jax.kinds import load_posterior as load_posterior
 from ivon_jax.kronecker import Kronecker as Kronecker
+from ivon_jax.low_rank import LowRank as LowRank
 from ivon_jax.particles import Particles as Particles
+from ivon_jax.points import Points as Points
 from ivon_jax.posterior import Posterior as Posterior
 from ivon_jax.prior import FixedPrior as FixedPrior
 from ivon_jax.prior import MatrixPrior as MatrixPrior

@@ -20,6 +20,7 @@ AT_LEAST_ONE = Rule(">= 1", lambda value: value >= 1)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 INSIDE = Rule("in (0, 1)", lambda value: 0 < value < 1)
 RATIO = Rule("in [0, 1]", lambda value: 0 <= value <= 1)
+SHARE = Rule("in (0, 1]", lambda value: 0 < value <= 1)
 FINITE_POSITIVE = Rule("a number > 0", lambda value: 0 < value < math.inf)
 FINITE_NOT_NEGATIVE = Rule("a number >= 0", lambda value: 0 <= value < math.inf)
 

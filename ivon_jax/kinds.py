@@ -9,7 +9,9 @@ from ivon_jax import _posterior_file
 from ivon_jax._posterior_file import Metadata
 from ivon_jax.errors import prefixed
 from ivon_jax.kronecker import Kronecker
+from ivon_jax.low_rank import LowRank
 from ivon_jax.particles import Particles
+from ivon_jax.points import Points
 from ivon_jax.posterior import Posterior
 
 
@@ -69,7 +71,9 @@ class Gaussian(Distribution, Protocol):
         ...
 
 
-KINDS: dict[str, Any] = {kind.kind: kind for kind in (Posterior, Particles, Kronecker)}
+KINDS: dict[str, Any] = {
+    kind.kind: kind for kind in (Posterior, Particles, Kronecker, LowRank, Points)
+}
 
 
 def load_posterior(path: str | Path) -> tuple[Distribution, Metadata]:

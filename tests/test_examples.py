@@ -63,14 +63,16 @@ def test_ensemble():
 def test_own_method():
     """Alone: the configuration of this process knows its methods already."""
     out = run_alone(EXAMPLES / "own_method.py")
-    accuracy = re.findall(r"\| swag(?:@mean|, 8 samples\S*).*?\| ([\d.]+) ", out)
+    accuracy = re.findall(
+        r"\| sgd-gaussian(?:@mean|, 8 samples\S*).*?\| ([\d.]+) ", out
+    )
     assert len(accuracy) == 2
     assert min(map(float, accuracy)) > 80
 
 
 def test_own_method_on_the_command_line():
     code = "import own_method, sys; from ivon_jax.train.cli import main; main()"
-    line = ["train", "--method", "swag", "--momentum", "1.5", "--out", "x"]
+    line = ["train", "--method", "sgd-gaussian", "--momentum", "1.5", "--out", "x"]
     path = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r}); "
     with pytest.raises(AssertionError, match=r"momentum: 1.5 is not in \[0, 1\)"):
         run_alone("-c", path + code, *line)

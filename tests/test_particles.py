@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import ivon_jax
-from ivon_jax import Distribution, Kronecker, Particles, Posterior, load_posterior
+from ivon_jax import (
+    Distribution,
+    Kronecker,
+    LowRank,
+    Particles,
+    Points,
+    Posterior,
+    load_posterior,
+)
 from ivon_jax.ensemble import ensemble_log_probs
 from ivon_jax.kinds import KINDS, Gaussian
 
@@ -30,10 +38,18 @@ def test_every_kind_is_a_distribution():
         Posterior.point(point),
         Particles.of([point, point]),
         Kronecker.of(point, {}, 1.0),
+        LowRank(point, {}, {}),
+        Points(point, {}),
     )
     assert {type(one) for one in made} == set(KINDS.values())
     assert all(isinstance(one, Distribution) for one in made)
-    assert [isinstance(one, Gaussian) for one in made] == [True, False, True]
+    assert [isinstance(one, Gaussian) for one in made] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_draws_are_the_members_in_turn():

@@ -16,6 +16,7 @@ from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import check_shared, on_first_process
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.point import Point
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.queue import Job, Row, run_all
@@ -24,7 +25,7 @@ from ivon_jax.train.runs import run
 from ivon_jax.train.splits import find_task, scored_split, settled
 
 # Fields of a row in ``results.json``; metrics as far as the task has them.
-ROW = ("method", "predict", "samples", "tau", "prune", *tables.COLUMNS)
+ROW = ("method", "predict", "samples", "tau", "prune", "point", *tables.COLUMNS)
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -96,12 +97,12 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
 
 
 def _predictors(config: CompareConfig, run: TrainConfig) -> tuple[Predictor, ...]:
-    """Returns the mean, samples, and the points of the sweeps over tau and pruning.
+    """Returns the mean, other points, samples, and the sweeps over tau and pruning.
 
-    All points share the key, hence the samples' noise, and one compiled program.
+    All samples share the key, hence the samples' noise, and one compiled program.
     """
     if not METHODS[run.method].spread:
-        return (Mean(),)
+        return (Mean(), *map(Point, METHODS[run.method].points))
     points = [Samples(config.sweep_samples, tau=tau) for tau in config.taus]
     points += [Samples(config.sweep_samples, prune=prune) for prune in config.prunes]
     return tuple(dict.fromkeys([Mean(), Samples(config.samples), *points]))

@@ -55,10 +55,15 @@ class Adam(Method):
     hyper_type: ClassVar = AdamHyper
 
     @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate by step."""
+        hyper = self.hyper
+        return linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup)
+
+    @property
     def _tx(self) -> optax.GradientTransformation:
         hyper = self.hyper
-        schedule = linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup)
-        return optax.adam(schedule, hyper.beta1, hyper.beta2, hyper.eps)
+        return optax.adam(self.schedule, hyper.beta1, hyper.beta2, hyper.eps)
 
     def init(self, params: PyTree) -> PyTree:
         """Returns optax's Adam state."""

@@ -177,6 +177,8 @@ class Method:
         hyper_type: class of its hyper-parameters.
         spread: whether its posterior is more than a point.
         adapters_only: whether it needs ``--train lora``.
+        points: names, sorted, of the points that it has beside its mean, if it is of
+            points.
     """
 
     hyper: Any
@@ -186,6 +188,7 @@ class Method:
     hyper_type: ClassVar[type[Hyper]]
     spread: ClassVar[bool] = False
     adapters_only: ClassVar[bool] = False
+    points: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def make(cls, hyper: Hyper, shards: int) -> "Method":
@@ -246,16 +249,28 @@ class Method:
         return Posterior.point(params)
 
 
-def linear_schedule(peak: float, steps: int, warmup: int) -> optax.Schedule:
-    """Rises from 0 to the peak over the warm-up, then falls to 0 at the last step.
+def linear_schedule(
+    peak: float, steps: int, warmup: int, end: float = 0.0
+) -> optax.Schedule:
+    """Rises from 0 to the peak over the warm-up, then falls to the end and stays there.
 
-    >>> [float(linear_schedule(1.0, 4, 2)(t)) for t in range(5)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
+    Args:
+        peak: highest rate.
+        steps: step at which the end is reached.
+        warmup: step at which the peak is reached.
+        end: last rate.
+
+    Returns:
+        The schedule.
+
+    Example:
+        >>> [float(linear_schedule(1.0, 4, 2)(t)) for t in range(6)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
     """
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, peak, warmup),
-            optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
+            optax.linear_schedule(peak, end, max(steps - warmup, 1)),
         ],
         [warmup],
     )

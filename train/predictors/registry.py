@@ -7,12 +7,13 @@ from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.linearised import Linearised
 from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.point import Point
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled
 
 PREDICTORS: dict[str, Any] = {
     predictor.kind: predictor
-    for predictor in (Mean, Samples, Dropout, Linearised, Scaled)
+    for predictor in (Mean, Samples, Dropout, Point, Linearised, Scaled)
 }
 
 

@@ -37,8 +37,8 @@ class Wanted(NamedTuple):
 
         Args:
             size: number of different draws of the posterior, if there is a limit.
-            own: those that a fitted run is for; they are taken unless an option asks
-                for others.
+            own: those that the run or its posterior is for; they are taken unless an
+                option asks for others.
             spread: whether the posterior's draws differ.
 
         Raises:
