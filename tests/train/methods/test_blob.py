@@ -1,8 +1,11 @@
 """BLoB: its KL, its update by hand, and its posterior from training to export."""
 
 import itertools
+import json
 import math
+import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -10,16 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ivon_jax import load_posterior
+from ivon_jax.lora import LoraConfig
+from ivon_jax.models.axes import logical_axes
+from ivon_jax.models.peft_io import load_adapter
 from ivon_jax.noise import standard_normal
+from ivon_jax.train import cli
 from ivon_jax.train.methods.base import Minibatch
 from ivon_jax.train.methods.blob import Blob, BlobHyper, kl_gradients, kl_weight
+from ivon_jax.train.runs.run import POSTERIOR
 from ivon_jax.train.step import microbatched
 
 ORDERS, FORMS = ("official", "separate"), ("flipout", "shared")
-A, B, G, BIAS = (f"layer/{name}" for name in ("a", "b", "g", "bias"))
 
 
 @pytest.fixture
@@ -130,7 +139,7 @@ def draw(key, form, parts):
     """E of each part of the batch."""
     like = jnp.zeros((4, 2))
     if form == "shared":
-        return [np.asarray(standard_normal(key, A, like, 0))] * parts
+        return [np.asarray(standard_normal(key, "layer/a", like, 0))] * parts
     keys = [jax.random.fold_in(key, i) for i in range(parts)] if parts > 1 else [key]
     return [np.asarray(jax.random.normal(one, like.shape)) for one in keys]
 
@@ -212,3 +221,146 @@ def test_the_update_is_that_by_hand(order, form, parts, float64):
         chex.assert_trees_all_close(params["layer"], leaves, rtol=1e-9, atol=1e-12)
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), leaves, start())
     assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+# Runs.
+
+
+def command(*args: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ivon-jax", *map(str, args)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return stop.code or 0
+    return 0
+
+
+LORA = LoraConfig(rank=2)
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory) -> list[object]:
+    place = tmp_path_factory.mktemp("place")
+    files = tiny.write_data(place / "data")
+    return [
+        *("--model", tiny.write_model(place / "model"), "--task", "custom"),
+        *("--train-file", files / "train.jsonl", "--eval-file", files / "eval.jsonl"),
+        *("--prompt", tiny.PROMPT, "--labels", *tiny.LABELS, "--rank", LORA.rank),
+        *("--method", "blob", "--batch-size", 8),
+    ]
+
+
+@pytest.fixture(scope="module", params=ORDERS)
+def trained(request, options, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / request.param
+    hyper = ["--steps", 12, "--kl-cycle", 4, "--learning-rate", 0.01]
+    assert (
+        command("train", *options, *hyper, "--order", request.param, "--out", out) == 0
+    )
+    return out
+
+
+def by_kind(tree: Any) -> dict[str, list[np.ndarray]]:
+    """The leaves by the last part of their path, in order of path."""
+    found: dict[str, list[np.ndarray]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found.setdefault(path[-1].key, []).append(np.asarray(leaf))
+    return found
+
+
+def test_a_run_learns_and_its_posterior_is_on_a_alone(trained):
+    posterior, _ = load_posterior(trained / POSTERIOR)
+    means = by_kind(posterior.mean)
+    assert means.keys() == {"a", "b"}
+    assert {name.rpartition("/")[2] for name in posterior.precision} == {"a"}
+    assert len(posterior.precision) == len(means["a"])
+    lines = [
+        json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    # The KL acts at steps 4, 8 and 12 and raises the variance towards the prior's.
+    std = [line["posterior_std"] for line in lines]
+    assert 0.05**2 / 2 < std[0] < 0.05**2
+    jumps = {i + 1 for i in range(1, 12) if std[i] > 1.1 * std[i - 1]}
+    assert 4 in jumps and 5 not in jumps
+    root = np.concatenate([np.ravel(p) for p in posterior.precision.values()]) ** -0.25
+    assert np.mean(root**2) == pytest.approx(std[-1], rel=1e-4)
+
+
+def test_it_is_evaluated_tempered_and_pruned(trained, capsys):
+    settings = ["--samples", 3, "--tau", 2, "--prune", 0.25]
+    assert command("evaluate", trained, *settings) == 0
+    assert "blob, 3 samples" in capsys.readouterr().out
+    (file,) = trained.glob("evaluation-*.json")
+    mean, sampled = json.loads(file.read_text())["rows"]
+    assert (mean["predict"], sampled["predict"]) == ("mean", "samples")
+    assert (sampled["samples"], sampled["tau"], sampled["prune"]) == (3, 2.0, 0.25)
+    assert mean["nll"] != sampled["nll"]
+
+
+def test_its_samples_are_adapters_of_peft(trained, tmp_path):
+    settings = ["--samples", 2, "--tau", 4, "--prune", 0.25, "--format", "peft"]
+    assert command("export", trained, "--out", tmp_path / "out", *settings) == 0
+    posterior, _ = load_posterior(trained / POSTERIOR)
+    shapes = jax.eval_shape(lambda: posterior.mean)
+    places = [tmp_path / "out", *(tmp_path / "out" / f"sample-{i}" for i in range(2))]
+    mean, *samples = (by_kind(load_adapter(p, shapes, LORA)) for p in places)
+    wanted = by_kind(posterior.mean)
+    std = [np.asarray(p) ** -0.5 / 2 for p in posterior.precision.values()]
+    pruned = sum((leaf == 0).sum() for leaf in mean["a"])
+    assert pruned == sum(leaf.size for leaf in mean["a"]) // 4
+    for sample in samples:
+        chex.assert_trees_all_equal(sample["b"], mean["b"], wanted["b"])
+        chex.assert_trees_all_equal(  # those left out stay exactly zero
+            [a == 0 for a in sample["a"]], [a == 0 for a in mean["a"]]
+        )
+        noise = [
+            ((a - m) / s)[m != 0]
+            for a, m, s in zip(sample["a"], mean["a"], std, strict=True)
+        ]
+        z = np.concatenate(noise)
+        assert abs(z.mean()) < 5 / np.sqrt(z.size)
+        assert abs((z**2).mean() - 1) < 5 * np.sqrt(2 / z.size)
+
+
+def test_an_adapter_is_the_mean_at_the_start(trained, options, tmp_path):
+    assert command("export", trained, "--out", tmp_path / "adapter") == 0
+    start = ["--adapter", tmp_path / "adapter", "--steps", 0, "--root-init", 0.2]
+    assert command("train", *options, *start, "--out", tmp_path / "run") == 0
+    found, _ = load_posterior(tmp_path / "run" / POSTERIOR)
+    wanted, _ = load_posterior(trained / POSTERIOR)
+    chex.assert_trees_all_equal(found.mean, wanted.mean)
+    for precision in found.precision.values():
+        std = np.asarray(precision) ** -0.5
+        assert 0.2**2 / 2 * 0.999 < std.min() < std.max() < 0.2**2 * 1.001
+
+
+def test_g_is_split_as_a_is():
+    for ndim in (2, 3):
+        layer = "layers/self_attn/q_proj"
+        assert logical_axes(f"{layer}/g", ndim) == logical_axes(f"{layer}/a", ndim)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gamma", 8], "gamma: method blob has batch_size, kl_cycle"),
+        (["--kl-learning-rate", -1], "kl_learning_rate: -1.0 is not a number > 0"),
+        (["--prior-std", 0], "prior_std: 0.0 is not a number > 0"),
+        (["--root-init", "nan"], "root_init: nan is not a number > 0"),
+        (["--kl-gamma", 0.5], "kl_gamma: 0.5 is not a number >= 1"),
+        (["--kl-cycle", 0], "kl_cycle: 0 is not in [1, 2^31)"),
+        (["--kl-cycle", 3, "--kl-gamma", 8], "kl_gamma: excludes kl_cycle"),
+        (["--order", "other"], "order"),
+        (["--noise-form", "per-token"], "noise-form"),
+        (["--train", "full"], "method: blob only with --train lora, not full"),
+    ],
+)
+def test_bad_input(words, message, options, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert command("train", *options, "--steps", 2, *words, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ivon-jax: ") and error.count("\n") == 1
+    assert message in error
+    assert not out.exists()
