@@ -55,6 +55,11 @@ class Forward:
                 cannot use it.
         """
         _check_shapes(posterior, problem)
+        answer = problem.objective.answer
+        if predictor.classes_only and answer != "class":
+            raise ValueError(
+                f"{predictor.kind}: only for classes, the task asks for a {answer}"
+            )
         posterior, program = predictor.split(posterior, problem.network.dropout)
         return cls(problem, posterior, program, streams, chunk_size)
 

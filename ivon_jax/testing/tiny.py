@@ -5,6 +5,7 @@ colour. All are written in the usual file formats.
 """
 
 import json
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ CONFIG: dict[str, Any] = {
 }
 GOOD, BAD = ("red", "green", "blue"), ("one", "two", "three")
 FILLER = ("big", "small", "old", "new")
+# ChatML, as most instruction-tuned models have it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 PROMPT = "Text: {text} Answer:"
 LABELS = ("no", "yes")
 
@@ -83,6 +90,30 @@ def tokenizer() -> Any:
     return tokenizer
 
 
+def text_tokenizer() -> Any:
+    """Makes a tokenizer of single characters, with the marks of `CHAT_TEMPLATE`."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+    )
+
+    marks = ["[UNK]", "<|im_start|>", "<|im_end|>"]
+    letters = [*string.ascii_lowercase, *string.digits, *" \n.,?#+=-"]
+    vocabulary = {word: i for i, word in enumerate(marks + letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    added = [AddedToken(mark, special=True, normalized=False) for mark in marks]
+    tokenizer.add_special_tokens(added)
+    return tokenizer
+
+
 def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """Writes a random Llama with its tokenizer in HF's layout.
 
@@ -94,6 +125,33 @@ def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     Returns:
         The folder, for `ivon_jax.models.load` or ``--model``.
     """
+    settings = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    return _write_model(folder, tokenizer(), settings, seed, layers)
+
+
+def write_text_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
+    """Writes the same model with a tokenizer of single characters and a chat template.
+
+    It reads lower-case letters, digits and a little punctuation. Its end token,
+    ``<|im_end|>``, also pads.
+
+    Args:
+        folder: created if it does not exist.
+        seed: seed of the weights.
+        layers: number of layers.
+
+    Returns:
+        The folder.
+    """
+    end = "<|im_end|>"
+    settings = {"eos_token": end, "pad_token": end, "unk_token": "[UNK]"}
+    settings["chat_template"] = CHAT_TEMPLATE
+    return _write_model(folder, text_tokenizer(), settings, seed, layers)
+
+
+def _write_model(
+    folder: Path, tokenizer: Any, settings: dict[str, str], seed: int, layers: int
+) -> Path:
     weights = tensors(layers, seed)
     for name, tensor in weights.items():
         if tensor.ndim == 1:
@@ -101,12 +159,8 @@ def write_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
         elif "embed" not in name:
             tensor /= np.sqrt(np.float32(tensor.shape[1]))
     write_folder(folder, weights, num_hidden_layers=layers)
-    tokenizer().save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-    }
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

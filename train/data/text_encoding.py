@@ -137,7 +137,11 @@ def prompt_tokens(tokenizer: Any, prompt: Any) -> list[int]:
 def _continuation(tokenizer: Any, prompt: str, completion: str) -> list[int]:
     """Returns the tokens of a text after its prompt."""
     if not prompt or not _starts_with_blank(tokenizer):
-        return token_ids(tokenizer, [completion], add_special_tokens=False)[0]
+        (ids,) = token_ids(tokenizer, [completion], add_special_tokens=False)
+        before, _ = special_tokens_around(tokenizer, [completion])
+        # Those of an empty prompt are there already.
+        repeated = before and not prompt and ids[: len(before)] == before
+        return ids[len(before) :] if repeated else ids
     # A blank of its own would come between them.
     first, whole = token_ids(
         tokenizer, [prompt, prompt + completion], add_special_tokens=False

@@ -84,7 +84,8 @@ def on_held_out(
     """
     problem, held_out = source.problem, source.problem.splits["validation"]
     if problem.objective.answer != "class":
-        raise ValueError("temperature: only for classes, the task asks for a number")
+        kind = problem.objective.answer
+        raise ValueError(f"temperature: only for classes, the task asks for a {kind}")
     predictions = source.predict(
         "validation", [predictor.base for predictor in predictors], chunk_size
     )

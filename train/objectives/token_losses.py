@@ -56,7 +56,7 @@ def token_log_probs(
         total = jax.nn.logsumexp(logits, axis=-1)
         # A sum, not a gather: it has no scatter as its gradient, and can be split
         # along the vocabulary.
-        chosen = jnp.arange(vocabulary) == ids[..., None]
+        chosen = jnp.arange(vocabulary)[None, None] == ids[..., None]
         target = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
         largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1) - total)
         return jnp.stack([target - total, largest], axis=-1)

@@ -81,11 +81,13 @@ class Predictor:
 
     Attributes:
         kind: its name in a row of results.
+        classes_only: whether it predicts classes only.
         shares_prefix: whether the prompts' common prefix may be computed once for all
             examples of a batch.
     """
 
     kind: ClassVar[str]
+    classes_only: ClassVar[bool] = False
     shares_prefix: ClassVar[bool] = True
 
     @property

@@ -41,6 +41,7 @@ class Linearised(Predictor):
     prune: float = 0.0
 
     kind: ClassVar = "linearised"
+    classes_only: ClassVar = True
 
     def __post_init__(self) -> None:
         """Checks each field."""
@@ -93,8 +94,6 @@ class Linearised(Predictor):
             return mean, posterior.covariance(jacobian)
 
         mean, covariance = outputs.map_rows(row, rows_at_a_time(outputs, posterior))
-        if mean.shape[1] == 1:
-            raise ValueError("linearised: only for classes, the task asks for a number")
         if self.link == "probit":
             return probit(mean, covariance)[None]
         key = keys.ensemble  # the same draws for all examples

@@ -35,6 +35,7 @@ class Scaled(Predictor):
     uniform: float = 0.0
 
     kind: ClassVar = "temperature"
+    classes_only: ClassVar = True
 
     def __post_init__(self) -> None:
         """Checks each field."""
