@@ -13,17 +13,19 @@ import dataclasses
 import itertools
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
+from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import MethodName, RunConfig, TrainConfig, resolve
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.interrupts import exit_code
-from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.queue import Job, run_all
 from ivon_jax.train.report import tables
@@ -96,7 +98,12 @@ def jobs_of(
             raise ValueError(f"{name}: {method} has {', '.join(names)}")
     fields = dataclasses.fields(RunConfig)
     shared = {field.name: getattr(config, field.name) for field in fields}
-    predictors = (Mean(), Samples(samples)) if method_type.spread else (Mean(),)
+
+    def predictors(
+        posterior: Distribution, own: Sequence[Predictor] | None
+    ) -> list[Predictor]:
+        return Wanted(samples).predictors(spread=posterior.spread)
+
     jobs = []
     for values in itertools.product(*map(dict.fromkeys, grid.values())):
         point = dict(zip(grid, values, strict=True))

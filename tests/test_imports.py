@@ -32,6 +32,7 @@ CORE = (
     "metrics.regression",
     "metrics.calibration",
     "metrics.classification",
+    "metrics.resampling",
     "metrics.ood",
     "conformal",
     "selective",
@@ -89,7 +90,8 @@ ROOMS = (
     {"sources"},
     {"fits"},
     {"command_line", "evaluate", "fit", "loop"},
-    {"queue", "report"},
+    {"queue"},
+    {"report"},
     {"compare"},
     {"cli"},
 )

@@ -24,10 +24,11 @@ SCALAR_METRICS = [
     metrics.brier,
     metrics.ece,
     metrics.adaptive_ece,
+    metrics.mce,
     metrics.aurc,
 ]
 PLAIN = ["accuracy", "nll", "brier", "entropy", "mutual_information", "aurc", "summary"]
-BINNED = ["ece", "adaptive_ece", "reliability"]
+BINNED = ["ece", "adaptive_ece", "mce", "reliability"]
 # Compiled whole, the metrics start much sooner than op by op.
 fast = SimpleNamespace(
     **{name: jax.jit(getattr(metrics, name)) for name in PLAIN},
@@ -184,6 +185,24 @@ def test_ece_equals_torchmetrics(shape, bins, scale):
         )
         np.testing.assert_allclose(
             fast.ece(log_probs, labels, bins), expected, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mce_equals_torchmetrics(shape, bins):
+    torch = pytest.importorskip("torch")
+    torchmetrics = pytest.importorskip("torchmetrics")
+    peer = torchmetrics.classification.MulticlassCalibrationError(
+        num_classes=shape[1], n_bins=bins, norm="max"
+    )
+    for seed in range(3):
+        log_probs, labels = predictions(seed, shape)
+        expected = peer(
+            torch.tensor(float64(log_probs)), torch.tensor(np.asarray(labels)).long()
+        )
+        np.testing.assert_allclose(
+            fast.mce(log_probs, labels, bins), expected, atol=2e-6
         )
 
 
@@ -394,7 +413,7 @@ def test_certain_and_wrong(n):
     values = fast.summary(log(np.eye(3)[(labels + 1) % 3]), labels)
     assert values.pop("nll") == jnp.inf
     expected = dict.fromkeys(["ece", "ece15", "adaptive_ece", "aurc"], 1.0)
-    expected |= {"accuracy": 0.0, "brier": 2.0, "entropy": 0.0}
+    expected |= {"mce": 1.0, "accuracy": 0.0, "brier": 2.0, "entropy": 0.0}
     assert values == expected | {"augrc": (n + 1) / (2 * n), "coverage5": 0.0}
 
 
@@ -471,7 +490,7 @@ def test_rounded_log_probabilities_are_taken(dtype, classes):
 
 @pytest.mark.parametrize("bins", [0, -3])
 @pytest.mark.parametrize(
-    "metric", [metrics.reliability, metrics.ece, metrics.adaptive_ece]
+    "metric", [metrics.reliability, metrics.ece, metrics.adaptive_ece, metrics.mce]
 )
 def test_too_few_bins_are_an_error(metric, bins):
     with pytest.raises(ValueError, match=rf"^bins: {bins} is not >= 1$"):
@@ -568,6 +587,7 @@ def test_summary_holds_each_metric():
         "ece": metrics.ece(log_probs, labels, 10),
         "ece15": metrics.ece(log_probs, labels, 15),
         "adaptive_ece": metrics.adaptive_ece(log_probs, labels, 10),
+        "mce": metrics.mce(log_probs, labels, 10),
         "nll": metrics.nll(log_probs, labels),
         "brier": metrics.brier(log_probs, labels),
         "entropy": metrics.entropy(log_probs).mean(),
@@ -629,6 +649,7 @@ def test_bounds(seed, shape, scale):
     values = fast.summary(*predictions(seed, shape, scale))
     upper = dict.fromkeys(["accuracy", "ece", "ece15", "adaptive_ece", "aurc"], 1.0)
     upper |= {
+        "mce": 1.0,
         "augrc": 1.0,
         "coverage5": 1.0,
         "brier": 2.0,

@@ -325,9 +325,10 @@ def compare(
     resume: Resume = False,
     processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
-    """Trains Adam and IVON-LoRA alike, and reports accuracy and calibration.
+    """Trains methods alike, and reports accuracy, calibration and cost.
 
-    Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps.
+    Hyper-parameters are given for each, as in --adam.steps and --ivon-lora.steps. Its
+    report.md explains the columns.
     After Ctrl-C every run in the folder can be evaluated.
     """
     from ivon_jax.train.compare import compare

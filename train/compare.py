@@ -1,40 +1,42 @@
 """Methods compared on the same adapters, batches and examples."""
 
-import json
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.ensemble import average
-from ivon_jax.files import write_bytes
-from ivon_jax.train.config import CompareConfig, TrainConfig, resolve
+from ivon_jax.kinds import Distribution
+from ivon_jax.train.config import CompareConfig, resolve
+from ivon_jax.train.fits.base import Fit
+from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import check_shared, on_first_process
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.point import Point
+from ivon_jax.train.predictors.point import others
+from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.problem import Problem, prepare
-from ivon_jax.train.queue import Job, Row, run_all
-from ivon_jax.train.report import figures, tables
+from ivon_jax.train.problem import prepare, with_test
+from ivon_jax.train.queue import Job, Row, own_predictors, run_all
+from ivon_jax.train.report.comparison import Scored, write_comparison
+from ivon_jax.train.report.costs import costs
 from ivon_jax.train.runs import run
 from ivon_jax.train.splits import find_task, scored_split, settled
 
-# Fields of a row in ``results.json``; metrics as far as the task has them.
-ROW = ("method", "predict", "samples", "tau", "prune", "point", *tables.COLUMNS)
-
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
-    """Trains, evaluates and reports methods.
+    """Trains, fits, evaluates and reports methods.
 
     Args:
         config: the comparison.
         out: folder for ``results.json``, ``metrics.jsonl``, ``report.md``, figures,
-            and a run folder for each method.
+            and a run folder for each method and fit.
         resume: continue the comparison in the folder, if there is one.
 
     Returns:
@@ -42,7 +44,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
 
     Raises:
         ValueError: illegal input, before anything is trained or written; or the folder
-            holds another comparison.
+            holds another comparison, or a run cannot be fitted.
         Interrupted: SIGINT or SIGTERM was received in training; see `loop.train`.
     """
     task = find_task(config.data)
@@ -54,18 +56,33 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
     jobs = jobs_of(config, task.preset, len(problem.splits["train"]))
+    # What a fit used is not scored, but the task's own evaluation examples are.
+    used = any("validation" in job.fit.splits for job in jobs if job.fit)
+    test = with_test(problem, config) if used else None
     on_first_process(
         lambda: run.start(out, config, problem.run_metadata, resume=resume)
     )
     check_shared(out / run.CONFIG)
-    rows = run_all(jobs, problem, out)
-    results = _results(config, jobs, rows, problem, out)
-    on_first_process(lambda: _write_report(out, results, jobs, problem))
-    return results
+    found = run_all(jobs, problem, out, test)
+    of_jobs = costs(jobs, problem, out)
+    scored = [
+        one._replace(row=one.row | of_jobs[job.name])
+        for job in jobs
+        for one in _scored(config, job, found[job.name], out / job.name, test=used)
+    ]
+    copied = ("task", "model", "train_examples", "eval_examples")
+    metadata = (test or problem).metadata
+    about = {name: metadata[name] for name in copied} | {
+        "seed": config.seed,
+        "steps": jobs[0].config.hyper.steps,
+    }
+    labels = (test or problem).splits[scored_split(config.data, test=used)].labels
+    trained = [job.name for job in jobs if not job.fit]
+    return write_comparison(out, about, trained, scored, labels)
 
 
 def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
-    """Lists the runs of a comparison, on the same batches.
+    """Lists the runs of a comparison, on the same batches, then the fits of them.
 
     Args:
         config: the comparison.
@@ -73,8 +90,8 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
         num_examples: size of the training set.
 
     Raises:
-        ValueError: a method is named twice, the batches differ, or a value is out of
-            range.
+        ValueError: a method is named twice, the batches differ, a value is out of
+            range, or a fit is unknown or lacks what it needs.
     """
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ValueError(
@@ -83,6 +100,7 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
         )
     check("samples", config.samples, AT_LEAST_ONE)
     check("sweep_samples", config.sweep_samples, AT_LEAST_ONE)
+    _sweep(config, Samples())  # which checks its values
     runs = {k: resolve(v, preset, num_examples) for k, v in config.runs().items()}
     (first, of_first), *others = runs.items()
     for name in ("steps", "batch_size"):
@@ -93,95 +111,90 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
                     f"{name}: {one} of {first} and {two} of {other} differ; they are"
                     " compared on the same batches"
                 )
-    return [Job(name, run, _predictors(config, run)) for name, run in runs.items()]
+    predictors = functools.partial(_predictors, config)
+    jobs = [Job(name, run, predictors) for name, run in runs.items()]
+    for fit, names in dict.fromkeys(_fits(config)):
+        name = f"{fit.name}-{'+'.join(names)}"
+        jobs.append(Job(name, runs[names[0]], predictors, fit, names))
+    return jobs
 
 
-def _predictors(config: CompareConfig, run: TrainConfig) -> tuple[Predictor, ...]:
-    """Returns the mean, other points, samples, and the sweeps over tau and pruning.
+def _fits(config: CompareConfig) -> Iterator[tuple[Fit, tuple[str, ...]]]:
+    """Yields each fit, with the methods whose runs it is made of."""
+    for text in config.fit:
+        name, _, methods = text.partition(":")
+        if name not in FITS:
+            raise ValueError(f"fit: {text} is not FIT:METHOD, FIT of {', '.join(FITS)}")
+        fit: Fit = FITS[name]()
+        if "validation" in fit.splits and config.data.validation_examples is None:
+            raise ValueError(
+                f"fit: {text} uses held-out training examples; needs"
+                " --validation-examples"
+            )
+        every = [(method,) for method in config.methods]
+        for names in every if methods == "*" else [tuple(methods.split("+"))]:
+            if not set(names) <= set(config.methods):
+                raise ValueError(
+                    f"fit: {text} is not of methods that are compared,"
+                    f" {', '.join(config.methods)}"
+                )
+            if len(names) > 1 and not fit.several:
+                raise ValueError(f"fit: {text} is of several methods, not one")
+            yield fit, names
+
+
+def _main(
+    config: CompareConfig, posterior: Distribution, own: Sequence[Predictor] | None
+) -> list[Predictor]:
+    """Returns those that a fit is for; of a trained run its points, and samples."""
+    if own is not None:
+        return list(own)
+    points = [Mean(), *others(posterior)]
+    count = min(config.samples, posterior.size or config.samples)
+    return [*points, Samples(count)] if posterior.spread else points
+
+
+def _predictors(
+    config: CompareConfig, posterior: Distribution, own: Sequence[Predictor] | None
+) -> list[Predictor]:
+    """Returns the main predictors, and what the posterior allows of the sweeps.
 
     All samples share the key, hence the samples' noise, and one compiled program.
     """
-    if not METHODS[run.method].spread:
-        return (Mean(), *map(Point, METHODS[run.method].points))
-    points = [Samples(config.sweep_samples, tau=tau) for tau in config.taus]
-    points += [Samples(config.sweep_samples, prune=prune) for prune in config.prunes]
-    return tuple(dict.fromkeys([Mean(), Samples(config.samples), *points]))
+    main = _main(config, posterior, own)
+    swept = [x for x in _sweep(config, main[-1]) if _allows(posterior, x)]
+    return list(dict.fromkeys([*main, *swept]))
 
 
-def _results(
-    config: CompareConfig,
-    jobs: list[Job],
-    rows: dict[str, list[Row]],
-    problem: Problem,
-    out: Path,
-) -> dict[str, Any]:
-    """Collects the rows: first those of the main comparison, then the sweep's."""
-    ordered = [row for job in jobs for row in rows[job.name][:2]]
-    ordered += [row for job in jobs for row in rows[job.name][2:]]
-    copied = ("task", "model", "train_examples", "eval_examples")
-    return {
-        **{name: problem.metadata[name] for name in copied},
-        "seed": config.seed,
-        "steps": jobs[0].config.hyper.steps,
-        "rows": [{k: row[k] for k in ROW if k in row} for row in ordered],
-        "seconds": {job.name: _log(out, job)[-1]["seconds"] for job in jobs},
-        "versions": run.versions(),
-    }
+def _sweep(config: CompareConfig, base: Any) -> list[Predictor]:
+    """Returns the points of the sweeps over tau and pruning of a predictor."""
+    if not {"tau", "prune"} <= vars(base).keys() or (base.tau, base.prune) != (1, 0):
+        return []
+    if isinstance(base, Samples):
+        base = Samples(config.sweep_samples)
+    points = [dataclasses.replace(base, tau=tau) for tau in config.taus]
+    return [*points, *(dataclasses.replace(base, prune=x) for x in config.prunes)]
 
 
-def _log(out: Path, job: Job) -> list[dict[str, Any]]:
-    """Reads the lines of a run's metrics."""
-    lines = (out / job.name / run.METRICS).read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def _allows(posterior: Distribution, predictor: Predictor) -> bool:
+    """Tells whether a predictor can use a posterior."""
+    try:
+        predictor.split(posterior, 0.0)
+    except ValueError:
+        return False
+    return True
 
 
-def _write_report(
-    out: Path, results: dict[str, Any], jobs: list[Job], problem: Problem
-) -> None:
-    run.write_json(out / "results.json", results)
-    logs = {job.name: _log(out, job) for job in jobs}
-    lines = [{"method": name, **line} for name in logs for line in logs[name]]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_bytes(out / run.METRICS, text.encode())
-    labels = problem.splits[scored_split(jobs[0].config.data)].labels
-    figures.training_curves(out / "training.png", logs)
-    figures.reliability(out / "reliability.png", _main_predictions(out, jobs), labels)
-    figures.trade_off(out / "trade_off.png", results["rows"])
-    write_bytes(out / "report.md", _report(results, jobs).encode())
-
-
-def _main_predictions(
-    out: Path, jobs: list[Job]
-) -> dict[str, Float[np.ndarray, "n c"]]:
-    """Reads the predictions of the main comparison, averaged, by the row's label."""
-    found = {}
-    for job in jobs:
-        for predictor in job.predictors[:2]:
-            predictions = run.read_predictions(out / job.name, predictor.name)
-            found[tables.label(predictor.row(job.name))] = np.asarray(
-                average(jnp.asarray(predictions))
-            )
-    return found
-
-
-def _report(results: dict[str, Any], jobs: list[Job]) -> str:
-    seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    return f"""# {results["task"]}: {", ".join(job.name for job in jobs)}
-
-{results["model"]}, {results["train_examples"]} training examples, {results["steps"]}
-steps, seed {results["seed"]}; {results["eval_examples"]} evaluation examples.
-
-{tables.table(results["rows"])}
-
-ECE with 10 and 15 equal-width bins of the largest probability. Brier is summed over
-classes. Training took {seconds}.
-
-![Training loss](training.png)
-
-![Reliability diagrams](reliability.png)
-
-![Accuracy against calibration](trade_off.png)
-
-{versions}
-"""
+def _scored(
+    config: CompareConfig, job: Job, rows: Sequence[Row], folder: Path, *, test: bool
+) -> Iterator[Scored]:
+    """Yields a job's rows with their predictions, the main ones first."""
+    main = own_predictors(
+        job._replace(predictors=functools.partial(_main, config)), folder
+    )
+    for index, row in enumerate(rows):
+        predictor = predictor_of(row)
+        found = run.read_predictions(folder, predictor.name + "-test" * test)
+        log_probs = np.asarray(average(jnp.asarray(found)))
+        row = row | {"passes": predictor.passes}
+        yield Scored(row, log_probs, swept=index >= len(main))

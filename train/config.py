@@ -181,6 +181,11 @@ class CompareConfig(RunConfig):
 
     Attributes:
         methods: methods to compare.
+        fit: fits of their runs to compare too, with the fits' default options:
+            FIT:METHOD, with * for each method, and + between the methods whose runs
+            one fit is made of. "ivon-jax fit --help" lists the fits. If one uses
+            held-out training examples (validation_examples), the task's own evaluation
+            examples are scored.
         hyper: hyper-parameters of each method.
         samples: posterior samples to average in the main comparison.
         sweep_samples: posterior samples of each point of the sweep.
@@ -189,6 +194,7 @@ class CompareConfig(RunConfig):
     """
 
     methods: tuple[MethodName, ...] = COMPARED
+    fit: Annotated[tuple[str, ...], unset("FIT:METHOD [FIT:METHOD ...]", "none")] = ()
     # Not `Flat`, which would also remove the methods' prefixes.
     hyper: Annotated[Hypers, arg(name="")] = dataclasses.field(default_factory=Hypers)
     samples: int = 10

@@ -65,8 +65,9 @@ def evaluate(
     """
     problem, encoded = source.problem, source.problem.splits[source.split]
     predictions = source.predict(source.split, predictors, chunk_size)
+    spread = {"spread": source.posterior.spread}
     rows = [
-        score(problem, source.method, predictor, values, encoded)
+        score(problem, source.method, predictor, values, encoded) | spread
         for predictor, values in predictions.items()
     ]
     suffix = "-best" * best + "-test" * test

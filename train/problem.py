@@ -123,6 +123,26 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 
 
+def with_test(problem: Problem, config: RunConfig) -> Problem:
+    """Adds the task's own evaluation examples, as those that are scored.
+
+    Args:
+        problem: the model, with other examples.
+        config: the run.
+
+    Raises:
+        ValueError: data are missing or illegal.
+    """
+    examples = find_examples(problem.task, config.data, config.seed, ["test"])
+    encoded = problem.objective.encode(problem.tokenizer, examples["test"])
+    _check_vocabulary(config.model, problem.model_config, encoded.tokens)
+    return dataclasses.replace(
+        problem,
+        splits={**problem.splits, "test": encoded},
+        metadata=problem.metadata | example_metadata(examples),
+    )
+
+
 def _report_text(
     examples: Mapping[str, Sequence[Any]], encoded: Mapping[str, Encoded]
 ) -> None:

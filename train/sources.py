@@ -154,8 +154,9 @@ def read_run(
             examples must not be used.
     """
     config, recorded = run.read_config(directory)
-    status.read(directory)  # a damaged one is refused before the work, not after it
-    posterior, metadata = run.read_posterior(directory, best=best)
+    # Damaged files are refused before the work, not after it.
+    status.read(directory)
+    run.read_posterior(directory, best=best)
     made = fitted.read(directory)
     split = scored_split(config.data, test=test)
     if splits is None:
@@ -169,6 +170,25 @@ def read_run(
         _check_held_out(directory, config, made)
     problem = prepare(dataclasses.replace(config, mesh=mesh), splits)
     _check_unchanged(directory, problem, config, recorded)
+    return source_of(directory, problem, split, best=best)
+
+
+def source_of(
+    directory: Path, problem: Problem, split: str, *, best: bool = False
+) -> Source:
+    """Reads a run whose model and examples are loaded.
+
+    Args:
+        directory: the run's folder.
+        problem: the model and the examples.
+        split: name of the split to score.
+        best: see `run.read_posterior`.
+
+    Raises:
+        ValueError: the folder is no run, or damaged.
+    """
+    config, recorded = run.read_config(directory)
+    posterior, metadata = run.read_posterior(directory, best=best)
     source = Source(
         config.method,
         config,
@@ -180,6 +200,7 @@ def read_run(
         others(posterior),
         recorded=recorded,
     )
+    made = fitted.read(directory)
     if made is None:
         return source
     return dataclasses.replace(
@@ -219,9 +240,11 @@ def _check_unchanged(
             train = find_examples(problem.task, config.data, config.seed, ["train"])
             now = now | example_metadata(train)
     for name, value in now.items():
-        if not name.startswith(tuple(unrecorded)) and recorded.get(name) != value:
+        # A fit of an adapter knows the examples that it read only.
+        known = name in recorded and not name.startswith(tuple(unrecorded))
+        if known and recorded[name] != value:
             raise ValueError(
-                f"{directory}: {name} is now {value}, was {recorded.get(name)}"
+                f"{directory}: {name} is now {value}, was {recorded[name]}"
             )
 
 
@@ -304,7 +327,7 @@ def read_sources(
         others, more = (), adapters.adapters[1:]
     return [
         first,
-        *(_beside(first, directory, best=best) for directory in others),
+        *(source_of(x, first.problem, first.split, best=best) for x in others),
         *(_adapter_beside(first, adapter) for adapter in more),
     ]
 
@@ -328,23 +351,6 @@ def _check_alike(directories: Sequence[Path]) -> None:
                     f"{name.rpartition('.')[2]}: {described.get(name)} of {directory}"
                     f" is not {found[0].get(name)} of {directories[0]}"
                 )
-
-
-def _beside(first: Source, directory: Path, *, best: bool) -> Source:
-    """Reads another run of the same base, adapters and task."""
-    config, recorded = run.read_config(directory)
-    posterior, _ = run.read_posterior(directory, best=best)
-    made = fitted.read(directory)
-    return Source(
-        made.method if made else config.method,
-        config,
-        first.problem,
-        posterior,
-        first.split,
-        path=directory / (run.BEST if best else run.POSTERIOR),
-        held_out=made.held_out if made else "unseen",
-        recorded=recorded,
-    )
 
 
 def _adapter_beside(first: Source, adapter: Path) -> Source:

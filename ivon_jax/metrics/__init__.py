@@ -22,6 +22,7 @@ from ivon_jax.metrics.calibration import augrc as augrc
 from ivon_jax.metrics.calibration import aurc as aurc
 from ivon_jax.metrics.calibration import coverage_at_risk as coverage_at_risk
 from ivon_jax.metrics.calibration import ece as ece
+from ivon_jax.metrics.calibration import mce as mce
 from ivon_jax.metrics.calibration import reliability as reliability
 from ivon_jax.metrics.classification import accuracy as accuracy
 from ivon_jax.metrics.classification import brier as brier
@@ -31,3 +32,4 @@ from ivon_jax.metrics.classification import matthews as matthews
 from ivon_jax.metrics.classification import mutual_information as mutual_information
 from ivon_jax.metrics.classification import nll as nll
 from ivon_jax.metrics.classification import summary as summary
+from ivon_jax.metrics.resampling import bootstrap as bootstrap

@@ -56,10 +56,15 @@ def reliability(
     """
     check("bins", bins, AT_LEAST_ONE)
     log_confidence, correct = top_class(log_probs, labels)
+    index = bin_of(log_confidence, bins)
+    return _binned(exp(log_confidence), correct, index, bins)
+
+
+def bin_of(log_confidence: Float[Array, "n"], bins: int) -> Int[Array, "n"]:
+    """Returns the index of each confidence's bin, of those of `reliability`."""
     # Inner edges only, so that nothing can fall outside the first and last bins.
     edges = np.log(np.arange(1, bins) / bins) + _EDGE_TOLERANCE
-    index = jnp.searchsorted(jnp.asarray(edges, log_confidence.dtype), log_confidence)
-    return _binned(exp(log_confidence), correct, index, bins)
+    return jnp.searchsorted(jnp.asarray(edges, log_confidence.dtype), log_confidence)
 
 
 def ece(
@@ -91,6 +96,35 @@ def ece(
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     return _calibration_gap(reliability(log_probs, labels, bins))
+
+
+def mce(
+    log_probs: Float[Array, "n c"], labels: Int[Array, "n"], bins: int = 10
+) -> Float[Array, ""]:
+    """Returns the maximum calibration error: the largest |accuracy - confidence|.
+
+    Over the bins of `reliability`. A bin of few examples counts as much as any other,
+    so the value is noisy.
+
+    Args:
+        log_probs: log class probabilities, [n, c].
+        labels: class indices, [n].
+        bins: number of bins, at least 1.
+
+    Returns:
+        Scalar in [0, 1].
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.7, 0.3]]))
+        >>> print(f"{mce(log_probs, jnp.array([0, 1])):.2f}")
+        0.70
+
+    References:
+        Naeini, Cooper and Hauskrecht, "Obtaining well calibrated probabilities using
+        Bayesian binning", AAAI 2015.
+    """
+    found = reliability(log_probs, labels, bins)  # an empty bin has no gap
+    return jnp.max(jnp.abs(found.accuracy - found.confidence))
 
 
 def adaptive_ece(

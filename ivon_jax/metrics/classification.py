@@ -12,6 +12,7 @@ from ivon_jax.metrics.calibration import (
     aurc,
     coverage_at_risk,
     ece,
+    mce,
 )
 
 
@@ -197,8 +198,8 @@ def summary(
 ) -> dict[str, Float[Array, ""]]:
     """Returns all metrics of a set of predictions.
 
-    `ece` and `adaptive_ece` have 10 bins, `ece15` has 15; `entropy` is the mean, and
-    `coverage5` is `coverage_at_risk` of 5 %.
+    `ece`, `adaptive_ece` and `mce` have 10 bins, `ece15` has 15; `entropy` is the mean,
+    and `coverage5` is `coverage_at_risk` of 5 %.
 
     Args:
         log_probs: log class probabilities, [n, c].
@@ -218,6 +219,7 @@ def summary(
         "ece": ece(log_probs, labels, bins=10),
         "ece15": ece(log_probs, labels, bins=15),
         "adaptive_ece": adaptive_ece(log_probs, labels, bins=10),
+        "mce": mce(log_probs, labels, bins=10),
         "nll": nll(log_probs, labels),
         "brier": brier(log_probs, labels),
         "entropy": entropy(log_probs).mean(),

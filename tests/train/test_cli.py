@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import statistics
 import sys
 
 import children
@@ -26,6 +27,7 @@ from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import ProcessConfig
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.tasks.registry import TASKS
 
@@ -168,8 +170,19 @@ def test_results(compared):
     assert set(results["seconds"]) == {"adam", "ivon-lora"}
     assert all(seconds >= 0 for seconds in results["seconds"].values())
     head = ("method", "predict", "samples", "tau", "prune")
+    costs = {"step_seconds", "peak_bytes", "posterior_bytes", "fit_seconds", "passes"}
+    further = {"adaptive_ece", "mce", "aurc", "errors", "differences"}
     for row in results["rows"]:
-        assert set(row) == {*head, *COLUMNS}
+        assert set(row) >= {*head, "spread", *COLUMNS, *costs, *further}
+        assert row["spread"] == (row["method"] == "ivon-lora")
+        assert row["passes"] == max(row["samples"], 1)
+        assert row["fit_seconds"] == 0
+        out = compared / row["method"]
+        assert row["posterior_bytes"] == (out / "posterior.safetensors").stat().st_size
+        assert row["peak_bytes"] > 4 * 50 * 32  # the embedding
+        seconds = [0, *(line["seconds"] for line in lines(out / "metrics.jsonl"))]
+        steps = [after - before for before, after in itertools.pairwise(seconds)]
+        assert row["step_seconds"] == pytest.approx(statistics.median(steps))
         assert all(0 <= row[name] <= 1 for name in ("accuracy", "ece", "ece15"))
         assert row["nll"] > 0
         assert 0 <= row["brier"] <= 2
@@ -207,7 +220,10 @@ def test_compare_writes_logs_report_and_figures(compared):
     ]
     report = (compared / "report.md").read_text()
     rows = json.loads((compared / "results.json").read_text())["rows"]
-    assert sum(line.startswith("| ") for line in report.splitlines()) == 1 + len(rows)
+    body = [line for line in report.splitlines() if line.startswith("| ")]
+    assert len(body) == 2 * len(rows) + 1  # no difference of the first to itself
+    for name, (title, *_) in tables.COLUMNS.items():
+        assert (f"| {title} " in body[0]) == (name in rows[0])
     for name in ("training", "reliability", "trade_off"):
         assert f"({name}.png)" in report
         assert imread(compared / f"{name}.png")[..., :3].std() > 0.01
@@ -249,6 +265,8 @@ def test_a_comparison_goes_on_where_it_stopped(
         json.loads((path / "results.json").read_text()) for path in (out, compared)
     )
     assert found.pop("seconds").keys() == wanted.pop("seconds").keys()
+    for row in found["rows"] + wanted["rows"]:
+        assert row.pop("step_seconds") >= 0
     assert found == wanted
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import pytest
 import tiny
 import tyro
@@ -10,6 +11,7 @@ from tiny_runs import result, stop_after
 
 from benchmarks import tune
 from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, queue
 from ivon_jax.train.config import RunConfig, TrainConfig, resolve
 from ivon_jax.train.evaluate import evaluate
@@ -48,7 +50,11 @@ def problem(base):
 def job(base, method, name=None, **changes) -> Job:
     hyper = Hyper(steps=STEPS, warmup=1, batch_size=8)
     config = dataclasses.replace(base, method=method, hyper=hyper, **changes)
-    return Job(name or method, resolve(config, "custom", 64), PREDICTORS[method])
+    return Job(name or method, resolve(config, "custom", 64), scored(method))
+
+
+def scored(method):
+    return lambda posterior, own: PREDICTORS[method]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +122,9 @@ def test_what_was_evaluated_on_the_way_is_not_the_result(
     stopped(jobs, problem, tmp_path, monkeypatch)
     _, wanted = finished
     early = evaluate(
-        read_run(tmp_path / "noisy", "data=1"), jobs[1].predictors, tmp_path / "noisy"
+        read_run(tmp_path / "noisy", "data=1"),
+        PREDICTORS["ivon-lora"],
+        tmp_path / "noisy",
     )
     assert [row["nll"] for row in early] != [row["nll"] for row in wanted["noisy"]]
     assert run_all(jobs, problem, tmp_path) == wanted
@@ -130,7 +138,7 @@ def test_a_finished_run_is_evaluated_anew_in_other_ways(
 ):
     run_all(jobs[1:], problem, tmp_path)
     monkeypatch.setattr(loop, "train_step", None)
-    other = jobs[1]._replace(predictors=predictors)
+    other = jobs[1]._replace(predictors=lambda posterior, own: predictors)
     (rows,) = run_all([other], problem, tmp_path).values()
     assert [row["tau"] for row in rows] == [p.fields()["tau"] for p in predictors]
 
@@ -203,7 +211,12 @@ def test_a_grid_is_all_combinations(method, values, names):
     grid = tune.Grid(**values)
     found = tune.jobs_of(RunConfig(), method, grid, 5, "commonsense", 100)
     assert [one.name for one in found] == names
-    assert {len(one.predictors) for one in found} == {1 + (method == "ivon-lora")}
+    gaussian = Posterior({"w": jnp.zeros([])}, {"w": jnp.ones([])}, {})
+    for posterior, kinds in (
+        (Posterior.point({}), [Mean]),
+        (gaussian, [Mean, Samples]),
+    ):
+        assert [type(p) for p in found[0].predictors(posterior, None)] == kinds
     for name, chosen in values.items():
         preset = {"steps": 5000, "gamma": 5000.0}.get(name)
         wanted = {value or preset for value in chosen or (None,)}

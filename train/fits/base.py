@@ -56,7 +56,8 @@ class Fit:
         for name, rule in self.RULES.items():
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
-                check(name, one, rule)
+                if one is not None:  # unset
+                    check(name, one, rule)
 
     @property
     def splits(self) -> tuple[str, ...]:

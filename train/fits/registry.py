@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivon_jax.train.fits.temperature import Temperature
+from ivon_jax.train.fits.tfb import Tfb
 
-FITS: dict[str, Any] = {fit.name: fit for fit in (Temperature,)}
+FITS: dict[str, Any] = {fit.name: fit for fit in (Temperature, Tfb)}
 if TYPE_CHECKING:
     FitName = str
 else:

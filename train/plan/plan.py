@@ -20,6 +20,7 @@ from ivon_jax.train.keys import Streams
 from ivon_jax.train.objectives.registry import planned_objective
 from ivon_jax.train.plan.chips import CHIPS, GIB, ChipName
 from ivon_jax.train.plan.hlo import collectives
+from ivon_jax.train.plan.memory import peak_bytes
 from ivon_jax.train.pod.sharding import BATCH_AXES, make_mesh, parse_mesh, shardings
 from ivon_jax.train.problem import adapted, base_dtype, check_pack, make_network
 from ivon_jax.train.step import Fixed, first_state, train_step
@@ -107,17 +108,12 @@ def make_plan(
     compiled, params, state = compile_step(
         config, model_config, seq_length, classes, mesh
     )
-    sizes = compiled.memory_analysis()
-    donated = sizes.alias_size_in_bytes
     memory = Memory(
         base=_bytes(params),
         trained=_bytes(state.params),
         optimizer=_bytes(state.method),
-        activations=sizes.temp_size_in_bytes,
-        peak=sizes.argument_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.output_size_in_bytes
-        - donated,
+        activations=compiled.memory_analysis().temp_size_in_bytes,
+        peak=peak_bytes(compiled),
     )
     assert config.hyper.batch_size is not None
     gradients = config.accumulate * make_method(config).gradients

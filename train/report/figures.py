@@ -1,6 +1,7 @@
 """Figures of results."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.report.tables import Row, has_spread
+from ivon_jax.train.report.tables import Row, label, name_of
+
+# Axes of the trade-off: title and factor.
+AXES = {"ece": ("ECE %", 100), "nll": ("NLL", 1)}
+PANELS = 4  # reliability diagrams in a row
+# Colors of runs that are not named by their method.
+FREE = ("black", "deeppink", "teal", "goldenrod", "navy", "limegreen", "maroon")
 
 
 def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
@@ -44,10 +51,14 @@ def reliability(
     bins: int = 10,
 ) -> None:
     """Draws accuracy against confidence, and the share of predictions in each bin."""
-    figure = _figure(4 * len(predictions), 4.4)
-    panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+    across = min(len(predictions), PANELS)
+    down = -(-len(predictions) // across)
+    figure = _figure(4 * across, 4.4 * down)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axes in panels.flat[len(predictions) :]:
+        axes.set_axis_off()
     edges = np.linspace(0, 1, bins + 1)
-    for axes, (name, log_probs) in zip(panels, predictions.items(), strict=True):
+    for axes, (name, log_probs) in zip(panels.flat, predictions.items(), strict=False):
         predicted, right = jnp.asarray(log_probs), jnp.asarray(labels)
         found = metrics.reliability(predicted, right, bins)
         ece = float(metrics.ece(predicted, right, bins))
@@ -59,64 +70,106 @@ def reliability(
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
         axes.set(title=f"{name}\nECE {100 * ece:.1f} %", xlabel="confidence")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    panels[0].set_ylabel("accuracy (blue), share of predictions (gray)")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy (blue), share of predictions (gray)")
     _save(figure, path)
 
 
 def trade_off(path: Path, rows: Sequence[Row]) -> None:
-    """Draws accuracy against ECE over tau and over pruning, with the Pareto front."""
-    figure = _figure(6.5, 5)
-    axes = figure.subplots()
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    swept = [name for name in methods if has_spread(name)]
-    front: list[Row] = []
-    for method in swept:
-        curves = _curves([row for row in rows if row["method"] == method])
-        # Labels above and below: the two curves share the point of tau 1 unpruned.
-        looks = zip(curves.items(), "os", (4, -12), strict=True)
-        for (name, curve), marker, height in looks:
-            label = f"over {name}" if len(swept) == 1 else f"{method} over {name}"
-            axes.plot(*_points(curve), marker=marker, linestyle="--", label=label)
-            for row in curve:
-                value = "∞" if row["predict"] == Mean.kind else f"{row[name]:g}"
-                where = (100 * row["ece"], 100 * row["accuracy"])
-                offset = {"textcoords": "offset points", "xytext": (5, height)}
-                axes.annotate(value, where, **offset)
-        front += [row for curve in curves.values() for row in curve]
-    axes.plot(*_points(pareto_front(front)), color="red", lw=1, label="Pareto front")
-    for method in methods:
-        if method not in swept:
-            points = _points([row for row in rows if row["method"] == method])
-            style = {"color": METHODS[method].color, "markeredgecolor": "black"}
-            axes.plot(*points, "*", label=method, markersize=14, **style)
-    axes.set(xlabel="ECE % (lower is better)", ylabel="accuracy % (higher is better)")
-    axes.legend()
+    """Draws accuracy against ECE and NLL, with curves over tau and over pruning.
+
+    Bars are standard errors, if the rows have them.
+    """
+    figure = _figure(14, 6)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, x in zip(panels, AXES, strict=True):
+        _trade_off(axes, rows, x)
+    panels[0].set_ylabel("accuracy % (higher is better)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     _save(figure, path)
 
 
+def _trade_off(axes: Any, rows: Sequence[Row], x: str) -> None:
+    """Draws a panel: the curves of each run, its other rows, the Pareto front."""
+    drawn: list[Row] = []
+    names = list(dict.fromkeys(map(name_of, rows)))
+    for name, color in zip(names, _colors(names), strict=True):
+        own = _one_ensemble([row for row in rows if name_of(row) == name])
+        curves = _curves(own)
+        # Labels above and below: the two curves share the point of tau 1 unpruned.
+        looks = zip(curves.items(), "os", (4, -12), strict=False)
+        for (setting, curve), marker, height in looks:
+            points = _points(curve, x)
+            style = {"color": color, "marker": marker, "linestyle": "--"}
+            axes.plot(*points, label=f"{name} over {setting}", **style)
+            for row, *where in zip(curve, *points, strict=True):
+                value = "∞" if row["predict"] == Mean.kind else f"{row[setting]:g}"
+                offset = {"textcoords": "offset points", "xytext": (5, height)}
+                axes.annotate(value, where, fontsize=8, color=color, **offset)
+        placed = [row for curve in curves.values() for row in curve]
+        others = [row for row in own if row not in placed]
+        for row, marker in zip(others, itertools.cycle("*PXDv^"), strict=False):
+            style = {"color": color, "markeredgecolor": "black"}
+            point = _points([row], x)
+            axes.plot(*point, marker, label=label(row), markersize=12, **style)
+        _bars(axes, own, x, color)
+        drawn += own
+    front = _points(pareto_front(drawn, x), x)
+    axes.plot(*front, color="red", lw=1, label="Pareto front", zorder=1)
+    axes.set_xlabel(f"{AXES[x][0]} (lower is better)")
+
+
+def _one_ensemble(rows: Sequence[Row]) -> list[Row]:
+    """Leaves samples out that are not of the sweep's number, which comes last."""
+    sizes = [row["samples"] for row in rows if row["predict"] == Samples.kind]
+    return [
+        row
+        for row in rows
+        if row["predict"] != Samples.kind or row["samples"] == sizes[-1]
+    ]
+
+
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Returns a method's rows on the curve over tau, and on that over pruning."""
-    sampled = [row for row in rows if row["predict"] == Samples.kind]
-    # A curve has one ensemble size: that of the sweep, which comes last.
-    sampled = [row for row in sampled if row["samples"] == sampled[-1]["samples"]]
+    """Returns a run's rows on the curve over tau, and on that over pruning, if any.
+
+    They are of the last row's predictor: sweeps come last.
+    """
+    kind = rows[-1]["predict"]
+    swept = [row for row in rows if row["predict"] == kind != Mean.kind]
     # The mean is the end of the temperature curve.
     mean = [row for row in rows if row["predict"] == Mean.kind and not row["prune"]]
-    taus = sorted((r for r in sampled if not r["prune"]), key=lambda r: r["tau"])
-    prunes = sorted((r for r in sampled if r["tau"] == 1), key=lambda r: r["prune"])
-    return {"tau": taus + mean, "prune": prunes}
+    taus = sorted((r for r in swept if not r["prune"]), key=lambda r: r["tau"])
+    prunes = sorted((r for r in swept if r["tau"] == 1), key=lambda r: r["prune"])
+    curves = {"tau": taus + mean, "prune": prunes}
+    return {k: v for k, v in curves.items() if swept and len({r[k] for r in v}) > 1}
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows that no other equals or beats in both ECE and accuracy."""
+def _bars(axes: Any, rows: Sequence[Row], x: str, color: Any) -> None:
+    """Draws the standard errors of rows that have them."""
+    rows = [row for row in rows if "errors" in row]
+    across, up = _points([row["errors"] for row in rows], x)
+    style = {"fmt": "none", "ecolor": color, "alpha": 0.35, "elinewidth": 1}
+    axes.errorbar(*_points(rows, x), xerr=across, yerr=up, **style)
+
+
+def pareto_front(rows: Sequence[Row], x: str = "ece") -> list[Row]:
+    """Returns the rows that no other equals or beats in both `x` and accuracy."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["ece"], -row["accuracy"])):
+    for row in sorted(rows, key=lambda row: (row[x], -row["accuracy"])):
         if not front or row["accuracy"] > front[-1]["accuracy"]:
             front.append(row)
     return front
 
 
-def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
-    return [100 * r["ece"] for r in rows], [100 * r["accuracy"] for r in rows]
+def _points(rows: Sequence[Row], x: str) -> tuple[list[float], list[float]]:
+    scale = AXES[x][1]
+    return [scale * row[x] for row in rows], [100 * row["accuracy"] for row in rows]
+
+
+def _colors(names: Sequence[str]) -> list[str]:
+    """Returns a color for each run: its method's own, or one that no method has."""
+    free = itertools.cycle(FREE)
+    return [METHODS[x].color if x in METHODS else next(free) for x in names]
 
 
 def _figure(width: float, height: float) -> Any:

@@ -1,7 +1,7 @@
 """Tables of results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from jaxtyping import Float
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.predictors.registry import predictor_of
 
-# Metric: title, factor, digits. A table has those that its rows have.
-COLUMNS = {
+Row = dict[str, Any]
+Columns = Mapping[str, tuple[str, float, int]]
+
+# Field of a row: title, factor, digits. A table has those that its rows have.
+METRICS: Columns = {
     "accuracy": ("accuracy %", 100, 1),
     "matthews": ("Matthews %", 100, 1),
     "f1": ("F1 %", 100, 1),
@@ -28,29 +31,50 @@ COLUMNS = {
     "spearman": ("Spearman %", 100, 1),
     "mse": ("MSE", 1, 3),
 }
+# The columns of reports; the terminal's tables have the metrics above only.
+COLUMNS: Columns = {
+    **METRICS,
+    "adaptive_ece": ("adaptive ECE %", 100, 1),
+    "mce": ("MCE %", 100, 1),
+    "aurc": ("AURC", 1, 3),
+    "step_seconds": ("s/step", 1, 3),
+    "peak_bytes": ("peak MB", 1e-6, 0),
+    "posterior_bytes": ("posterior MB", 1e-6, 2),
+    "fit_seconds": ("fit s", 1, 1),
+    "passes": ("passes", 1, 0),
+}
 # Fields that must agree between the comparisons in one table.
 ALIKE = ("task", "model", "train_examples", "eval_examples", "steps")
 
-Row = dict[str, Any]
+
+def name_of(row: Row) -> str:
+    """Returns the name of a row's run, or of its method."""
+    return str(row.get("run", row["method"]))
 
 
 def label(row: Row) -> str:
     """Returns the name of a row: the run or method, and the predictor."""
     suffix = predictor_of(row).suffix
-    if not has_spread(row["method"]):  # the mean is all there is
+    if not has_spread(row):  # the mean is all there is
         suffix = suffix.removeprefix("@mean")
-    return str(row.get("run", row["method"])) + suffix
+    return name_of(row) + suffix
 
 
-def has_spread(method: str) -> bool:
-    """Tells whether a method's posterior is more than a point, or may be."""
-    fitted = "(" in method  # as laplace-kfac(adam): the fit tells, not the method
-    return fitted or (method in METHODS and METHODS[method].spread)
+def has_spread(row: Row) -> bool:
+    """Tells whether a row's posterior is more than a point."""
+    method = METHODS.get(row["method"])
+    # Rows of version 0.1.0 do not tell.
+    return bool(row.get("spread", method is not None and method.spread))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Formats rows as a Markdown table, with fractions as percentages."""
-    columns = _columns(rows)
+def table(rows: Sequence[Row], columns: Columns = METRICS) -> str:
+    """Formats rows as a Markdown table, with fractions as percentages.
+
+    Args:
+        rows: rows of results.
+        columns: the columns; those that not all rows have are left out.
+    """
+    columns = _common(columns, rows)
     cells = [["", *(title for title, *_ in columns.values())]]
     for row in rows:
         values = [
@@ -61,9 +85,30 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(cells)
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, tuple[str, int, int]]:
+def differences(rows: Sequence[Row]) -> str:
+    """Formats differences to the first row, with their intervals, as a table.
+
+    Args:
+        rows: rows of `with_intervals`.
+    """
+    first, *others = rows
+    columns = {name: COLUMNS[name] for name in first["differences"]}
+    cells = [[f"minus {label(first)}", *(title for title, *_ in columns.values())]]
+    for row in others:
+        line = [label(row)]
+        for name, (_, scale, digits) in columns.items():
+            value, low, high = (
+                f"{scale * x:+.{digits}f}"
+                for x in (row[name] - first[name], *row["differences"][name])
+            )
+            line.append(f"{value} [{low}, {high}]")
+        cells.append(line)
+    return markdown(cells)
+
+
+def _common(columns: Columns, rows: Sequence[Row]) -> Columns:
     """Returns the columns that all rows have."""
-    return {k: v for k, v in COLUMNS.items() if all(k in row for row in rows)}
+    return {k: v for k, v in columns.items() if all(k in row for row in rows)}
 
 
 def read_comparisons(directories: Sequence[Path]) -> list[list[Row]]:
@@ -116,12 +161,12 @@ def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
     names = [[label(row) for row in rows] for rows in runs]
     if any(name != names[0] for name in names):
         raise ValueError("runs: their methods or predictors differ")
-    columns = _columns([row for rows in runs for row in rows])
+    columns = _common(COLUMNS, [row for rows in runs for row in rows])
     cells = [["", *(title for title, *_ in columns.values())]]
     for same in zip(*runs, strict=True):
         line = [label(same[0])]
         for name, (_, scale, digits) in columns.items():
-            values = np.array([row[name] for row in same])
+            values = np.array([row[name] for row in same], np.float64)
             mean, error = scale * values.mean(), scale * _standard_error(values)
             line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
         cells.append(line)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivon_jax.train.report import figures, tables
+from ivon_jax.train.report.intervals import with_intervals
 
 # Few values, so that ties are common.
 scores = st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 0.4])] * 2)
@@ -121,6 +122,60 @@ def test_seeds_table_is_mean_and_standard_error():
             assert error == pytest.approx(wanted, abs=half)
 
 
+def test_rows_of_older_versions_share_the_table_of_newer_ones():
+    """Only the columns that both have."""
+    new = make_row(spread=True, adaptive_ece=0.5, step_seconds=1.0)
+    head, line = cells(tables.seeds_table([[make_row()], [new]]))
+    assert head[1:] == ["accuracy %", "ECE (10) %", "ECE (15) %", "NLL", "Brier"]
+    assert line[0] == "ivon-lora@mean"
+    head, _ = cells(tables.seeds_table([[new], [new]]))
+    assert head[-2:] == ["adaptive ECE %", "s/step"]
+
+
+def test_the_terminal_has_fewer_columns_than_a_report():
+    row = make_row(adaptive_ece=0.5, mce=0.25, passes=10, posterior_bytes=2_500_000)
+    head, _ = cells(tables.table([row]))
+    assert head[-1] == "Brier"
+    head, line = cells(tables.table([row], tables.COLUMNS))
+    assert head[6:] == ["adaptive ECE %", "MCE %", "posterior MB", "passes"]
+    assert line[6:] == ["50.0", "25.0", "2.50", "10"]
+
+
+@pytest.mark.parametrize(("spread", "name"), [(True, "x@mean"), (False, "x")])
+def test_the_posterior_tells_whether_it_has_a_mean_besides(spread, name):
+    """Of a method that this version does not know, too."""
+    assert tables.label(make_row("x", spread=spread)) == name
+
+
+def test_intervals_are_of_differences_on_the_same_examples():
+    """Against resampling here; where both predict alike, there is no difference."""
+    rng = np.random.default_rng(0)
+    n = 60
+    log_probs = np.log(rng.dirichlet([1, 1, 1], size=(2, n))).astype(np.float32)
+    log_probs = np.stack([*log_probs, log_probs[0]])
+    labels = rng.integers(3, size=n).astype(np.int32)
+    rows = with_intervals([make_row(str(i)) for i in range(3)], log_probs, labels, 7)
+    drawn = np.random.default_rng(7).integers(n, size=(2000, n))
+    losses = -log_probs[:, np.arange(n), labels].astype(np.float64)
+    means = losses[:, drawn].mean(-1)
+    for row, mean in zip(rows, means, strict=True):
+        assert row["errors"]["nll"] == pytest.approx(mean.std(ddof=1), rel=1e-5)
+        wanted = np.quantile(mean - means[0], [0.025, 0.975])
+        assert row["differences"]["nll"] == pytest.approx(list(wanted), abs=1e-6)
+    assert all(interval == [0, 0] for interval in rows[2]["differences"].values())
+    names = {"accuracy", "nll", "brier", "ece"}
+    assert rows[1]["errors"].keys() == rows[1]["differences"].keys() == names
+
+
+def test_differences_show_value_and_interval():
+    rows = [make_row("adam"), make_row("other", accuracy=0.525, nll=0.75)]
+    intervals = {"accuracy": [-0.01, 0.06], "nll": [-0.5, -0.125]}
+    rows = [row | {"differences": intervals} for row in rows]
+    head, line = cells(tables.differences(rows))
+    assert head == ["minus adam", "accuracy %", "NLL"]
+    assert line == ["other", "+2.5 [-1.0, +6.0]", "-0.250 [-0.500, -0.125]"]
+
+
 def test_one_seed_has_no_error():
     _, line = cells(tables.seeds_table([[make_row(accuracy=0.25)]]))
     assert line[1] == "25.0 ± 0.0"
@@ -195,6 +250,17 @@ def test_reliability_draws_a_panel_each(tmp_path):
     assert sizes[1] == 3 * sizes[0]
 
 
+def test_many_reliability_diagrams_have_several_rows(tmp_path):
+    log_probs = np.log(np.full((10, 2), 0.5, np.float32))
+    names = [str(i) for i in range(6)]
+    labels = np.zeros(10, np.int32)
+    figures.reliability(tmp_path / "6.png", dict.fromkeys(names, log_probs), labels)
+    figures.reliability(tmp_path / "4.png", dict.fromkeys(names[:4], log_probs), labels)
+    six, four = (picture(tmp_path / f"{n}.png").shape for n in (6, 4))
+    assert six[1] == four[1]
+    assert six[0] == 2 * four[0]
+
+
 SWEEP = [
     make_row(samples=4, tau=0.5, accuracy=0.4, ece=0.05),
     make_row(samples=4, tau=1.0, accuracy=0.5, ece=0.1),
@@ -207,7 +273,25 @@ MAIN = [
 ]
 
 
-@pytest.mark.parametrize("rows", [MAIN, MAIN + SWEEP, MAIN + SWEEP[:1]])
+def with_errors(rows):
+    errors = {"accuracy": 0.02, "nll": 0.1, "ece": 0.03}
+    return [row | {"errors": errors} for row in rows]
+
+
+def run_of(name, rows):
+    return [row | {"run": name} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        MAIN,
+        MAIN + SWEEP,
+        MAIN + SWEEP[:1],
+        with_errors(MAIN + SWEEP),
+        with_errors(MAIN + run_of("other", MAIN[1:]) + SWEEP + run_of("other", SWEEP)),
+    ],
+)
 def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
     figures.trade_off(tmp_path / "trade_off.png", rows)
     image = picture(tmp_path / "trade_off.png")
@@ -216,10 +300,11 @@ def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
     assert share(image, 1, 1, 1) > 0.7
 
 
-def test_trade_off_curves_have_one_ensemble_size(tmp_path, monkeypatch):
+def test_trade_off_has_one_ensemble_size(tmp_path, monkeypatch):
     drawn = []
     real = figures.pareto_front
-    monkeypatch.setattr(figures, "pareto_front", lambda r: drawn.extend(r) or real(r))
+    monkeypatch.setattr(
+        figures, "pareto_front", lambda rows, x: drawn.extend(rows) or real(rows, x)
+    )
     figures.trade_off(tmp_path / "trade_off.png", MAIN + SWEEP)
     assert {row["samples"] for row in drawn} == {0, 4}
-    assert "adam" not in {row["method"] for row in drawn}

@@ -1,0 +1,209 @@
+"""Comparisons of every method and every fit; interrupted, and on several devices."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from matplotlib.image import imread
+from safetensors.numpy import load_file
+from tiny_fits import command, one_line
+
+from ivon_jax.lora import LoraConfig
+from ivon_jax.train import cli, loop
+from ivon_jax.train.config import CompareConfig, Hypers
+from ivon_jax.train.fits import tfb
+from ivon_jax.train.fits.registry import FITS
+from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.report import tables
+from ivon_jax.train.runs import fitted, run
+
+STEPS = 3
+FEW = ("adam", "ivon-lora")
+SOME = ("tfb:adam", "temperature:*")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> CompareConfig:
+    """All methods with all fits, of IVON-LoRA's posterior or of two runs."""
+    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    hypers = {
+        name.replace("-", "_"): method.hyper_type(steps=STEPS, batch_size=8)
+        for name, method in METHODS.items()
+    }
+    of = {name: "+".join(FEW) if fit.several else FEW[1] for name, fit in FITS.items()}
+    return CompareConfig(
+        model,
+        data=dataclasses.replace(data, validation_examples=16),
+        lora=LoraConfig(rank=2, dropout=0.0),
+        hyper=Hypers(**hypers),
+        methods=tuple(METHODS),
+        fit=tuple(f"{name}:{methods}" for name, methods in of.items()),
+        samples=3,
+        sweep_samples=2,
+        taus=(1.0, 4.0),
+        prunes=(0.5,),
+    )
+
+
+@pytest.fixture(scope="module")
+def every(config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("every") / "compared"
+    cli.compare(config, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def few(config) -> CompareConfig:
+    return dataclasses.replace(config, methods=FEW, fit=SOME, taus=(), prunes=())
+
+
+@pytest.fixture(scope="module")
+def alone(few, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("few") / "compared"
+    cli.compare(few, out)
+    return out
+
+
+def rows_of(out: Path) -> list[dict]:
+    return json.loads((out / "results.json").read_text())["rows"]
+
+
+def test_every_method_and_fit_is_in_one_table(config, every):
+    rows = rows_of(every)
+    names = {tables.name_of(row) for row in rows}
+    assert names >= set(METHODS)
+    assert {name.partition("(")[0] for name in names - set(METHODS)} == set(FITS)
+    assert len({tables.label(row) for row in rows}) == len(rows)
+    for row in rows:
+        assert tables.COLUMNS.keys() - row.keys() <= {
+            *("matthews", "f1", "pearson", "spearman", "mse")
+        }
+        assert all(np.isfinite(row[k]) for k in tables.COLUMNS.keys() & row.keys())
+        assert (row["fit_seconds"] > 0) == ("(" in row["method"])
+        assert row["passes"] >= 1 and row["posterior_bytes"] > 0
+    report = (every / "report.md").read_text()
+    assert all(f"| {tables.label(row)} " in report for row in rows)
+    for name in ("training", "reliability", "trade_off"):
+        assert imread(every / f"{name}.png")[..., :3].std() > 0.01
+
+
+def test_what_a_fit_used_is_not_scored(every):
+    """The task's own 40 examples are, by every run."""
+    results = json.loads((every / "results.json").read_text())
+    assert results["eval_examples"] == 40
+    folders = [path.parent for path in every.glob("*/evaluation-*-test.json")]
+    assert len(folders) == len(METHODS) + len(FITS)
+    for folder in folders:
+        for path in folder.glob("predictions-*"):
+            assert len(load_file(path)["labels"]) == 40
+
+
+def test_curves_are_those_that_a_posterior_allows(every):
+    """Of every diagonal Gaussian over tau and pruning, of points none."""
+    swept: dict[str, set] = {}
+    for row in rows_of(every):
+        point = (row["tau"], row["prune"])
+        swept.setdefault(tables.name_of(row), set()).add(point)
+    curve = {(1, 0), (4, 0), (1, 0.5)}
+    for name in ("ivon-lora", "ivon", "tfb(ivon-lora)"):
+        assert swept[name] == curve
+    assert swept["adam"] == swept["temperature(ivon-lora)"] == {(1, 0)}
+
+
+def test_costs_of_a_fit_are_its_sources_and_its_own(config, every):
+    rows = {tables.name_of(row): row for row in rows_of(every)}
+    source, made = rows["ivon-lora"], rows["tfb(ivon-lora)"]
+    assert made["step_seconds"] == source["step_seconds"]
+    assert made["peak_bytes"] == source["peak_bytes"]
+    folder = every / "tfb-ivon-lora"
+    assert made["fit_seconds"] == fitted.read(folder).seconds
+    size = (folder / run.POSTERIOR).stat().st_size
+    assert made["posterior_bytes"] == size != source["posterior_bytes"]
+
+
+CLOCK = ("step_seconds", "fit_seconds")
+
+
+def assert_same(out: Path, alone: Path, *, exact: bool) -> None:
+    """Compare rows but for the clock's part, or only to rounding."""
+    found, wanted = rows_of(out), rows_of(alone)
+    assert [tables.label(row) for row in found] == [tables.label(row) for row in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        if exact:
+            for name in CLOCK:
+                assert one.pop(name) >= 0 and other.pop(name) >= 0
+            assert one == other
+        else:
+            for name in ("nll", "brier"):
+                assert one[name] == pytest.approx(other[name], rel=2e-3)
+
+
+def interrupt(patch, module, name, call):
+    """Send SIGINT in one of the calls of a module's function."""
+    real, calls = getattr(module, name), itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    patch.setattr(module, name, interrupted)
+
+
+def test_it_goes_on_where_it_stopped(few, alone, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    for module, name, call in ((loop, "train_step", 2), (tfb, "predict", 3)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, module, name, call)
+            with pytest.raises(KeyboardInterrupt):
+                cli.compare(few, out, resume=True)
+        assert not (out / "results.json").exists()
+    assert not (out / "tfb-adam" / "fit.json").exists()
+    cli.compare(few, out, resume=True)
+    assert_same(out, alone, exact=True)
+    # Then nothing is trained, fitted or predicted again.
+    monkeypatch.setattr(loop, "train_step", None)
+    monkeypatch.setattr(tfb, "predict", None)
+    monkeypatch.setattr("ivon_jax.train.sources.draws", None)
+    (out / "results.json").unlink()
+    monkeypatch.setattr("ivon_jax.train.report.costs.step_bytes", lambda *_: 1)
+    cli.compare(few, out, resume=True)
+    assert [row["nll"] for row in rows_of(out)] == [r["nll"] for r in rows_of(alone)]
+
+
+def test_a_folder_of_another_fit_is_refused(few, alone, tmp_path):
+    out = shutil.copytree(alone, tmp_path / "out")
+    shutil.rmtree(out / "temperature-adam")
+    shutil.copytree(out / "tfb-adam", out / "temperature-adam")
+    with pytest.raises(ValueError, match="temperature-adam: holds another run"):
+        cli.compare(few, out, resume=True)
+
+
+def test_a_mesh_changes_no_number(few, alone, tmp_path):
+    mesh = dataclasses.replace(few, mesh="data=2,fsdp=2,tensor=2")
+    cli.compare(mesh, tmp_path / "out")
+    assert_same(tmp_path / "out", alone, exact=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fit", "sgd:adam"), "fit: sgd:adam is not FIT:METHOD, FIT of "),
+        (("--fit", "tfb"), "fit: tfb is not of methods that are compared, adam, ivon"),
+        (("--fit", "tfb:blob"), "fit: tfb:blob is not of methods that are compared"),
+        (("--fit", "tfb:adam+ivon-lora"), "is of several methods, not one"),
+        (("--fit", "tfb:adam", "temperature:*"), "needs --validation-examples"),
+    ],
+)
+def test_a_wrong_pair_is_refused_before_loading(options, message, tmp_path, capsys):
+    words = ("--model", "missing", "--task", "custom", "--prompt", "{text}", "--labels")
+    words += ("no", "yes", "--train-file", "x.jsonl", "--eval-file", "x.jsonl")
+    assert command("compare", *words, *options, "--out", tmp_path / "out") == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
