@@ -33,8 +33,6 @@ RUN: dict[str, dict[str, Any]] = {
     "text": {"batch_size": 16},
 }
 MIN_EPOCHS = {"glue": 3, "text": 6}
-# Share of the steps, where the preset has no length; the paper does not state it.
-WARMUP = 0.03
 
 AnyHyper = TypeVar("AnyHyper", bound="Hyper")
 
@@ -117,6 +115,8 @@ class Hyper:
 
     PRESETS: ClassVar[Presets] = {}
     RULES: ClassVar[Mapping[str, Rule]] = {}
+    # Share of the steps where the preset has no length; the paper does not state it.
+    WARMUP: ClassVar[float] = 0.03
 
     def resolve(
         self: AnyHyper, preset: str, num_examples: int, *, may_skip: bool = False
@@ -148,7 +148,7 @@ class Hyper:
         if "warmup" not in given:
             # The preset's warm-up goes with the preset's steps.
             whole = defaults.get("steps")
-            share = defaults["warmup"] / whole if whole else WARMUP
+            share = defaults["warmup"] / whole if whole else self.WARMUP
             values["warmup"] = round(share * values["steps"])
         rules = {"warmup": FINITE_NOT_NEGATIVE} | dict(self.RULES)
         for name, value in values.items():
@@ -274,3 +274,10 @@ def linear_schedule(
         ],
         [warmup],
     )
+
+
+def mean_entry(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
+    """Returns the mean over the entries of all leaves."""
+    leaves = jax.tree.leaves(tree)
+    total: Any = sum(jnp.sum(leaf) for leaf in leaves)
+    return total / sum(leaf.size for leaf in leaves)

@@ -26,16 +26,22 @@ from ivon_jax.train.methods.base import (
     Minibatch,
     Result,
     linear_schedule,
+    mean_entry,
 )
 from ivon_jax.train.methods.flipout import Flipout
 from ivon_jax.train.options import preset, unset
 
+Leaves = dict[str, Array]  # by path
+
 ADAM_EPS = 1e-6
-# The warm-up is 6 % of the steps. The KL's rates are those for Llama and for RoBERTa.
-SHARED = {"warmup": 300, "prior_std": 0.2, "root_init": 0.05, "kl_gamma": 8.0}
+# The settings of the paper's code for Llama and for RoBERTa.
+PRIOR = {"prior_std": 0.2, "root_init": 0.05, "kl_gamma": 8.0}
+LLAMA = {"learning_rate": 1e-4, "kl_learning_rate": 1e-2, **PRIOR}
+ROBERTA = {"learning_rate": 5e-4, "kl_learning_rate": 2e-3, **PRIOR}
 PRESETS: dict[str, dict[str, Any]] = {
-    "commonsense": {"learning_rate": 1e-4, "kl_learning_rate": 1e-2, **SHARED},
-    "glue": {"learning_rate": 5e-4, "kl_learning_rate": 2e-3, **SHARED},
+    "commonsense": {"warmup": 300, **LLAMA},
+    "glue": {"warmup": 300, **ROBERTA},
+    "text": LLAMA,
 }
 
 
@@ -88,6 +94,7 @@ class BlobHyper(Hyper):
         "kl_gamma": Rule("a number >= 1", lambda value: 1 <= value < math.inf),
         "kl_cycle": Rule("in [1, 2^31)", lambda value: 1 <= value < 2**31),
     }
+    WARMUP: ClassVar = 0.06
 
     def _complete(
         self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int
@@ -129,8 +136,7 @@ class Blob(Method):
 
     def init(self, params: PyTree) -> BlobState:
         """Returns the state before the first step."""
-        leaves = by_path(params)
-        adam = self._adam.init({name: leaves[name] for name in self._by_adam(leaves)})
+        adam = self._adam.init(self._by_adam(by_path(params)))
         return BlobState(adam, jnp.int32(0))
 
     def step(
@@ -148,25 +154,20 @@ class Blob(Method):
         """
         value, grads = self._value_and_grad(loss, key, params, minibatch)
         leaves, grads = by_path(params), by_path(grads)
-        names = self._by_adam(leaves)
-        moved, adam = self._adam_step(
-            {name: leaves[name] for name in names},
-            {name: grads[name] for name in names},
-            state.adam,
-        )
-        leaves |= moved
+        leaves, adam = self._follow_loss(leaves, grads, state.adam)
         hyper = self.hyper
-        schedule = linear_schedule(hyper.kl_learning_rate, hyper.steps, hyper.warmup)
-        rate, weight = schedule(state.step), kl_weight(state.step, hyper.kl_cycle)
+        rate = self._schedule(hyper.kl_learning_rate)(state.step)
+        weight = kl_weight(state.step, hyper.kl_cycle)
         for mean, root in _pairs(leaves):
             kl = kl_gradients(leaves[mean], leaves[root], hyper.prior_std)
-            left = {} if root in names else {root: grads[root]}
-            for name, grad in zip((mean, root), kl, strict=True):
-                leaves[name] -= rate * (left.get(name, 0) + weight * grad)
-                grads[name] += weight * grad
+            kl_mean, kl_root = (weight * grad for grad in kl)
+            left = grads[root] if hyper.order == "official" else 0.0
+            leaves[mean] -= rate * kl_mean
+            leaves[root] -= rate * (left + kl_root)
+            grads[mean] += kl_mean
+            grads[root] += kl_root
         stds = [jnp.square(leaves[root]) for _, root in _pairs(leaves)]
-        total: Any = sum(jnp.sum(std) for std in stds)
-        logs = {"posterior_std": total / sum(std.size for std in stds)}
+        logs = {"posterior_std": mean_entry(stds)}
         state = BlobState(adam, state.step + 1)
         return Result(value, optax.tree.norm(grads), nest(leaves), state, logs)
 
@@ -180,24 +181,29 @@ class Blob(Method):
         prior = jnp.asarray(self.hyper.prior_std**-2, jnp.float32)
         return Posterior(nest(leaves), precision, dict.fromkeys(precision, prior))
 
+    def _schedule(self, peak: float) -> optax.Schedule:
+        return linear_schedule(peak, self.hyper.steps, self.hyper.warmup)
+
     @property
     def _adam(self) -> optax.GradientTransformation:
-        hyper = self.hyper
-        schedule = linear_schedule(hyper.learning_rate, hyper.steps, hyper.warmup)
-        return optax.adam(schedule, eps=ADAM_EPS)
+        return optax.adam(self._schedule(self.hyper.learning_rate), eps=ADAM_EPS)
 
-    def _adam_step(
-        self, leaves: dict[str, Array], grads: dict[str, Array], state: PyTree
-    ) -> tuple[dict[str, Array], PyTree]:
+    def _by_adam(self, leaves: Leaves) -> Leaves:
+        """Returns the leaves that Adam updates."""
+        if self.hyper.order == "separate":
+            return leaves
+        roots = {root for _, root in _pairs(leaves)}
+        return {name: leaf for name, leaf in leaves.items() if name not in roots}
+
+    def _follow_loss(
+        self, leaves: Leaves, grads: Leaves, state: PyTree
+    ) -> tuple[Leaves, PyTree]:
+        """Takes the step of Adam."""
+        own = self._by_adam(leaves)
         # optax raises a Python float to the power of an integer array.
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = self._adam.update(grads, state, leaves)
-        return optax.apply_updates(leaves, updates), state
-
-    def _by_adam(self, leaves: dict[str, Array]) -> list[str]:
-        """Lists the leaves that Adam updates."""
-        left = () if self.hyper.order == "separate" else _pairs(leaves)
-        return [name for name in leaves if name not in {root for _, root in left}]
+            updates, state = self._adam.update(self._by_adam(grads), state, own)
+        return leaves | optax.apply_updates(own, updates), state
 
     def _value_and_grad(
         self, loss: Loss, key: Key[Array, ""], params: PyTree, minibatch: Minibatch
@@ -243,7 +249,7 @@ def kl_gradients(
     return mean / variance, 2 * (root**3 / variance - 1 / root)
 
 
-def _pairs(leaves: dict[str, Array]) -> list[tuple[str, str]]:
+def _pairs(leaves: Leaves) -> list[tuple[str, str]]:
     """Lists the names of each A and its G, which lies beside it."""
     roots = [name for name in leaves if name.rpartition("/")[2] == "g"]
     return [(root[:-1] + "a", root) for root in roots]

@@ -5,9 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 import ivon_jax
 from ivon_jax.checks import DECAY
@@ -18,6 +17,7 @@ from ivon_jax.train.methods.base import (
     Minibatch,
     Result,
     linear_schedule,
+    mean_entry,
 )
 from ivon_jax.train.options import preset, unset
 from ivon_jax.train.pod.sharding import BATCH_AXES
@@ -175,7 +175,9 @@ class IvonLora(Method):
         updates, state = self._tx.update(grads, state, params, moments=moments)
         precision = self.posterior(params, state).precision
         logs = {
-            "posterior_std": _mean({n: jax.lax.rsqrt(p) for n, p in precision.items()})
+            "posterior_std": mean_entry(
+                {n: jax.lax.rsqrt(p) for n, p in precision.items()}
+            )
         }
         params = optax.apply_updates(params, updates)
         return Result(value, optax.tree.norm(grads), params, state, logs)
@@ -183,9 +185,3 @@ class IvonLora(Method):
     def posterior(self, params: PyTree, state: PyTree) -> ivon_jax.Posterior:
         """Returns the learned Gaussian."""
         return ivon_jax.Posterior.from_state(params, state)
-
-
-def _mean(tree: PyTree) -> Float[Array, ""]:
-    leaves = jax.tree.leaves(tree)
-    total: Any = sum(jnp.sum(leaf) for leaf in leaves)
-    return total / sum(leaf.size for leaf in leaves)
