@@ -44,8 +44,8 @@ class LowRank:
 
     @property
     def spread(self) -> bool:
-        """Whether samples differ from the mean: not if the covariance is zero."""
-        return any(bool(jnp.any(leaf > 0)) for leaf in self.variance().values())
+        """Whether samples differ from the mean."""
+        return bool(self.diagonal)
 
     @property
     def size(self) -> None:
@@ -168,7 +168,7 @@ class LowRank:
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "LowRank":
-        """Builds the posterior of a file's arrays.
+        """Builds the posterior of a file's arrays; a point, if no variance is above 0.
 
         Raises:
             ValueError: they are not a Gaussian of this kind.
@@ -188,4 +188,6 @@ class LowRank:
                 raise ValueError(f"diagonal of {name!r} is negative")
         if len(ranks) > 1:
             raise ValueError("factors: their leaves have no common number of rows")
+        if not any(np.any(leaf) for leaf in (*diagonal.values(), *factors.values())):
+            diagonal, factors = {}, {}
         return cls(*jax.tree.map(jnp.asarray, (nest(mean), diagonal, factors)))

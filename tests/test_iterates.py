@@ -86,7 +86,7 @@ def test_small_deviations_do_not_cancel():
 def test_fewer_than_two_iterates_are_a_point(number):
     iterates = np.random.default_rng(0).normal(size=(number, SIZE))
     posterior = collected(iterates, 3).posterior()
-    assert not posterior.spread
+    assert not np.any(covariance(posterior))
     wanted = iterates[0] if number else np.zeros(SIZE)
     np.testing.assert_array_equal(flat(posterior.mean), np.float32(wanted))
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivon_jax import LowRank, Posterior, load_posterior
+from ivon_jax.kinds import Gaussian
 
 KEY = jax.random.key(0)
 SHAPES = {"x": {"a": (2, 3), "b": (4,)}, "point": (2,)}
@@ -107,13 +108,22 @@ def test_pruning_takes_the_lowest_marginal_ratios(seed, ratio):
     chex.assert_trees_all_equal(posterior.prune(ratio / 2).prune(ratio), pruned)
 
 
-def test_spread_is_a_covariance_that_is_not_zero():
+def test_a_covariance_of_zero_is_none_in_a_file(tmp_path):
     posterior = made()
     assert posterior.spread and posterior.size is None
-    point = posterior.temper(np.inf)
-    assert not point.spread
-    chex.assert_trees_all_equal(point.draw(KEY), posterior.mean)
-    assert LowRank(posterior.mean, point.diagonal, posterior.factors).spread
+    exact = posterior.temper(np.inf)
+    chex.assert_trees_all_equal(exact.draw(KEY), posterior.mean)
+    exact.save(tmp_path / "p")
+    loaded, _ = load_posterior(tmp_path / "p")
+    assert not loaded.spread
+    chex.assert_trees_all_equal(loaded.mean, posterior.mean)
+    LowRank(posterior.mean, exact.diagonal, posterior.factors).save(tmp_path / "p")
+    assert load_posterior(tmp_path / "p")[0].spread
+
+
+def test_it_is_a_gaussian_inside_jit():
+    """Such a check reads the properties of the protocol."""
+    assert jax.jit(lambda p: jnp.asarray(isinstance(p, Gaussian)))(made())
 
 
 @pytest.mark.parametrize("change", [lambda p: p, lambda p: p.prune(0.3).temper(2.0)])

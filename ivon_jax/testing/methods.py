@@ -25,7 +25,7 @@ def check_method(method: Method, steps: int = 3) -> None:
 
     Args:
         method: a method with resolved hyper-parameters.
-        steps: number of steps; those of a whole run if the posterior needs them.
+        steps: number of steps.
 
     Raises:
         AssertionError: one of these does not hold.

@@ -1,15 +1,27 @@
 """SWAG as a method: which iterates of which optimizer it collects."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from tiny_runs import stop_after
 
+from ivon_jax import LowRank
 from ivon_jax.iterates import Iterates
+from ivon_jax.lora import LoraConfig
+from ivon_jax.models.peft_io import load_adapter
+from ivon_jax.train import cli
+from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.adam import Adam, AdamHyper
 from ivon_jax.train.methods.base import Minibatch
 from ivon_jax.train.methods.swag import Swag, SwagHyper
+from ivon_jax.train.pod.interrupts import Interrupted
+from ivon_jax.train.runs import run
 
 START = {"layer": {"a": jnp.asarray([[1.0, -2.0]]), "b": jnp.asarray([[0.5], [3.0]])}}
 NOTHING = Minibatch((), {})
@@ -78,10 +90,10 @@ def test_the_last_iterates_at_a_constant_rate_are_collected(iterates, every):
 
 def test_before_the_first_iterate_it_is_the_point():
     swag = method()
-    assert not swag.posterior(START, swag.init(START)).spread
     for step, (params, state) in enumerate(states(swag, 13), start=1):
         posterior = swag.posterior(params, state)
-        assert posterior.spread == (step >= 12)
+        variances = jax.tree.leaves(posterior.variance())
+        assert any(np.any(leaf) for leaf in variances) == (step >= 12)
         same = jax.tree.map(np.array_equal, posterior.mean, params)
         assert all(jax.tree.leaves(same)) == (step <= 11)
 
@@ -116,5 +128,64 @@ def test_illegal_values(values, message):
 
 
 def test_no_steps_are_legal_from_an_adapter():
-    hyper = SwagHyper(steps=0).resolve("commonsense", 8, may_skip=True)
-    assert not Swag(hyper).posterior(START, Swag(hyper).init(START)).spread
+    swag = Swag(SwagHyper(steps=0).resolve("commonsense", 8, may_skip=True))
+    found = swag.posterior(START, swag.init(START))
+    jax.tree.map(np.testing.assert_array_equal, found.mean, START)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> TrainConfig:
+    model, data = tiny.write_task(tmp_path_factory.mktemp("model"), layers=1)
+    hyper = SwagHyper(steps=6, batch_size=8, warmup=1, learning_rate=0.05)
+    return TrainConfig(
+        model, method=Swag.name, data=data, lora=LoraConfig(rank=2), hyper=hyper
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    cli.train(config, out)
+    return out
+
+
+def rows(out, name: str) -> list[dict]:
+    return json.loads((out / f"evaluation-{name}.json").read_text())["rows"]
+
+
+def test_a_run_is_sampled_tempered_and_pruned(trained):
+    posterior, _ = run.read_posterior(trained)
+    assert isinstance(posterior, LowRank)
+    cli.evaluate(trained, samples=3, tau=2.0, prune=0.25)
+    found = [row["predict"] for row in rows(trained, "3-tau2.0-prune0.25")]
+    assert found == ["mean", "samples"]
+    cli.evaluate(trained, samples=3, linearised="softmax")
+    drawn = run.read_predictions(trained, "3")
+    assert not np.allclose(drawn[0], drawn[1], atol=1e-6)
+
+
+def test_samples_are_exported_as_they_are_evaluated(config, trained, tmp_path):
+    cli.export(trained, tmp_path / "out", samples=2, tau=2.0, prune=0.25)
+    posterior, _ = run.read_posterior(trained)
+    pruned = posterior.prune(0.25)
+    key = Streams.from_seed(config.seed).ensemble
+    wanted = [pruned.mean, *(pruned.temper(2.0).draw(key, i) for i in range(2))]
+    shapes = jax.eval_shape(lambda: wanted[0])
+    for name, tree in zip(("", "sample-0", "sample-1"), wanted, strict=True):
+        found = load_adapter(tmp_path / "out" / name, shapes, config.lora)
+        jax.tree.map(np.testing.assert_array_equal, found, tree)
+
+
+def test_a_run_interrupted_before_its_first_iterate_is_a_point(
+    config, tmp_path, monkeypatch
+):
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        cli.train(config, tmp_path / "run")
+    cli.evaluate(tmp_path / "run")
+    assert [row["predict"] for row in rows(tmp_path / "run", "mean")] == ["mean"]
+    with pytest.raises(ValueError, match="^prune: the method has no posterior"):
+        cli.evaluate(tmp_path / "run", prune=0.5)
