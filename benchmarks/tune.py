@@ -25,6 +25,7 @@ from ivon_jax.train.config import MethodName, RunConfig, TrainConfig, resolve
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.interrupts import exit_code
 from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.point import others
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.queue import Job, run_all
@@ -102,7 +103,8 @@ def jobs_of(
     def predictors(
         posterior: Distribution, own: Sequence[Predictor] | None
     ) -> list[Predictor]:
-        return Wanted(samples).predictors(spread=posterior.spread)
+        found = Wanted(samples).predictors(spread=posterior.spread)
+        return [*found, *others(posterior)]
 
     jobs = []
     for values in itertools.product(*map(dict.fromkeys, grid.values())):
