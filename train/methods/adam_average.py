@@ -54,7 +54,6 @@ class AdamAverage(Adam):
     name: ClassVar = "adam-average"
     color: ClassVar = "tab:brown"
     hyper_type: ClassVar = AdamAverageHyper
-    points: ClassVar = ("ema", "last")
 
     def init(self, params: PyTree) -> AverageState:
         """Returns Adam's state, and the start as average."""
@@ -81,9 +80,7 @@ class AdamAverage(Adam):
 
     def posterior(self, params: PyTree, state: AverageState) -> Points:
         """Returns the tail average, with the last iterate and the other average."""
-        return Points(
-            state.tail, dict(zip(self.points, (state.ema, params), strict=True))
-        )
+        return Points(state.tail, {"ema": state.ema, "last": params})
 
 
 def _moved(

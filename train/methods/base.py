@@ -177,8 +177,6 @@ class Method:
         hyper_type: class of its hyper-parameters.
         spread: whether its posterior is more than a point.
         adapters_only: whether it needs ``--train lora``.
-        points: names, sorted, of the points that it has beside its mean, if it is of
-            points.
     """
 
     hyper: Any
@@ -188,7 +186,6 @@ class Method:
     hyper_type: ClassVar[type[Hyper]]
     spread: ClassVar[bool] = False
     adapters_only: ClassVar[bool] = False
-    points: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def make(cls, hyper: Hyper, shards: int) -> "Method":
