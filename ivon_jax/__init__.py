@@ -15,6 +15,7 @@ from ivon_jax.kinds import Distribution as Distribution
 from ivon_jax.kinds import load_posterior as load_posterior
 from ivon_jax.kronecker import Kronecker as Kronecker
 from ivon_jax.low_rank import LowRank as LowRank
+from ivon_jax.mixture import Mixture as Mixture
 from ivon_jax.particles import Particles as Particles
 from ivon_jax.points import Points as Points
 from ivon_jax.posterior import Posterior as Posterior

@@ -10,6 +10,7 @@ from ivon_jax._posterior_file import Metadata
 from ivon_jax.errors import prefixed
 from ivon_jax.kronecker import Kronecker
 from ivon_jax.low_rank import LowRank
+from ivon_jax.mixture import Mixture
 from ivon_jax.particles import Particles
 from ivon_jax.points import Points
 from ivon_jax.posterior import Posterior
@@ -52,6 +53,10 @@ class Distribution(Protocol):
         """Draws sample number `index`."""
         ...
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path."""
+        ...
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `load_posterior` reads."""
         ...
@@ -72,7 +77,8 @@ class Gaussian(Distribution, Protocol):
 
 
 KINDS: dict[str, Any] = {
-    kind.kind: kind for kind in (Posterior, Particles, Kronecker, LowRank, Points)
+    kind.kind: kind
+    for kind in (Posterior, Particles, Kronecker, LowRank, Points, Mixture)
 }
 
 

@@ -206,6 +206,22 @@ class Kronecker:
         parts = [leaf(name, eigen) for name, eigen in self.factors.items()]
         return jnp.sum(jnp.stack(parts), axis=0)
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path.
+
+        Raises:
+            ValueError: `mean` is not a tree of nested dicts.
+        """
+        factors: dict[str, Any] = {
+            field: {name: getattr(eigen, field) for name, eigen in self.factors.items()}
+            for field in Eigen._fields
+        }
+        return factors | {
+            "mean": saved_leaves("mean", self.mean),
+            "kept": self.kept,
+            "scalar": {"prior_precision": self.prior_precision, "tau": self.tau},
+        }
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `ivon_jax.load_posterior` reads.
 
@@ -216,16 +232,7 @@ class Kronecker:
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
         """
-        groups: dict[str, Any] = {
-            field: {name: getattr(eigen, field) for name, eigen in self.factors.items()}
-            for field in Eigen._fields
-        }
-        groups |= {
-            "mean": saved_leaves("mean", self.mean),
-            "kept": self.kept,
-            "scalar": {"prior_precision": self.prior_precision, "tau": self.tau},
-        }
-        _posterior_file.write(path, self.kind, groups, metadata)
+        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Kronecker":

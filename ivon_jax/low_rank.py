@@ -152,6 +152,15 @@ class LowRank:
         joint = sum(along[1:], along[0])  # factors join the leaves
         return sum(own, joint @ joint.mT)
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path.
+
+        Raises:
+            ValueError: `mean` is not a tree of nested dicts.
+        """
+        leaves = (saved_leaves("mean", self.mean), self.diagonal, self.factors)
+        return dict(zip(GROUPS, leaves, strict=True))
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `ivon_jax.load_posterior` reads.
 
@@ -162,9 +171,7 @@ class LowRank:
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
         """
-        leaves = (saved_leaves("mean", self.mean), self.diagonal, self.factors)
-        groups = dict(zip(GROUPS, leaves, strict=True))
-        _posterior_file.write(path, self.kind, groups, metadata)
+        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "LowRank":

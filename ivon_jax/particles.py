@@ -102,6 +102,14 @@ class Particles:
         del key
         return jax.tree.map(lambda leaf: leaf[index % self.size], self.members)
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path.
+
+        Raises:
+            ValueError: the members are not trees of nested dicts.
+        """
+        return {GROUP: saved_leaves("members", self.members)}
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `ivon_jax.load_posterior` reads.
 
@@ -112,8 +120,7 @@ class Particles:
         Raises:
             ValueError: the members are not trees of nested dicts.
         """
-        members = saved_leaves("members", self.members)
-        _posterior_file.write(path, self.kind, {GROUP: members}, metadata)
+        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Particles":

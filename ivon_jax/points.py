@@ -85,6 +85,15 @@ class Points:
         del key, index
         return self.mean
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path.
+
+        Raises:
+            ValueError: the points are not trees of nested dicts.
+        """
+        trees = {MEAN: self.mean, **self.others}
+        return {name: saved_leaves(name, tree) for name, tree in trees.items()}
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a file that `ivon_jax.load_posterior` reads.
 
@@ -95,9 +104,7 @@ class Points:
         Raises:
             ValueError: the points are not trees of nested dicts.
         """
-        trees = {MEAN: self.mean, **self.others}
-        groups = {name: saved_leaves(name, tree) for name, tree in trees.items()}
-        _posterior_file.write(path, self.kind, groups, metadata)
+        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Points":

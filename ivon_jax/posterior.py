@@ -208,6 +208,15 @@ class Posterior:
 
         return self._sum(leaf)
 
+    def to_groups(self) -> _posterior_file.Groups:
+        """Returns the arrays for a file, by group and leaf path.
+
+        Raises:
+            ValueError: `mean` is not a tree of nested dicts.
+        """
+        leaves = (saved_leaves("mean", self.mean), self.precision, self.prior_precision)
+        return dict(zip(GROUPS, leaves, strict=True))
+
     def save(self, path: str | Path, **metadata: int | float) -> None:
         """Writes a safetensors file with a format, version and checksum header.
 
@@ -219,9 +228,7 @@ class Posterior:
         Raises:
             ValueError: `mean` is not a tree of nested dicts.
         """
-        leaves = (saved_leaves("mean", self.mean), self.precision, self.prior_precision)
-        groups = dict(zip(GROUPS, leaves, strict=True))
-        _posterior_file.write(path, self.kind, groups, metadata)
+        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Posterior":

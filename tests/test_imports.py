@@ -26,6 +26,7 @@ CORE = (
     "iterates",
     "particles",
     "points",
+    "mixture",
     "prior",
     "noise",
     "metrics",

@@ -13,6 +13,7 @@ from ivon_jax import (
     Distribution,
     Kronecker,
     LowRank,
+    Mixture,
     Particles,
     Points,
     Posterior,
@@ -40,6 +41,7 @@ def test_every_kind_is_a_distribution():
         Kronecker.of(point, {}, 1.0),
         LowRank(point, {}, {}),
         Points(point, {}),
+        Mixture.of([Posterior.point(point)]),
     )
     assert {type(one) for one in made} == set(KINDS.values())
     assert all(isinstance(one, Distribution) for one in made)
@@ -48,6 +50,7 @@ def test_every_kind_is_a_distribution():
         False,
         True,
         True,
+        False,
         False,
     ]
 

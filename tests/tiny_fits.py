@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -11,32 +12,33 @@ import tiny
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 
 HYPER = {
-    "adam": Hyper(steps=6, batch_size=8),
+    "adam": AdamHyper(steps=6, batch_size=8, learning_rate=0.02),
     "ivon-lora": IvonLoraHyper(steps=6, batch_size=8, learning_rate=0.3, gamma=20.0),
 }
 
 
-def held_out_run(place: Path, held_out: int | None = 24, layers: int = 1) -> Path:
-    """Write a model, noisy data, and runs: two by name of method, `whole` all data."""
-    model, data = tiny.write_task(place, layers=layers)
+def write_task(place: Path, held_out: int | None = 24) -> TrainConfig:
+    """Write a model and noisy data; return a run that holds some of them out."""
+    model, data = tiny.write_task(place, layers=1)
     for name in ("train", "eval"):
         path = place / "data" / f"{name}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows[::4]:
             row["label"] = tiny.LABELS[1 - tiny.LABELS.index(row["label"])]
         tiny.write_rows(path, rows)
-    some = dataclasses.replace(data, validation_examples=held_out)
-    for name, hyper in HYPER.items():
-        config = TrainConfig(
-            model, method=name, data=some, lora=LoraConfig(rank=2), hyper=hyper
-        )
-        cli.train(config, place / name)
-    cli.train(dataclasses.replace(config, data=data), place / "whole")
-    return place
+    data = dataclasses.replace(data, validation_examples=held_out)
+    return TrainConfig(model, data=data, lora=LoraConfig(rank=2))
+
+
+def train(config: TrainConfig, out: Path, method: str, **changes: Any) -> Path:
+    """Train a method with changes of the configuration."""
+    changes = {"hyper": HYPER[method]} | changes
+    cli.train(dataclasses.replace(config, method=method, **changes), out)
+    return out
 
 
 def command(*args: object) -> int:

@@ -54,7 +54,7 @@ def fit(
     }
     partial = Partial(out, described | first.problem.metadata, resume=resume)
     found = how.fit(sources, Work(chunk_size, partial))
-    record = fitted.Fitted(
+    record = fitted.Record(
         **described,
         seconds=round(partial.seconds, 3),
         numbers=found.numbers,
@@ -75,7 +75,7 @@ def fit(
     return made
 
 
-def _write(out: Path, made: Source, record: fitted.Fitted) -> None:
+def _write(out: Path, made: Source, record: fitted.Record) -> None:
     metadata = made.recorded or made.problem.run_metadata
     unique = {k: v for k, v in metadata.items() if k not in ("started", "versions")}
     steps = made.config.hyper.steps or 0
@@ -108,9 +108,9 @@ def _held_out(how: Fit, sources: Sequence[Source]) -> HeldOut:
     first = sources[0]
     if first.config.data.validation_examples is None:
         return "unseen"
-    runs = [source.recorded for source in sources if source.recorded]
-    others = any(r.get("eval_fingerprint") != runs[0]["eval_fingerprint"] for r in runs)
-    if others or any(source.held_out == "trained on" for source in sources):
+    name = "eval_fingerprint"
+    examples = {s.recorded.get(name) for s in sources if s.recorded}
+    if len(examples) > 1 or any(s.held_out == "trained on" for s in sources):
         return "trained on"
     used = "validation" in how.splits or first.held_out == "fitted on"
     return "fitted on" if used else "unseen"
@@ -121,7 +121,7 @@ def fit_folders(
     directories: Sequence[Path],
     adapters: AdapterSource,
     out: Path,
-    mesh: str,
+    mesh: str = "data=1",
     *,
     chunk_size: int = 1,
     best: bool = False,

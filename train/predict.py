@@ -16,6 +16,7 @@ from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs.progress import Report, progress
 from ivon_jax.train.step import predict_batch
@@ -236,7 +237,7 @@ def score(
 def validate(
     problem: Problem, encoded: Encoded, posterior: Distribution, streams: Streams
 ) -> dict[str, float]:
-    """Scores the posterior mean on examples during training.
+    """Scores the posterior mean, or the average of all members, during training.
 
     Args:
         problem: the task's objective.
@@ -247,6 +248,8 @@ def validate(
     Returns:
         Metrics by their names in ``metrics.jsonl``; they may be not finite.
     """
-    found = predict(problem, encoded, posterior, Mean(), streams, show=False)
+    # The average of members need not be a good one.
+    how = Mean() if posterior.size is None else Samples(posterior.size)
+    found = predict(problem, encoded, posterior, how, streams, show=False)
     values = problem.objective.score(found, encoded.labels)
     return {f"eval_{name}": values[name] for name in problem.objective.shown}

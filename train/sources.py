@@ -212,7 +212,7 @@ def source_of(
 
 
 def _check_held_out(
-    directory: Path, config: TrainConfig, made: fitted.Fitted | None
+    directory: Path, config: TrainConfig, made: fitted.Record | None
 ) -> None:
     """Checks that a run has held-out examples that are unknown to its parameters."""
     if config.data.validation_examples is None:
@@ -288,7 +288,13 @@ def read_adapter(
     problem = prepare(config, [split] if splits is None else splits)
     config = settled(config, problem.task)
     posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
-    return Source("adapter", config, problem, posterior, split, path=adapter)
+    recorded = None
+    if splits is not None:  # a fit's run also tells which examples will be scored
+        scored = find_examples(problem.task, data, config.seed, [split])
+        recorded = problem.run_metadata | example_metadata(scored)
+    return Source(
+        "adapter", config, problem, posterior, split, path=adapter, recorded=recorded
+    )
 
 
 def read_sources(

@@ -86,9 +86,13 @@ def first_state(
         start: initial parameters, or some of them; the others are drawn.
         key: key of the parameters that are drawn.
     """
-    fresh: Any = network.trainable.fresh(network.module, key)
-    leaves = flatten_dict(fresh) | flatten_dict(start or {})
-    params = unflatten_dict({path: jnp.asarray(x) for path, x in leaves.items()})
+
+    def fresh(key: Key[Array, ""]) -> PyTree:
+        drawn: Any = network.trainable.fresh(network.module, key)
+        leaves = flatten_dict(drawn) | flatten_dict(start or {})
+        return unflatten_dict({path: jnp.asarray(x) for path, x in leaves.items()})
+
+    params = method.start(fresh, key)
     return TrainState(jnp.int32(0), params, method.init(params))
 
 

@@ -7,7 +7,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.lora import Branch, Lora, LoraConfig, init_adapters, low_rank
@@ -32,7 +32,7 @@ def check_method(method: Method, steps: int = 3) -> None:
     """
     chex.clear_trace_counter()
     model, minibatch = _model(method.branch), _minibatch()
-    params = _params(model)
+    params = method.start(lambda key: _params(model, key), jax.random.key(0))
     state = jax.tree.map(jnp.asarray, method.init(params))
 
     def take(index: Array, params: PyTree, state: PyTree) -> PyTree:
@@ -51,12 +51,13 @@ def check_method(method: Method, steps: int = 3) -> None:
         chex.assert_scalar_in(float(result.grad_norm), 0, float("inf"))
         chex.assert_tree_all_finite((result.loss, result.grad_norm, params))
     posterior = method.posterior(params, state)
+    wanted = _params(_model(low_rank), jax.random.key(0))
     assert isinstance(posterior, Distribution), type(posterior)
     chex.assert_equal(posterior.spread, method.spread)
     draw = posterior.draw(jax.random.key(2))
     chex.assert_tree_all_finite((posterior.mean, draw))
     for tree in (posterior.mean, draw):
-        chex.assert_trees_all_equal_shapes(tree, _params(_model(low_rank)))
+        chex.assert_trees_all_equal_shapes(tree, wanted)
     hyper = method.hyper
     chex.assert_equal(type(hyper)(**dataclasses.asdict(hyper)), hyper)
 
@@ -75,9 +76,9 @@ def _model(branch: Branch) -> Lora:
     return Lora(_Classifier(), LoraConfig(rank=2, targets=("all-linear",)), branch)
 
 
-def _params(model: Lora) -> PyTree:
+def _params(model: Lora, key: Key[Array, ""]) -> PyTree:
     """Draws the parameters of the branch; those that start at zero are 0.1."""
-    params = init_adapters(model, jax.random.key(0), jnp.ones((1, 4)))
+    params = init_adapters(model, key, jnp.ones((1, 4)))
     return jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.1, leaf), params)
 
 

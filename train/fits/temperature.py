@@ -52,7 +52,7 @@ class Temperature(Fit):
         """Fits the temperature of each predictor.
 
         Raises:
-            ValueError: the task asks for a number, or there are fewer than two
+            ValueError: the task has no classes, or there are fewer than two
                 examples.
         """
         (source,) = sources
@@ -79,7 +79,7 @@ def on_held_out(
         The scaled predictors.
 
     Raises:
-        ValueError: the task asks for a number, a prediction is not finite, or there
+        ValueError: the task has no classes, a prediction is not finite, or there
             are fewer than two examples.
     """
     problem, held_out = source.problem, source.problem.splits["validation"]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import optax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.checks import DECAY, FINITE_NOT_NEGATIVE
 from ivon_jax.train.methods.base import (
@@ -78,9 +78,15 @@ class Adam(Method):
         minibatch: Minibatch,
     ) -> Result:
         """Takes one step; the key is not used."""
-        value, grads = jax.value_and_grad(loss)(params, minibatch)
+        value, grads = self._value_and_grad(loss, params, minibatch)
         # optax raises a Python float to the power of an integer array.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = self._tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         return Result(value, optax.tree.norm(grads), params, state, {})
+
+    def _value_and_grad(
+        self, loss: Loss, params: PyTree, minibatch: Minibatch
+    ) -> tuple[Float[Array, ""], PyTree]:
+        """Computes the loss and its gradient."""
+        return jax.value_and_grad(loss)(params, minibatch)

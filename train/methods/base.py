@@ -211,12 +211,32 @@ class Method:
         return 1
 
     @property
+    def reads(self) -> int:
+        """Number of passes forwards and backwards that read the base in a step."""
+        return self.gradients
+
+    @property
     def metadata(self) -> dict[str, float]:
         """Numbers to store beside the posterior."""
         return {}
 
+    def start(
+        self, fresh: Callable[[Key[Array, ""]], PyTree], key: Key[Array, ""]
+    ) -> PyTree:
+        """Draws the first parameters.
+
+        Args:
+            fresh: draws those of the model; given ones replace what is drawn.
+            key: the run's key of adapters.
+        """
+        return fresh(key)
+
     def init(self, params: PyTree) -> PyTree:
-        """Returns the first state."""
+        """Returns the first state.
+
+        Args:
+            params: those of `start`.
+        """
         raise NotImplementedError
 
     def step(

@@ -116,7 +116,7 @@ def make_plan(
         peak=peak_bytes(compiled),
     )
     assert config.hyper.batch_size is not None
-    gradients = config.accumulate * make_method(config).gradients
+    gradients = config.accumulate * make_method(config).reads
     passes = (3 if config.remat == "full" else 2) * gradients
     return Plan(
         config,

@@ -15,7 +15,7 @@ FIT = "fit.json"
 HeldOut = Literal["unseen", "fitted on", "trained on"]
 
 
-class Fitted(NamedTuple):
+class Record(NamedTuple):
     """The record of a fit.
 
     Attributes:
@@ -39,14 +39,14 @@ class Fitted(NamedTuple):
     held_out: HeldOut
 
 
-def write(folder: Path, fitted: Fitted) -> None:
+def write(folder: Path, record: Record) -> None:
     """Writes the record, whole or not at all."""
-    rows = [predictor.row(fitted.method) for predictor in fitted.predictors]
-    values = fitted._asdict() | {"predictors": rows, "versions": versions()}
+    rows = [predictor.row(record.method) for predictor in record.predictors]
+    values = record._asdict() | {"predictors": rows, "versions": versions()}
     write_json(folder / FIT, values)
 
 
-def read(folder: Path) -> Fitted | None:
+def read(folder: Path) -> Record | None:
     """Reads the record of a run's folder; None if the run was trained.
 
     Raises:
@@ -60,7 +60,7 @@ def read(folder: Path) -> Fitted | None:
         values = json.loads(path.read_text())
         values.pop("versions")
         values["predictors"] = [predictor_of(row) for row in values["predictors"]]
-        fitted = Fitted(**values)
-        if fitted.held_out not in get_args(HeldOut):
-            raise ValueError(f"held_out is {fitted.held_out!r}")
-    return fitted
+        record = Record(**values)
+        if record.held_out not in get_args(HeldOut):
+            raise ValueError(f"held_out is {record.held_out!r}")
+    return record

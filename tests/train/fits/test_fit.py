@@ -1,12 +1,15 @@
 """The command `fit`: the folder it writes, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
-from tiny_fits import command, held_out_run, one_line
+from tiny_fits import command, one_line, train, write_task
 
 from ivon_jax import load_posterior
 from ivon_jax.train.fits.partial import PARTIAL, Partial
@@ -16,8 +19,14 @@ from ivon_jax.train.runs.run import read_predictions
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A model, noisy data, and a run of each method that held examples out."""
-    return held_out_run(tmp_path_factory.mktemp("fits"))
+    """A model, noisy data, and runs that held examples out, or none."""
+    place = tmp_path_factory.mktemp("fits")
+    config = write_task(place)
+    for method in ("adam", "ivon-lora"):
+        train(config, place / method, method)
+    data = dataclasses.replace(config.data, validation_examples=None)
+    train(config, place / "whole", "adam", data=data)
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +57,8 @@ def test_a_fit_writes_a_run(place, scaled):
     assert config == wanted
     posterior, metadata = load_posterior(scaled / "posterior.safetensors")
     before, _ = load_posterior(place / "ivon-lora" / "posterior.safetensors")
-    np.testing.assert_array_equal(*(jnp_leaves(p.mean) for p in (posterior, before)))
+    chex.assert_trees_all_equal(posterior, before)
     assert metadata == {"step": 6}
-
-
-def jnp_leaves(tree) -> np.ndarray:
-    import jax
-
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def test_a_fitted_run_is_evaluated_in_its_own_ways(scaled, tmp_path, capsys):
@@ -163,7 +166,7 @@ def test_a_damaged_record(scaled, tmp_path, capsys):
 
 def test_an_unfinished_fit_is_resumed(tmp_path):
     state = {"a": np.arange(3.0, dtype=np.float32), "b": (np.int32(1) + np.zeros(2),)}
-    like = tiny_zeros(state)
+    like = jax.tree.map(np.zeros_like, state)
     first = Partial(tmp_path / "new", {"fit": "x"})
     assert first.load(like) is None
     first.save(2, state)
@@ -180,9 +183,3 @@ def test_an_unfinished_fit_is_resumed(tmp_path):
     assert Partial(tmp_path / "new", {"fit": "x"}).load(like) is None
     first.remove()
     assert not list((tmp_path / "new").iterdir())
-
-
-def tiny_zeros(tree):
-    import jax
-
-    return jax.tree.map(np.zeros_like, tree)

@@ -141,8 +141,11 @@ def test_a_step_keeps_shapes_and_all_is_float32(
         assert any(leaf.dtype == jnp.bfloat16 for leaf in kernels)
     bench = bench_of(tasks[model], problem, method, scanned=scanned)
     state = jax.eval_shape(bench.start)
-    fresh = bench.network.trainable.fresh
-    wanted = jax.eval_shape(lambda: fresh(bench.network.module, KEY))
+
+    def fresh(key: Any) -> Any:
+        return bench.network.trainable.fresh(bench.network.module, key)
+
+    wanted = jax.eval_shape(lambda: bench.method.start(fresh, KEY))
     chex.assert_trees_all_equal_shapes_and_dtypes(state.params, wanted)
     assert_floats_are_float32(state)
     after, logs = jax.eval_shape(bench.take, state, bench.fixed)

@@ -1,0 +1,87 @@
+"""The choice of tau and prune on held-out training examples."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE
+from ivon_jax.train.fits.base import Fit, Fitted, Work
+from ivon_jax.train.predict import score
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.sources import Source
+
+METRICS = ("nll", "ece", "accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tau(Fit):
+    """Chooses temperature and pruning of posterior samples, on held-out examples.
+
+    Every tau goes with every prune. The best is that of lowest NLL or ECE, or highest
+    accuracy; of equal ones that of tau nearest to 1 (as a ratio), then of least prune.
+
+    Attributes:
+        taus: temperatures: the posterior variance is divided by tau.
+        prunes: shares of entries set to zero, lowest signal-to-noise first.
+        by: metric to choose by.
+        samples: posterior samples to average.
+    """
+
+    taus: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    prunes: tuple[float, ...] = (0.0,)
+    by: Literal["nll", "ece", "accuracy"] = "nll"
+    samples: int = 10
+
+    name: ClassVar = "tau"
+    RULES: ClassVar = {
+        "taus": FINITE_POSITIVE,
+        "prunes": DECAY,
+        "samples": AT_LEAST_ONE,
+    }
+
+    def __post_init__(self) -> None:
+        """Checks each number, and that there is something to choose from."""
+        super().__post_init__()
+        for name in ("taus", "prunes"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: name at least one")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The held-out training examples."""
+        return ("validation",)
+
+    def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
+        """Scores every pair and chooses one.
+
+        Raises:
+            ValueError: the task has no classes, the posterior has no variance, or a
+                prediction is not finite.
+        """
+        (source,) = sources
+        problem, posterior = source.problem, source.posterior
+        if problem.objective.answer != "class":
+            kind = problem.objective.answer
+            raise ValueError(f"by: only for classes, the task asks for a {kind}")
+        if not posterior.spread:
+            raise ValueError(f"taus: {source.method} has no posterior to temper")
+        pairs = [Samples(self.samples, t, p) for p in self.prunes for t in self.taus]
+        for pair in pairs:  # refuses what has no variance, before any is predicted
+            pair.split(posterior, problem.network.dropout)
+        held_out = problem.splits["validation"]
+        predictions = source.predict("validation", pairs, work.chunk_size)
+        rows = {
+            pair: score(problem, source.method, pair, predictions[pair], held_out)
+            for pair in pairs
+        }
+        sign = -1 if self.by == "accuracy" else 1
+
+        def rank(pair: Samples) -> tuple[float, float, float]:
+            return sign * rows[pair][self.by], abs(math.log(pair.tau)), pair.prune
+
+        chosen = min(rows, key=rank)
+        names = ("tau", "prune", *METRICS)
+        curve = [{name: row[name] for name in names} for row in rows.values()]
+        found = {"tau": chosen.tau, "prune": chosen.prune, "curve": curve}
+        return Fitted(posterior, (chosen,), found)
