@@ -50,7 +50,7 @@ class Ensemble(Fit):
         members = [
             member
             for source in sources
-            for member in _members(source.posterior, mean=self.members == "mean")
+            for member in _members(source.posterior, whole=self.members == "posterior")
         ]
         if len(members) < 2:
             raise ValueError("directories: an ensemble needs two members at least")
@@ -68,10 +68,10 @@ class Ensemble(Fit):
         return Fitted(posterior, (predictor,), {"members": len(members)})
 
 
-def _members(posterior: Distribution, *, mean: bool) -> list[Distribution]:
+def _members(posterior: Distribution, *, whole: bool) -> list[Distribution]:
     """Returns a run's posterior as members; a set of members, each of them."""
     if posterior.size is not None:
         key = jax.random.key(0)  # not used: all of them are drawn
         drawn = [posterior.draw(key, index) for index in range(posterior.size)]
         return [Posterior.point(params) for params in drawn]
-    return [Posterior.point(posterior.mean) if mean else posterior]
+    return [posterior if whole else Posterior.point(posterior.mean)]
