@@ -29,7 +29,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `ivon_jax.lora` when it is first used: it needs flax."""
+    """Imports what needs more than jax and optax when it is first used."""
     if name == "lora":
         return importlib.import_module("ivon_jax.lora")
+    if name == "load":
+        return importlib.import_module("ivon_jax.train.inference.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

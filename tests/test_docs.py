@@ -75,6 +75,8 @@ def options() -> dict[str, set[str]]:
         | {"out", "resume"},
         "fit": fields(DataConfig, *FITS.values()) | arguments(cli.fit),
         "evaluate": fields(DataConfig) | arguments(cli.evaluate),
+        "predict": fields(DataConfig) | arguments(cli.predict),
+        "calibrate": fields(DataConfig) | arguments(cli.calibrate) | {"no-temperature"},
         "export": arguments(cli.export),
         "models": arguments(cli.models),
         "table": arguments(cli.table),

@@ -22,6 +22,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FitName
 from ivon_jax.train.fits.temperature import ALL_MEMBERS
+from ivon_jax.train.inference.commands import calibrate, predict
 from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
 from ivon_jax.train.pod import runtime
@@ -93,6 +94,8 @@ def evaluate(
     mesh: str = "data=1",
     best: bool = False,
     test: bool = False,
+    ood_task: str | None = None,
+    ood_file: Path | None = None,
 ) -> None:
     """Evaluates a run, or an adapter, at its mean and averaged over posterior samples.
 
@@ -121,6 +124,9 @@ def evaluate(
         best: evaluate the posterior of lowest NLL (train --eval-steps), not the last.
         test: evaluate on the task's own evaluation examples even if the run held
             training examples out for validation.
+        ood_task: also measure how well uncertainty tells the examples of this other
+            task, asked by its own prompt, from the run's own.
+        ood_file: the same for a file of rows, asked by the run's prompt.
     """
     from ivon_jax.train.evaluate import evaluate_folder
     from ivon_jax.train.predictors.wanted import Wanted
@@ -138,6 +144,8 @@ def evaluate(
         chunk_size=chunk_size,
         best=best,
         test=test,
+        ood_task=ood_task,
+        ood_file=ood_file,
     )
     print(tables.table(rows))
 
@@ -351,6 +359,8 @@ def main() -> None:
         "train": train,
         "evaluate": evaluate,
         "fit": fit,
+        "predict": predict,
+        "calibrate": calibrate,
         "export": export,
         "plan": plan,
         "compare": compare,

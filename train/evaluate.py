@@ -7,12 +7,15 @@ from typing import Any
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.train.config_json import to_json
 from ivon_jax.train.fits.temperature import on_held_out
+from ivon_jax.train.ood import Foreign, score_foreign
+from ivon_jax.train.ood import find as find_foreign
 from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predict import score
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
+from ivon_jax.train.splits import find_task
 
 
 def predictors_for(
@@ -45,6 +48,7 @@ def evaluate(
     best: bool = False,
     test: bool = False,
     chunk_size: int = 1,
+    foreign: Foreign | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts and scores, and writes both to files named by the settings.
 
@@ -55,6 +59,7 @@ def evaluate(
         best: whether the posterior is the best state of its run.
         test: whether the task's own evaluation examples are scored.
         chunk_size: draws at a time.
+        foreign: examples of another distribution, to be told from the run's own.
 
     Returns:
         A row of a results table for each predictor.
@@ -71,6 +76,12 @@ def evaluate(
         for predictor, values in predictions.items()
     ]
     suffix = "-best" * best + "-test" * test
+    of = suffix
+    if foreign:
+        foreign = foreign.at_most(len(encoded))
+        found = score_foreign(source, list(predictions), foreign, chunk_size)
+        rows = [row | other for row, other in zip(rows, found, strict=True)]
+        of += f"-ood-{foreign.name}"
     values = {
         "config": to_json(source.config),
         **problem.metadata,
@@ -88,7 +99,7 @@ def evaluate(
             name = predictor.name + suffix
             run.write_predictions(out, name, answer, values_of, labels)
         # Named by the last row, whose settings are also those of the others.
-        run.write_json(out / evaluation_name(predictors, suffix), values)
+        run.write_json(out / evaluation_name(predictors, of), values)
         status.evaluated(out)
 
     on_first_process(write)
@@ -105,6 +116,8 @@ def evaluate_folder(
     chunk_size: int = 1,
     best: bool = False,
     test: bool = False,
+    ood_task: str | None = None,
+    ood_file: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluates a run's folder, or an adapter.
 
@@ -117,6 +130,8 @@ def evaluate_folder(
         chunk_size: draws at a time.
         best: see `run.read_posterior`.
         test: see `scored_split`.
+        ood_task: see `ood.find`.
+        ood_file: see `ood.find`.
 
     Returns:
         A row of a results table for each predictor.
@@ -140,6 +155,8 @@ def evaluate_folder(
                 "temperature: is fitted on held-out training examples and scored on"
                 " others; needs --test"
             )
+        data = run.read_config(directory)[0].data
+        foreign = find_foreign(find_task(data), data, ood_task, ood_file)
         source, out = read_run(directory, mesh, splits, best=best, test=test), directory
     else:
         if not (adapter.model and out) or best or wanted.temperature:
@@ -148,9 +165,17 @@ def evaluate_folder(
             )
         run.check_new(out)
         source = read_adapter(adapter, mesh, test=test)
+        data = source.config.data
+        foreign = find_foreign(source.problem.task, data, ood_task, ood_file)
     predictors = predictors_for(source, wanted, chunk_size)
     return evaluate(
-        source, predictors, out, best=best, test=test, chunk_size=chunk_size
+        source,
+        predictors,
+        out,
+        best=best,
+        test=test,
+        chunk_size=chunk_size,
+        foreign=foreign,
     )
 
 

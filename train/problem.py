@@ -78,6 +78,19 @@ class Problem:
         base: Any = self.network.base
         return base.config
 
+    def encode(self, examples: Sequence[Any]) -> Encoded:
+        """Tokenises examples.
+
+        Raises:
+            ValueError: there are none, one is too long, or the model does not fit the
+                tokenizer or the number of texts.
+        """
+        encoded = self.objective.encode(self.tokenizer, examples)
+        name, model_config = self.metadata["model"], self.model_config
+        _check_vocabulary(name, model_config, encoded.tokens)
+        _check_pairs(name, model_config, encoded)
+        return encoded
+
     def network_with(self, branch: Branch) -> Network:
         """Returns the model with a method's branch in adapted layers."""
         network = self.network
@@ -109,16 +122,9 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
     counted = example_metadata(examples)
     check_agreement(counted)  # each process will tokenise a part of the examples
     problem = load_model(config)
-    encoded = {
-        name: problem.objective.encode(problem.tokenizer, part)
-        for name, part in examples.items()
-    }
+    encoded = {name: problem.encode(part) for name, part in examples.items()}
     if task.exchange:
         on_first_process(lambda: _report_text(examples, encoded))
-    model_config, name = problem.model_config, config.model
-    for part in encoded.values():
-        _check_vocabulary(name, model_config, part.tokens)
-    _check_pairs(name, model_config, encoded.values())
     metadata = problem.metadata | counted
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 
@@ -309,15 +315,10 @@ def _check_vocabulary(name: str, model_config: Config, tokens: Iterable[Any]) ->
         )
 
 
-def _check_pairs(name: str, model_config: Config, encoded: Iterable[Encoded]) -> None:
+def _check_pairs(name: str, model_config: Config, encoded: Encoded) -> None:
     """Checks that the model has a type embedding for a second text."""
-    types = getattr(model_config, "type_vocab_size", 0)
-    pairs = any(
-        (part.second_starts < part.lengths).any()
-        for part in encoded
-        if part.second_starts is not None
-    )
-    if pairs and types == 1:
+    types, starts = getattr(model_config, "type_vocab_size", 0), encoded.second_starts
+    if types == 1 and starts is not None and (starts < encoded.lengths).any():
         raise ValueError(
             f"model {name}: reads one text, not two (type_vocab_size is 1)"
         )

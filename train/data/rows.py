@@ -8,9 +8,9 @@ value and "007" into a number.
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from ivon_jax.errors import one_line
 from ivon_jax.train.data.fields import shown
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+def _lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
     for number, raw in enumerate(file, 1):
         try:
             # Spreadsheets put a byte-order mark in front.
@@ -68,11 +68,11 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def read_jsonl(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def read_jsonl(file: Iterable[bytes], name: str) -> Iterator[tuple[str, Row]]:
     """Yields ("name:line", row) for every row of an open JSONL file or stream.
 
     Args:
-        file: the stream, of bytes.
+        file: its lines.
         name: its name in messages.
 
     Raises:
@@ -94,7 +94,7 @@ def read_jsonl(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
         yield place, row
 
 
-def _csv(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _csv(file: Iterable[bytes], name: str) -> Iterator[tuple[str, Row]]:
     # Old files end their lines in a carriage return alone.
     lines = (
         part for _, line in _lines(file, name) for part in io.StringIO(line, newline="")
@@ -134,7 +134,7 @@ def _next_cells(reader: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(limit)
 
 
-def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _parquet(file: Any, name: str) -> Iterator[tuple[str, Row]]:
     # Slow to import, and not needed for text files.
     import pyarrow
     import pyarrow.parquet

@@ -30,6 +30,12 @@ METRICS: Columns = {
     "pearson": ("Pearson %", 100, 1),
     "spearman": ("Spearman %", 100, 1),
     "mse": ("MSE", 1, 3),
+    "ood_auroc": ("OOD AUROC %", 100, 1),
+    "ood_aupr": ("OOD AUPR %", 100, 1),
+    "ood_fpr95": ("OOD FPR95 %", 100, 1),
+    "ood_accuracy": ("OOD accuracy %", 100, 1),
+    "ood_ece": ("OOD ECE (10) %", 100, 1),
+    "ood_nll": ("OOD NLL", 1, 3),
 }
 # The columns of reports; the terminal's tables have the metrics above only.
 COLUMNS: Columns = {

@@ -1,0 +1,176 @@
+"""Prediction in Python: runs, adapters, encoders, scikit-learn's manner."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+import tiny_encoder
+import tiny_runs
+from tiny_inference import command, lines, predicted, texts, write_run
+
+import ivon_jax
+from ivon_jax.train import loop
+from ivon_jax.train.config import DataConfig, TrainConfig, resolve
+from ivon_jax.train.inference.results import ClassResults, NumberResults
+from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.problem import prepare
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    return write_run(home)
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return ivon_jax.load(run)
+
+
+def test_arrays_are_what_the_command_writes(model, run, tmp_path):
+    rows = texts(40)
+    found = model.predict(rows, samples=3, tau=2.0, prune=0.1)
+    options = ("--samples", 3, "--tau", 2, "--prune", 0.1, "--per-sample")
+    wanted = predicted(run, tmp_path / "a", rows, *options)
+    assert isinstance(found, ClassResults)
+    ids = [{"id": i} for i in range(1, 41)]
+    listed = [a | b for a, b in zip(ids, found.rows(per_sample=True), strict=True)]
+    assert listed == wanted
+    assert found.predictions.tolist() == [row["prediction"] for row in wanted]
+    np.testing.assert_allclose(found.draws.mean(axis=0), found.probs, atol=1e-6)
+    assert found.draws.shape == (3, 40, 2)
+
+
+def test_texts_are_rows_of_the_only_field(model):
+    rows = texts(5)
+    found = model.predict([row["text"] for row in rows], samples=2)
+    np.testing.assert_array_equal(found.probs, model.predict(rows, samples=2).probs)
+    one = model.predict([rows[0]["text"]], samples=2)
+    np.testing.assert_allclose(one.probs[0], found.probs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([], {}, "rows: there are none"),
+        ([{"words": "red"}], {}, "row 1: no field 'text'"),
+        (["red", {"text": None}], {}, "row 2: field 'text' must be text"),
+        (["red"], {"samples": -1}, "samples: -1 is not >= 1"),
+        (["big " * 200], {}, "row 1: 1 of 1 prompts are longer than the limit"),
+    ],
+)
+def test_illegal_rows(rows, settings, message, model):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        model.predict(rows, **settings)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"not a run \(config.json is missing\)"):
+        ivon_jax.load(tmp_path)
+
+
+def test_a_point_has_only_a_mean(home, tmp_path):
+    name, data = tiny.write_task(tmp_path, layers=1)
+    hyper = Hyper(steps=2, warmup=1, batch_size=8)
+    config = TrainConfig(name, data=data, method="adam", hyper=hyper)
+    out = tiny_runs.train(config, tmp_path / "adam")
+    model = ivon_jax.load(out)
+    assert (model.predict(["red"]).mutual_information == 0).all()
+    for settings in ({"samples": 3}, {"tau": 2.0}):
+        with pytest.raises(ValueError, match=r"^(samples|tau): .*adam has only a mean"):
+            model.predict(["red"], **settings)
+
+
+def test_an_adapter_predicts_as_the_run_that_it_is_of(
+    home, run, model, tmp_path, capsys
+):
+    adapter = tmp_path / "adapter"
+    assert command("export", run, "--out", adapter) == 0
+    rows = texts(9)
+    file = tiny.write_rows(tmp_path / "in.jsonl", rows)
+    task = ("--task", "custom", "--prompt", tiny.PROMPT, "--labels", *tiny.LABELS)
+    of = ("--adapter", adapter, "--model", home / "model", *task)
+    out = tmp_path / "out.jsonl"
+    assert command("predict", *of, "--file", file, "--out", out) == 0
+    wanted = model.predict(rows, samples=0)
+    found = lines(out)
+    np.testing.assert_allclose(
+        [row["confidence"] for row in found], wanted.confidence, atol=1e-5
+    )
+    dev = tiny.write_rows(tmp_path / "dev.jsonl", tiny.rows(40, 3))
+    assert command("calibrate", *of, "--file", dev, "--conformal", 0.2) == 0
+    data = DataConfig(
+        task="custom", prompt=tiny.PROMPT, labels=tiny.LABELS,
+        train_file=dev, eval_file=dev,
+    )  # fmt: skip
+    loaded = ivon_jax.load(adapter, model=str(home / "model"), data=data)
+    assert loaded.predict(rows).sets.shape == (9, 2)
+    other = dataclasses.replace(data, prompt="{text} Answer:")
+    with pytest.raises(ValueError, match="calibration.json: is for prompt Text: "):
+        ivon_jax.load(adapter, model=str(home / "model"), data=other).predict(rows)
+    with pytest.raises(ValueError, match="^model: .* is an adapter, whose base"):
+        ivon_jax.load(adapter)
+    capsys.readouterr()
+    for words, message in (
+        (of[2:], "directory: name a run, or an adapter with --adapter"),
+        ((run, *of), "directory: name a run, or an adapter with --adapter"),
+        ((*of[:2], *task), "model: needed with --adapter"),
+        ((*of, "--best"), "best: only with a run"),
+    ):
+        assert command("predict", *words, "--file", file) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_encoders(task, tmp_path):
+    name, data = tiny_encoder.write_task(tmp_path, task)
+    hyper = Hyper(steps=3, warmup=1, batch_size=8)
+    config = TrainConfig(name, data=data, hyper=hyper)
+    config = resolve(config, "glue", 48)
+    loop.train(prepare(config), config, tmp_path / "run", False)
+    rows = lines(tmp_path / task / "validation.jsonl")
+    asked = [{key: row[key] for key in ("sentence1", "sentence2")} for row in rows]
+    model = ivon_jax.load(tmp_path / "run")
+    found = model.predict(asked, samples=3)
+    file = predicted(tmp_path / "run", tmp_path / "a", asked, "--samples", 3)
+    assert [row | {"id": i} for i, row in enumerate(found.rows(), 1)] == file
+    if task == "mrpc":
+        assert isinstance(found, ClassResults) and found.probs.shape == (9, 2)
+        assert set(found.predictions) <= {"no", "yes"}
+    else:
+        assert isinstance(found, NumberResults)
+        np.testing.assert_allclose(found.predictions, found.draws.mean(axis=0))
+        np.testing.assert_allclose(found.standard_deviation, found.draws.std(axis=0))
+        assert (found.standard_deviation > 0).all()
+        dev = tmp_path / task / "validation.jsonl"
+        assert command("calibrate", tmp_path / "run", "--file", dev) == 2
+    with pytest.raises(ValueError, match="needs rows with the fields sentence1, sent"):
+        model.predict(["red"])
+
+
+def test_scikit_learn_and_mapie_take_the_classifier(model):
+    from sklearn.calibration import CalibrationDisplay
+    from sklearn.metrics import get_scorer
+
+    mapie = pytest.importorskip("mapie.classification")
+    rows = tiny.rows(80, seed=5)
+    asked, labels = np.array([r["text"] for r in rows]), [r["label"] for r in rows]
+    classifier = model.classifier(samples=2)
+    assert classifier.classes_.tolist() == list(tiny.LABELS)
+    probs = classifier.predict_proba(asked)
+    np.testing.assert_array_equal(probs, model.predict(list(asked), samples=2).probs)
+    accuracy = np.mean(classifier.predict(asked) == np.array(labels))
+    assert get_scorer("accuracy")(classifier, asked, labels) == accuracy
+    indices = np.array([tiny.LABELS.index(label) for label in labels])
+    CalibrationDisplay.from_predictions(indices, probs[:, 1])
+    theirs = mapie.SplitConformalClassifier(classifier, confidence_level=0.8)
+    theirs.conformalize(asked[:60], np.array(labels[:60]))
+    _, sets = theirs.predict_set(asked[60:])
+    scores = np.sort(1 - probs[np.arange(60), indices[:60]])
+    wanted = 1 - probs[60:] <= scores[int(np.ceil(61 * 0.8)) - 1] + 1e-8
+    np.testing.assert_array_equal(sets[:, :, 0], wanted)

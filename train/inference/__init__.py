@@ -1,0 +1,1 @@
+"""Use of a run or adapter on new rows: predict, abstain, prediction sets."""

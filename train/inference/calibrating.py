@@ -1,0 +1,44 @@
+"""Calibration of a model on labelled examples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ivon_jax.train.inference.calibration import Calibration, Wanted, fit
+from ivon_jax.train.inference.model import Model, Setting
+from ivon_jax.train.inference.rule import noise_of
+from ivon_jax.train.predict import score
+from ivon_jax.train.runs.progress import progress
+
+
+def calibrate(
+    model: Model, examples: Sequence[Any], wanted: Wanted, setting: Setting
+) -> Calibration:
+    """Predicts examples and calibrates on their labels.
+
+    Args:
+        model: the model.
+        examples: examples that it was not trained on.
+        wanted: what to fit.
+        setting: how to predict.
+
+    Returns:
+        The calibration; it is not written.
+
+    Raises:
+        ValueError: the examples are too few or too long, no threshold has the
+            guarantee, a prediction is not finite, or the predictor has a temperature.
+    """
+    rule = model.rule(setting._replace(uncalibrated=True))
+    predictor, problem = rule.predictor, model.source.problem
+    if wanted.temperature and predictor.base != predictor:
+        raise ValueError(
+            f"temperature: {model.folder} has one already; calibrate with"
+            " --no-temperature"
+        )
+    encoded = problem.encode(examples)
+    total = len(encoded)
+    with progress("calibrate", total, every=total) as report:
+        draws = rule.forward(encoded, rule.forward.prefix(encoded), report=report)
+    score(problem, model.source.method, predictor, draws, encoded)  # all are finite
+    labels, noise = encoded.labels, noise_of(encoded)
+    return fit(wanted, predictor, draws, labels, noise, model.identity)

@@ -1,0 +1,48 @@
+"""Loading of a run or an adapter for prediction."""
+
+from pathlib import Path
+
+from ivon_jax.train.config import BaseName, DataConfig
+from ivon_jax.train.inference.model import Model
+from ivon_jax.train.runs import run
+from ivon_jax.train.sources import AdapterSource, read_adapter, read_run
+
+
+def load(
+    folder: str | Path,
+    *,
+    best: bool = False,
+    mesh: str = "data=1",
+    chunk_size: int | None = 1,
+    model: str | None = None,
+    data: DataConfig | None = None,
+    base: BaseName = "f32",
+) -> Model:
+    """Loads a run, or a PEFT adapter, to predict new rows.
+
+    Args:
+        folder: folder of a run, or of an adapter.
+        best: of a run, load the posterior of lowest NLL.
+        mesh: devices to split the base over.
+        chunk_size: draws at a time; None for all.
+        model: of an adapter: its base model.
+        data: of an adapter: its task.
+        base: of an adapter: number format of the base.
+
+    Returns:
+        The model; its `predict` takes texts or rows.
+
+    Raises:
+        ValueError: the folder is neither, or its model is missing or has changed.
+    """
+    folder = Path(folder)
+    if model is None:
+        if (folder / "adapter_config.json").exists() and not (
+            folder / run.CONFIG
+        ).exists():
+            raise ValueError(
+                f"model: {folder} is an adapter, whose base model it needs"
+            )
+        return Model(read_run(folder, mesh, (), best=best), folder, chunk_size)
+    source = AdapterSource((folder,), model, data or DataConfig(), base)
+    return Model(read_adapter(source, mesh, ()), folder, chunk_size)
