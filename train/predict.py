@@ -1,7 +1,6 @@
 """Predictions for examples, a batch at a time."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from ivon_jax.train.data.batches import eval_batches
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.runtime import naming_memory
-from ivon_jax.train.pod.sharding import BATCH_AXES, local_rows, put_batch, put_whole
+from ivon_jax.train.pod.sharding import local_rows, put_batch, put_whole, row_shards
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -95,7 +94,7 @@ class Forward:
         passes = self.program.passes
         rest = encoded.without_prefix(len(prefix))
         shared = put_whole(prefix, mesh)
-        shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        shards = row_shards(mesh)
         batch_size = -(-batch_size // shards) * shards
         rows = local_rows(mesh, batch_size)
         size = (passes, int(rest.answers.sum()), self.problem.task.outputs)

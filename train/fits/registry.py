@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivon_jax.train.fits.ensemble import Ensemble
+from ivon_jax.train.fits.laplace import LaplaceDiag, LaplaceKfac
 from ivon_jax.train.fits.tau import Tau
 from ivon_jax.train.fits.temperature import Temperature
 from ivon_jax.train.fits.tfb import Tfb
 
-FITS: dict[str, Any] = {fit.name: fit for fit in (Ensemble, Tau, Temperature, Tfb)}
+FITS: dict[str, Any] = {
+    fit.name: fit for fit in (Ensemble, LaplaceDiag, LaplaceKfac, Tau, Temperature, Tfb)
+}
 if TYPE_CHECKING:
     FitName = str
 else:

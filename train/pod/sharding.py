@@ -142,6 +142,11 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Returns the number of parts that a batch's rows are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def local_rows(mesh: Mesh, num_rows: int) -> Int[np.ndarray, " rows"]:
     """Returns the indices of a batch's rows on this process's devices, ascending.
 
@@ -152,7 +157,7 @@ def local_rows(mesh: Mesh, num_rows: int) -> Int[np.ndarray, " rows"]:
     Raises:
         ValueError: the batch cannot be split evenly.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = row_shards(mesh)
     if num_rows % shards:
         raise ValueError(
             f"batch: {num_rows} rows are not a multiple of data*fsdp = {shards}"

@@ -93,7 +93,9 @@ class Linearised(Predictor):
             mean, jacobian = with_jacobian(logits, posterior.mean)
             return mean, posterior.covariance(jacobian)
 
-        mean, covariance = outputs.map_rows(row, rows_at_a_time(outputs, posterior))
+        classes = jax.eval_shape(outputs, posterior.mean).shape[1]
+        size = rows_at_a_time(classes, posterior.mean)
+        mean, covariance = outputs.map_rows(row, size)
         if self.link == "probit":
             return probit(mean, covariance)[None]
         key = keys.ensemble  # the same draws for all examples
@@ -113,10 +115,9 @@ def with_jacobian(
     return values, jax.vmap(pullback)(jnp.eye(len(values), dtype=values.dtype))[0]
 
 
-def rows_at_a_time(outputs: Outputs, posterior: Distribution) -> int:
+def rows_at_a_time(classes: int, params: PyTree) -> int:
     """Returns the number of rows whose Jacobians need about `JACOBIANS` bytes."""
-    classes = jax.eval_shape(outputs, posterior.mean).shape[1]
-    leaves = jax.tree.leaves(posterior.mean)
+    leaves = jax.tree.leaves(params)
     row = classes * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     return max(1, JACOBIANS // row)
 

@@ -1,0 +1,214 @@
+"""Laplace-LoRA: a Gaussian at a run's mean (Yang et al., 2024, arXiv:2308.13111)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from ivon_jax._tree import by_path
+from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, Rule
+from ivon_jax.kinds import Distribution, Gaussian
+from ivon_jax.kronecker import Kronecker
+from ivon_jax.posterior import Posterior
+from ivon_jax.train.fits import kfac
+from ivon_jax.train.fits.base import Fit, Fitted, Work
+from ivon_jax.train.fits.curvature import Add, Total, add_diagonal, over_training_data
+from ivon_jax.train.fits.prior_precision import Evidence, by_adam, fixed_point
+from ivon_jax.train.keys import Streams
+from ivon_jax.train.options import unset
+from ivon_jax.train.predict import predict
+from ivon_jax.train.predictors.linearised import Linearised, Link, rows_at_a_time
+from ivon_jax.train.runs.progress import progress
+from ivon_jax.train.sources import Source
+from ivon_jax.train.trainable import TRAINABLES
+
+# The prior precisions that are tried on held-out examples.
+GRID = tuple(10 ** (i / 2) for i in range(-8, 9))
+
+
+@dataclasses.dataclass(frozen=True)
+class Laplace(Fit):
+    """A Gaussian whose precision is the Fisher information plus that of a prior.
+
+    Of the matrices of adapters; a head that was trained in full stays a point.
+
+    Attributes:
+        prior: how the prior's precision is found: at the maximum of the marginal
+            likelihood (marglik); by 100 steps of Adam on it, as published
+            (marglik-adam); or by NLL on the held-out training examples (validation).
+        prior_precision: the prior's precision itself; then `prior` is not used.
+        link: link of the linearised predictions; see `Linearised`.
+        logit_samples: their samples of the logits.
+    """
+
+    prior: Literal["marglik", "marglik-adam", "validation"] = "marglik"
+    prior_precision: Annotated[float | None, unset("FLOAT", "by prior")] = None
+    link: Link = "softmax"
+    logit_samples: int = 10_000
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "prior_precision": FINITE_POSITIVE,
+        "logit_samples": AT_LEAST_ONE,
+    }
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The training examples, and held-out ones where the prior needs them."""
+        held_out = self.prior == "validation" and self.prior_precision is None
+        return ("train", "validation") if held_out else ("train",)
+
+    def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
+        """Fits the Gaussian.
+
+        Raises:
+            ValueError: the run has no adapters, no point or Gaussian mean, or no
+                classes; the curvature is not finite; or the marginal likelihood has no
+                maximum.
+        """
+        (source,) = sources
+        self._check(source)
+        mean = source.posterior.mean
+        total = self._sum(source, work)
+        spectrum, posterior_of = self._posterior(source, total)
+        means = [by_path(mean)[name] for name in total.curvature]
+        evidence = Evidence.of(spectrum.values(), means, float(total.log_likelihood))
+        p0 = self._prior_precision(source, evidence, posterior_of)
+        numbers = {
+            "prior_precision": p0,
+            "log_evidence": evidence.log(p0),
+            "log_likelihood": evidence.log_likelihood,
+            "effective_parameters": evidence.effective(p0),
+            "examples": int(total.examples),
+            "tokens": int(total.tokens),
+        }
+        return Fitted(posterior_of(p0), (self._predictor,), numbers)
+
+    @property
+    def _predictor(self) -> Linearised:
+        return Linearised(self.link, self.logit_samples)
+
+    def _check(self, source: Source) -> None:
+        if not TRAINABLES[source.config.train].frozen:
+            raise ValueError(f"{self.name}: needs a run with --train lora")
+        if source.problem.objective.answer != "class":
+            raise ValueError(f"{self.name}: only for classes")
+        if source.posterior.spread and not isinstance(source.posterior, Gaussian):
+            raise ValueError(f"{self.name}: the run has several members, not one mean")
+
+    def _sum(self, source: Source, work: Work) -> Total:
+        """Sums the curvature over the training examples."""
+        raise NotImplementedError
+
+    def _posterior(
+        self, source: Source, total: Total
+    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
+        """Returns the curvature's eigenvalues, and the posterior as function of p0."""
+        raise NotImplementedError
+
+    def _prior_precision(
+        self,
+        source: Source,
+        evidence: Evidence,
+        posterior_of: Callable[[float], Distribution],
+    ) -> float:
+        if self.prior_precision is not None:
+            return self.prior_precision
+        if self.prior != "validation":
+            return {"marglik": fixed_point, "marglik-adam": by_adam}[self.prior](
+                evidence
+            )
+        held_out = source.problem.splits["validation"]
+        streams, rows = Streams.from_seed(source.config.seed), np.arange(len(held_out))
+        nll = {}
+        with progress("prior", len(GRID), every=len(GRID)) as report:
+            for p0 in GRID:
+                (found,) = predict(
+                    source.problem,
+                    held_out,
+                    posterior_of(p0),
+                    self._predictor,
+                    streams,
+                    show=False,
+                )
+                nll[p0] = -float(np.mean(found[rows, held_out.labels]))
+                report(1, f"p0 {p0:.3g}: NLL {nll[p0]:.4f}")
+        return min(nll, key=nll.__getitem__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaplaceKfac(Laplace):
+    """With Kronecker factors of the curvature for each matrix.
+
+    Attributes:
+        reduction: the factor of a layer's inputs is their mean over tokens (expand), or
+            the sum over an example's tokens as in the published code (sum), by which
+            the precision grows with the texts' length.
+        factor_rank: keep the factors of longer sides in this rank only, to save memory.
+    """
+
+    reduction: kfac.Reduction = "expand"
+    factor_rank: Annotated[int | None, unset("INT", "full")] = None
+
+    name: ClassVar = "laplace-kfac"
+    RULES: ClassVar = {**Laplace.RULES, "factor_rank": AT_LEAST_ONE}
+
+    def _sum(self, source: Source, work: Work) -> Total:
+        like = functools.partial(kfac.zero_factors, rank=self.factor_rank)
+        return _by_tokens(source, Total.zero(source.posterior.mean, like), work)
+
+    def _posterior(
+        self, source: Source, total: Total
+    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
+        eigen = kfac.decomposed(total, source.problem.task.outputs, self.reduction)
+        spectrum = {name: factors.values for name, factors in eigen.items()}
+        mean = source.posterior.mean
+        return spectrum, lambda p0: Kronecker.of(mean, eigen, p0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaplaceDiag(Laplace):
+    """With the diagonal of the curvature.
+
+    Attributes:
+        diagonal: of each example's gradient (examples); or of each token's, without
+            the products between tokens, as in the published code (tokens).
+    """
+
+    diagonal: Literal["examples", "tokens"] = "examples"
+
+    name: ClassVar = "laplace-diag"
+
+    def _sum(self, source: Source, work: Work) -> Total:
+        mean, problem = source.posterior.mean, source.problem
+        if self.diagonal == "tokens":
+            return _by_tokens(source, Total.zero(mean), work)
+        add = functools.partial(add_diagonal, problem.network)
+        # A batch holds the Jacobians of all its rows.
+        size = rows_at_a_time(problem.task.outputs, mean)
+        size = min(size, _batch_size(source))
+        return over_training_data(source, Total.zero(mean), add, work, size)
+
+    def _posterior(
+        self, source: Source, total: Total
+    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
+        def posterior_of(p0: float) -> Posterior:
+            precision = {name: f + p0 for name, f in total.curvature.items()}
+            prior = {k: jnp.asarray(p0, p.dtype) for k, p in precision.items()}
+            return Posterior(source.posterior.mean, precision, prior)
+
+        return total.curvature, posterior_of
+
+
+def _by_tokens(source: Source, zero: Total, work: Work) -> Total:
+    problem = source.problem
+    add: Add = functools.partial(kfac.add_batch, problem.network, problem.lora)
+    return over_training_data(source, zero, add, work, _batch_size(source))
+
+
+def _batch_size(source: Source) -> int:
+    """Returns the examples at a time of training, whose gradients have had room."""
+    config = source.config
+    return max(1, (config.hyper.batch_size or 8) // config.accumulate)
