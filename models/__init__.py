@@ -2,7 +2,8 @@
 
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig
-from ivon_jax.models.llama import KVCache, Llama
+from ivon_jax.models.kv_cache import KVCache
+from ivon_jax.models.llama import Llama
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import Pretrained, load
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
+from ivon_jax.models.kv_cache import LayerPast, attend
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
@@ -153,13 +154,18 @@ class Attention(ProjectionModule):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        past: tuple[Float[Array, "p t k h"], Float[Array, "p t k h"]] | None,
+        past: tuple[Float[Array, "p t k h"], Float[Array, "p t k h"]]
+        | LayerPast
+        | None,
         rope: Rotation,
         mask: Bool[Array, "m 1 s u"] | None,
     ) -> tuple[
-        Float[Array, "b s d"], tuple[Float[Array, "b u k h"], Float[Array, "b u k h"]]
+        Float[Array, "b s d"], tuple[Float[Array, "b c k h"], Float[Array, "b c k h"]]
     ]:
-        """Attends to the past and to `x`; also returns the keys and values of both."""
+        """Attends to the past and to `x`; also returns the keys and values of both.
+
+        After a `LayerPast` they are those of `x`.
+        """
         heads = (*x.shape[:2], -1, self.config.head_dim)
         query, key, value = (
             project(x).reshape(heads)
@@ -168,6 +174,10 @@ class Attention(ProjectionModule):
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
+        if isinstance(past, LayerPast):
+            assert mask is not None
+            out = attend(query, key, value, past, mask)
+            return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
         # JAX's function mixes 16 and 32 bits, which strict promotion refuses.

@@ -14,20 +14,11 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
+from ivon_jax.models.kv_cache import KVCache, LayerPast, Past
 from ivon_jax.models.layers import MLP, Attention, RMSNorm, split_batch
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.rotary import Rotation, rotation
 from ivon_jax.models.stack import Remat, Stack, stack
-
-
-class KVCache(NamedTuple):
-    """Rotated keys, and values, of previous tokens in every layer.
-
-    With batch size 1 the cache is a prefix shared by the whole batch.
-    """
-
-    keys: Float[Array, "layers b t kv_heads head_dim"]
-    values: Float[Array, "layers b t kv_heads head_dim"]
 
 
 class Visible(NamedTuple):
@@ -62,7 +53,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        past: KVCache | None,
+        past: KVCache | LayerPast | None,
         windowed: Bool[Array, ""] | None,
         rope: Rotation,
         visible: "Visible",
@@ -139,7 +130,7 @@ class Llama(nn.Module):
         tokens: Int[Array, "b s"],
         *,
         mask: Bool[Array, "b t"] | None = None,
-        past: KVCache | None = None,
+        past: KVCache | Past | None = None,
         segments: Int[Array, "b s"] | None = None,
         return_cache: bool = False,
     ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], KVCache]:
@@ -150,10 +141,11 @@ class Llama(nn.Module):
             mask: True at real tokens, False at padding on either side. It covers
                 `tokens` or, if the past has padding too, the past and `tokens`.
             past: cache of the tokens before `tokens`; with batch size 1 a prefix that
-                all sequences share.
+                all sequences share. A `Past` allows one token a row, and nothing else.
             segments: for rows of several texts: index of each token's text, rising
                 along the row. A text attends only to itself. Excludes the two above.
-            return_cache: also return the cache of the past and `tokens` together.
+            return_cache: also return the cache of the past and `tokens` together; after
+                a `Past`, that of `tokens`.
 
         Returns:
             Hidden states, or the pair of them and the cache. Those at padding are
@@ -163,9 +155,14 @@ class Llama(nn.Module):
             ValueError: `mask` has another length, or `segments` come with `mask` or
                 `past`.
         """
-        prefix = 0 if past is None else past.keys.shape[2]
         window = self.config.sliding_window
-        if segments is None:
+        if isinstance(past, Past):
+            if not (mask is None and segments is None and tokens.shape[1] == 1):
+                raise ValueError("past: a Past excludes mask, segments and more tokens")
+            near = past.visible(window) if window else None
+            positions, visible = past.positions, Visible(past.visible(), near)
+        elif segments is None:
+            prefix = 0 if past is None else past.keys.shape[2]
             positions, visible = _visibility(tokens, mask, prefix, window)
         elif mask is None and past is None:
             positions, visible = _segmented(segments, window)
@@ -177,7 +174,8 @@ class Llama(nn.Module):
         x = split_batch(self.embed_tokens(tokens))
         rope = rotation(self.config, positions)
         windowed = jnp.array(self.config.windowed_layers) if window else None
-        x, cache = self._layers(return_cache)(x, past, windowed, rope, visible)
+        layers = past.layers if isinstance(past, Past) else past
+        x, cache = self._layers(return_cache)(x, layers, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head.kernel  # noqa: B018, made on first access
         hidden = self.norm(x)

@@ -38,14 +38,28 @@ def test_the_network_that_is_no_language_model_learns():
     assert 0 <= names["ece"] < 0.3
 
 
+def test_the_python_of_generation_runs(tmp_path):
+    import tiny
+
+    code = "\n".join(blocks(ROOT / "docs" / "generation.md", "python"))
+    folder = str(tiny.write_model(tmp_path / "model"))
+    names: dict[str, object] = {}
+    exec(code.replace("smollm2-135m-instruct", folder), names)
+    assert len(names["outputs"]) == 8
+    assert names["chosen"] in names["texts"]
+    assert 0 < names["answer"].share <= 1
+
+
 def options() -> dict[str, set[str]]:
     """Every option of every command, from the dataclasses and signatures."""
     import dataclasses
 
     from ivon_jax.lora import LoraConfig
+    from ivon_jax.models.sampler import Sampler
     from ivon_jax.train import cli
     from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
     from ivon_jax.train.fits.registry import FITS
+    from ivon_jax.train.generate import Options
     from ivon_jax.train.methods.registry import METHODS
     from ivon_jax.train.pod.processes import ProcessConfig
 
@@ -77,6 +91,7 @@ def options() -> dict[str, set[str]]:
         "evaluate": fields(DataConfig) | arguments(cli.evaluate),
         "predict": fields(DataConfig) | arguments(cli.predict),
         "calibrate": fields(DataConfig) | arguments(cli.calibrate) | {"no-temperature"},
+        "generate": fields(Options, Sampler) | arguments(cli.generate),
         "export": arguments(cli.export),
         "models": arguments(cli.models),
         "table": arguments(cli.table),

@@ -90,7 +90,7 @@ ROOMS = (
     {"predict", "plan", "export"},
     {"sources"},
     {"fits", "ood"},
-    {"command_line", "evaluate", "fit", "inference", "loop"},
+    {"command_line", "evaluate", "fit", "generate", "inference", "loop"},
     {"queue"},
     {"report"},
     {"compare"},

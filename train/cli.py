@@ -22,6 +22,7 @@ from ivon_jax.train.config import (
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FitName
 from ivon_jax.train.fits.temperature import ALL_MEMBERS
+from ivon_jax.train.generate.command import generate
 from ivon_jax.train.inference.commands import calibrate, predict
 from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName
@@ -359,6 +360,7 @@ def main() -> None:
         "train": train,
         "evaluate": evaluate,
         "fit": fit,
+        "generate": generate,
         "predict": predict,
         "calibrate": calibrate,
         "export": export,

@@ -183,10 +183,10 @@ def load_model(config: TrainConfig) -> Problem:
     lora = adapted(config.lora, model_config)
     network = make_network(config, pretrained.model, lora)
     trainable = network.trainable
-    shapes = _shapes(network, config)
+    shapes = trained_shapes(network, config)
     if config.adapter:
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
-    start = _start(config, pretrained.params, shapes)
+    start = initial_values(config, pretrained.params, shapes)
     task = _spaced(task, pretrained)
     objective = objective_of(task, model_config, pretrained.tokenizer, pretrained.name)
     label_ids = jax.tree.leaves(objective)
@@ -237,8 +237,12 @@ def _spaced(task: Task, pretrained: Pretrained) -> Task:
     return dataclasses.replace(task, leading_space=space, other_space=False)
 
 
-def _shapes(network: Network, config: TrainConfig) -> PyTree:
-    """Returns the shapes of the trained parameters; raises for a wrong target."""
+def trained_shapes(network: Network, config: TrainConfig) -> PyTree:
+    """Returns the shapes of the trained parameters.
+
+    Raises:
+        ValueError: the adapters' targets are not those of the model.
+    """
     try:
         return jax.eval_shape(
             lambda key: network.trainable.fresh(network.module, key), jax.random.key(0)
@@ -267,8 +271,17 @@ def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:
     return dataclasses.replace(lora, modules_to_save=tuple(whole))
 
 
-def _start(config: TrainConfig, params: PyTree, shapes: PyTree) -> PyTree:
-    """Collects initial values: the base's own, and adapters from `adapter`."""
+def initial_values(config: TrainConfig, params: PyTree, shapes: PyTree) -> PyTree:
+    """Collects initial values: the base's own, and adapters from `adapter`.
+
+    Args:
+        config: the run.
+        params: the base's parameters.
+        shapes: see `trained_shapes`.
+
+    Raises:
+        ValueError: base and adapter lack a parameter, or it has another shape.
+    """
     wanted, held = flatten_dict(shapes), flatten_dict(params)
     found = {path: held[path] for path in wanted if path in held}
     if not TRAINABLES[config.train].frozen:

@@ -82,14 +82,14 @@ def exchange_reader(columns: Sequence[str] = ()) -> Callable[[Row], Exchange]:
     def side(row: Row, name: str) -> str | tuple[Message, ...]:
         first, *others = names[name]
         if isinstance(row[first], list):
-            return _messages(row[first], first, *roles)
+            return read_messages(row[first], first, *roles)
         found = [text(row, first), *(text(row, x) for x in others if row.get(x))]
         return "\n".join(part for part in found if part)
 
     def read(row: Row) -> Exchange:
         if names["messages"][0] in row:
             name = names["messages"][0]
-            return Exchange((), _messages(row[name], name, *roles))
+            return Exchange((), read_messages(row[name], name, *roles))
         if all(names[name][0] in row for name in ("prompt", "completion")):
             exchange = Exchange(side(row, "prompt"), side(row, "completion"))
         elif names["text"][0] in row:
@@ -109,8 +109,20 @@ def exchange_reader(columns: Sequence[str] = ()) -> Callable[[Row], Exchange]:
     return read
 
 
-def _messages(value: Any, name: str, role: str, content: str) -> tuple[Message, ...]:
-    """Reads a list of messages."""
+def read_messages(
+    value: Any, name: str, role: str = "role", content: str = "content"
+) -> tuple[Message, ...]:
+    """Reads a list of messages.
+
+    Args:
+        value: the list, from a field of a row.
+        name: the field's name.
+        role: name of a message's role.
+        content: name of its text.
+
+    Raises:
+        ValueError: it is of another form, or a reply is empty.
+    """
     if not isinstance(value, list) or not value:
         raise ValueError(f"field {shown(name)} must be a list of messages")
     found = []

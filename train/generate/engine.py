@@ -1,0 +1,183 @@
+"""Outputs of many prompts and many models."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Int
+from tyro.conf import OmitArgPrefixes as Flat
+
+from ivon_jax.checks import AT_LEAST_ONE, NOT_NEGATIVE, check
+from ivon_jax.models.sampler import Sampler
+from ivon_jax.train.generate.prompts import Content, encode_prompts
+from ivon_jax.train.generate.schedule import (
+    Decoder,
+    Output,
+    Setting,
+    Work,
+    length_class,
+)
+from ivon_jax.train.generate.writers import Writer
+
+_STEPS = 16  # tokens between two looks at what has ended
+
+# The prompt's index, the model, and the number of an output.
+Place = tuple[int, int | None, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to generate.
+
+    Attributes:
+        models: number of posterior samples, each of which makes all outputs; 0 for the
+            mean.
+        outputs: number of outputs of each prompt and model.
+        max_tokens: number of tokens at which an output ends.
+        sampler: how tokens are drawn.
+        tau: temperature of the posterior: its variance is divided by it.
+        prune: share of adapter entries set to zero, lowest signal-to-noise first.
+        seed: seed of the tokens that are drawn; the models do not depend on it.
+        batch_size: number of outputs made at a time; changes no result.
+    """
+
+    models: int = 0
+    outputs: int = 1
+    max_tokens: int = 256
+    sampler: Flat[Sampler] = dataclasses.field(default_factory=Sampler)
+    tau: float = 1.0
+    prune: float = 0.0
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Checks each field that does not depend on the writer."""
+        check("models", self.models, NOT_NEGATIVE)
+        check("outputs", self.outputs, AT_LEAST_ONE)
+        check("max_tokens", self.max_tokens, AT_LEAST_ONE)
+        check("batch_size", self.batch_size, AT_LEAST_ONE)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: {self.seed} is not in [0, 2^32)")
+
+    @property
+    def model_ids(self) -> list[int | None]:
+        """The index of every model; None is the mean."""
+        return [*range(self.models)] or [None]
+
+
+def generate(
+    writer: Writer,
+    prompts: Sequence[Content],
+    options: Options = Options(),
+) -> list[Output]:
+    """Makes outputs of every prompt by every model.
+
+    What an output is depends on the seed, its prompt, its model and its number only:
+    the first outputs of a larger request are those of a smaller one.
+
+    Args:
+        writer: see `open_run`, `open_adapter` and `open_model`.
+        prompts: texts, or chats, which are lists of messages.
+        options: how many outputs, and how.
+
+    Returns:
+        The outputs, by prompt, model and number.
+
+    Raises:
+        ValueError: an option does not suit the writer, or a prompt has no tokens, is
+            too long, or is refused by the chat template.
+    """
+    tokens = encode_prompts(writer.tokenizer, prompts)
+    found = [
+        output
+        for grown in stream(writer, tokens, options)
+        for output in grown
+        if output.finish
+    ]
+    return sorted(found, key=lambda output: rank(output[:3]))
+
+
+def rank(place: Place) -> tuple[int, int, int]:
+    """Returns what outputs are sorted by: prompt, model and number."""
+    prompt, model, number = place
+    return int(prompt), -1 if model is None else int(model), int(number)
+
+
+def stream(
+    writer: Writer,
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    options: Options,
+    done: Collection[Place] = (),
+    steps: int = _STEPS,
+    shapes: set[tuple[int, ...]] | None = None,
+) -> Iterator[list[Output]]:
+    """Makes the same outputs as `generate`, model by model, as they grow.
+
+    Args:
+        writer: the model, or several.
+        prompts: their tokens.
+        options: how many outputs, and how.
+        done: outputs to leave out.
+        steps: number of tokens after which to yield.
+        shapes: gets the shapes of each decoding that had to be compiled.
+
+    Yields:
+        The outputs that grew, some of them finished.
+
+    Raises:
+        ValueError: see `generate`.
+    """
+    variables_of = writer.drawing(options.models, options.tau, options.prune)
+    _check_prompts(writer, prompts, options.max_tokens)
+    setting = Setting(
+        writer.module,
+        writer.mesh,
+        options.sampler,
+        writer.stops,
+        options.max_tokens,
+        jax.random.key(options.seed),
+        options.batch_size,
+        steps,
+    )
+    done = set(done)
+    for model in options.model_ids:
+        classes: dict[int, list[Work]] = {}
+        for index, tokens in enumerate(prompts):
+            missing = [
+                i for i in range(options.outputs) if (index, model, i) not in done
+            ]
+            if missing:
+                work = Work(index, tokens, _prompt_key(tokens), missing)
+                classes.setdefault(length_class(len(tokens)), []).append(work)
+        variables = variables_of(model) if classes else {}
+        for _, jobs in sorted(classes.items()):
+            decoder = Decoder(setting, variables, model, jobs)
+            for grown in decoder:
+                if shapes is not None:
+                    shapes |= decoder.shapes
+                yield grown
+
+
+def _check_prompts(
+    writer: Writer, prompts: Sequence[Int[np.ndarray, " _"]], max_tokens: int
+) -> None:
+    longest = max(map(len, prompts), default=0)
+    if longest + max_tokens > writer.context:
+        raise ValueError(
+            f"max_tokens: {max_tokens} after the longest prompt of {longest} tokens is"
+            f" beyond the model's context of {writer.context}"
+        )
+    largest = max((int(tokens.max()) for tokens in prompts), default=0)
+    if largest >= writer.vocabulary:
+        raise ValueError(
+            f"model {writer.name}: its tokenizer has token {largest}, but its"
+            f" vocabulary size is {writer.vocabulary}"
+        )
+
+
+def _prompt_key(tokens: Int[np.ndarray, " s"]) -> int:
+    """Returns 32 bits that identify a prompt, wherever it stands in a file."""
+    data = np.ascontiguousarray(tokens, np.int32).tobytes()
+    return int.from_bytes(hashlib.sha256(data).digest()[:4], "little")
