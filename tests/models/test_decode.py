@@ -321,3 +321,19 @@ def test_the_state_is_a_pytree(three):
     rows = fresh(three, 6, 8)
     assert isinstance(jax.tree.map(lambda x: x, rows), Rows)
     assert rows.cache.keys.shape == (3, 6, 2, 8, 8)
+
+
+def test_buffers_are_written_in_place(small, three):
+    """A copy of all keys or values in every step would cost more than the step."""
+    rows = begin(three, 6, capacity=64)
+    shape = ",".join(map(str, rows.cache.keys.shape))
+
+    def copies(donated):
+        program = jax.jit(
+            decode, static_argnames=("model", "sampler"), donate_argnames=donated
+        )
+        lowered = program.lower(*small, three, rows, Sampler(), NONE, limit=60)
+        lines = lowered.compile().as_text().splitlines()
+        return [line for line in lines if f"f32[{shape}]" in line and " copy(" in line]
+
+    assert copies(()) and not copies(("rows",))

@@ -80,11 +80,14 @@ class Records:
 
     def _check(self, beside: Path, settings: Mapping[str, Any]) -> None:
         try:
-            before = json.loads(beside.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{beside}: cannot be read: {one_line(error)}") from None
+            before = dict(json.loads(beside.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            reason = one_line(error)
+            raise ValueError(
+                f"{beside}: not the settings of a file ({reason})"
+            ) from None
         for name, now in json.loads(json.dumps(settings)).items():
-            if before.get(name) != now:
+            if name not in before or before[name] != now:
                 raise ValueError(
                     f"{name}: is now {now}, but {self._path} was begun with"
                     f" {before.get(name)}"

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.data.batches import bucket
 from ivon_jax.train.generate import programs
+from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES
 
 _GROUP = 4  # rows that share a prompt, where there are enough prompts
@@ -132,7 +133,13 @@ class Decoder:
 
     def __iter__(self) -> Iterator[list[Output]]:
         """Yields the outputs that grew, some of them finished, every few tokens."""
-        with jax.set_mesh(self._setting.mesh):
+        with (
+            jax.set_mesh(self._setting.mesh),
+            naming_memory(
+                f"decoding of {len(self._busy)} outputs at a time",
+                "lower --batch-size, or split more with --mesh",
+            ),
+        ):
             while self._fill():
                 yield self._advance()
 

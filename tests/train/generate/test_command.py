@@ -201,6 +201,22 @@ def test_other_settings_do_not_resume(home, whole, tmp_path, capsys, change, nam
     assert capsys.readouterr().err.startswith(f"ivon-jax: {name}: is now ")
 
 
+@pytest.mark.parametrize("settings", [None, "[1]", "{"])
+def test_settings_that_cannot_be_read_do_not_resume(
+    home, whole, tmp_path, capsys, settings
+):
+    out = tmp_path / "g.jsonl"
+    out.write_bytes(whole.read_bytes())
+    beside = tmp_path / "g.jsonl.settings.json"
+    if settings is not None:
+        beside.write_text(settings)
+    words = ("--model", home / "model", "--file", home / "rows.jsonl", *SOME)
+    assert command("generate", *words, "--out", out, "--resume") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"ivon-jax: {beside}: not the settings of a file (")
+    assert err.count("\n") == 1
+
+
 def test_a_run_of_classes_writes_text_too(trained, home, tmp_path):
     out = tmp_path / "g.jsonl"
     words = (trained, "--file", home / "rows.jsonl", "--models", 2, *SOME)
@@ -208,6 +224,23 @@ def test_a_run_of_classes_writes_text_too(trained, home, tmp_path):
     places = [(row["id"], row["model"], row["output"]) for row in lines(out)]
     expected = [(i, m, k) for i in ("a", 7, 2) for m in (0, 1) for k in range(3)]
     assert places == expected
+
+
+def test_a_run_of_text_ends_where_it_has_learnt_to(home, tmp_path, capsys):
+    folder = tiny.write_model(tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "no"}))
+    rows = [{"prompt": "Text: red", "completion": " big yes"}] * 8
+    data = tiny.write_rows(tmp_path / "text.jsonl", rows)
+    words = ["--task", "text", "--train-file", data, "--eval-file", data]
+    words += ["--model", folder, "--steps", 60, "--batch-size", 4, "--warmup", 1]
+    words += ["--targets", "all-linear", "--learning-rate", 0.05, "--dropout", 0]
+    out = tmp_path / "run"
+    assert command("train", *words, "--method", "adam", "--out", out) == 0
+    capsys.readouterr()
+    greedy = ("--prompt", "Text: red", "--temperature", 0, "--max-tokens", 9)
+    assert command("generate", out, *greedy) == 0
+    assert capsys.readouterr().out == "▁big ▁yes\n"  # this tokenizer joins no words
 
 
 def test_messages_are_written_by_the_template(home, tmp_path, capsys):
