@@ -133,6 +133,12 @@ class Decoder:
 
     def __iter__(self) -> Iterator[list[Output]]:
         """Yields the outputs that grew, some of them finished, every few tokens."""
+        while grown := self._next():
+            yield grown
+
+    def _next(self) -> list[Output]:
+        """Starts what there is room for, and adds tokens; empty if all is done."""
+        # Not around the loop above: the mesh would be set in the caller's code, too.
         with (
             jax.set_mesh(self._setting.mesh),
             naming_memory(
@@ -140,8 +146,7 @@ class Decoder:
                 "lower --batch-size, or split more with --mesh",
             ),
         ):
-            while self._fill():
-                yield self._advance()
+            return self._advance() if self._fill() else []
 
     def _fill(self) -> bool:
         """Starts outputs in free rows; returns whether any row is busy."""

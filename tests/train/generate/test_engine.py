@@ -217,3 +217,9 @@ def test_logits_that_are_not_finite_are_refused(model):
     broken = dataclasses.replace(model, join=lambda _: {"params": bad})
     with pytest.raises(ValueError, match="prompt 0: the model's logits are not finite"):
         generate(broken, TEXTS[:1], SHORT)
+
+
+def test_the_mesh_is_not_left_set_for_the_caller(model):
+    tokens = encode_prompts(model.tokenizer, TEXTS[:1])
+    for _ in stream(model, tokens, SHORT, steps=1):
+        assert jax.sharding.get_abstract_mesh().empty
