@@ -164,19 +164,32 @@ def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
     Raises:
         ValueError: the runs have different rows.
     """
-    names = [[label(row) for row in rows] for rows in runs]
-    if any(name != names[0] for name in names):
+    kinds = [[_kind(row) for row in rows] for rows in runs]
+    if any(kind != kinds[0] for kind in kinds):
         raise ValueError("runs: their methods or predictors differ")
     columns = _common(COLUMNS, [row for rows in runs for row in rows])
     cells = [["", *(title for title, *_ in columns.values())]]
     for same in zip(*runs, strict=True):
-        line = [label(same[0])]
+        line = [_common_label(same)]
         for name, (_, scale, digits) in columns.items():
             values = np.array([row[name] for row in same], np.float64)
             mean, error = scale * values.mean(), scale * _standard_error(values)
             line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
         cells.append(line)
     return markdown(cells)
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    """Returns what rows of several seeds share; what a fit found may differ."""
+    if row.get("fit_seconds"):
+        return name_of(row), row["predict"], row.get("of")
+    return (label(row),)
+
+
+def _common_label(rows: Sequence[Row]) -> str:
+    """Returns the parts of a label that all rows have, as without a fitted T."""
+    parts = zip(*(label(row).split(", ") for row in rows), strict=False)
+    return ", ".join(first for first, *others in parts if set(others) <= {first})
 
 
 def _standard_error(values: Float[np.ndarray, " n"]) -> float:

@@ -194,6 +194,22 @@ def test_seeds_table_compares_like_with_like(other):
         tables.seeds_table([[make_row("adam"), make_row(samples=3)], other])
 
 
+def fitted_row(temperature, of="mean", **values):
+    row = make_row("temperature(adam)", spread=False, fit_seconds=1.0, **values)
+    scaled = {"predict": "temperature", "of": of, "temperature": temperature}
+    return row | scaled | {"uniform": 0.0}
+
+
+def test_what_a_fit_found_may_differ_between_seeds():
+    runs = [[fitted_row(1.5, accuracy=0.5)], [fitted_row(2.5, accuracy=0.7)]]
+    _, line = cells(tables.seeds_table(runs))
+    assert line[:2] == ["temperature(adam)", "60.0 ± 10.0"]
+    _, line = cells(tables.seeds_table(runs[:1]))
+    assert line[0] == "temperature(adam), T 1.5"
+    with pytest.raises(ValueError, match="methods or predictors differ"):
+        tables.seeds_table([runs[0], [fitted_row(2.5, of="samples")]])
+
+
 # Figures.
 
 
