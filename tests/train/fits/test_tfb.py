@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_fits import command, held_out_run, one_line
+from tiny_fits import command, one_line, train, write_task
 
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.fits import tfb
@@ -158,7 +158,10 @@ def test_illegal_options(options, message):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return held_out_run(tmp_path_factory.mktemp("tfb"), layers=2)
+    """A model, noisy data, and a run of Adam."""
+    place = tmp_path_factory.mktemp("tfb")
+    train(write_task(place, held_out=None), place / "adam", "adam")
+    return place
 
 
 FEW = ("--samples", 2, "--anchors", 16)
