@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def reliability(
     """Draws accuracy against confidence, and the share of predictions in each bin."""
     across = min(len(predictions), PANELS)
     down = -(-len(predictions) // across)
-    figure = _figure(4 * across, 4.4 * down)
+    figure = _figure(4 * across, 5 * down)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes in panels.flat[len(predictions) :]:
         axes.set_axis_off()
@@ -68,7 +69,9 @@ def reliability(
         share = count / count.sum()
         axes.bar(edges[:-1], share, color="tab:gray", alpha=0.5, **style)
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
-        axes.set(title=f"{name}\nECE {100 * ece:.1f} %", xlabel="confidence")
+        title = f"{textwrap.fill(name, 40)}\nECE {100 * ece:.1f} %"
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("confidence")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (blue), share of predictions (gray)")
