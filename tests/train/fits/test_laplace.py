@@ -1,5 +1,6 @@
 """Laplace-LoRA by the command line, and its sums by hand."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_encoder
-from tiny_fits import command, held_out_run, one_line
+from tiny_fits import command, one_line, train, write_task
 from tiny_runs import batch_of, outputs_of
 
 from ivon_jax import Kronecker, Particles, Posterior, load_posterior
@@ -34,7 +35,14 @@ METHODS = {"laplace-kfac": Kronecker, "laplace-diag": Posterior}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return held_out_run(tmp_path_factory.mktemp("laplace"), layers=2)
+    """Runs that held examples out, by method, and one on all data."""
+    place = tmp_path_factory.mktemp("laplace")
+    config = write_task(place)
+    for method in ("adam", "ivon-lora"):
+        train(config, place / method, method)
+    data = dataclasses.replace(config.data, validation_examples=None)
+    train(config, place / "whole", "ivon-lora", data=data)
+    return place
 
 
 @pytest.fixture(scope="module")
