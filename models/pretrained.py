@@ -124,6 +124,18 @@ def load_config(name: str) -> families.Config:
         return read_gguf(path)[0] if is_gguf(name) else read_config(path)
 
 
+def load_tokenizer(name: str) -> Any:
+    """Loads a model's tokenizer, by a name as for `load`, without its weights.
+
+    Raises:
+        ValueError: the model does not exist, or its tokenizer does not load.
+    """
+    path = _resolve(name)
+    with prefixed(path, (ValueError, OSError)):
+        config = read_gguf(path)[0] if is_gguf(name) else read_config(path)
+        return _tokenizer(path, families.family_of(config))
+
+
 def is_gguf(name: str) -> bool:
     """Returns whether a model of this name is read from a GGUF file."""
     return name in KNOWN or _has_gguf_name(Path(name))

@@ -87,7 +87,7 @@ ROOMS = (
     {"config_json", "splits"},
     {"runs", "step"},
     {"problem"},
-    {"predict", "plan", "export"},
+    {"predict", "plan", "export", "preview"},
     {"sources"},
     {"fits", "ood"},
     {"command_line", "evaluate", "fit", "generate", "inference", "loop"},

@@ -272,33 +272,23 @@ def plan(
     print(report(make_plan(config, model_config, seq_length, classes, chip)))
 
 
-def data(config: Flat[DataConfig], seed: int = 0) -> None:
+def data(
+    config: Flat[DataConfig], seed: int = 0, model: str = TrainConfig.model
+) -> None:
     """Shows a task: its number of examples and the first of them.
+
+    Of text one example is shown as the model reads it; what is learnt is in brackets.
 
     Args:
         config: the data options.
         seed: seed of the draw of training examples.
+        model: for text: the model whose tokenizer is used.
     """
-    from ivon_jax.train.data.exchanges import Exchange
-    from ivon_jax.train.splits import find_examples, find_task, scored_split
+    from ivon_jax.train.preview import show
     from ivon_jax.train.tasks.registry import TASKS
 
-    task = find_task(config)
-    scored = scored_split(config)
-    examples = find_examples(task, config, seed, ["train", scored])
-    train_examples, eval_examples = examples["train"], examples[scored]
-    print(f"tasks: {', '.join(TASKS)}, custom\n")
-    print(f"{task.name}: {len(train_examples)} training examples,", end=" ")
-    answers = ", ".join(task.label_words) or "numbers"
-    print(f"{len(eval_examples)} evaluation examples; answers {answers}\n")
-    for example in train_examples[:3]:
-        if isinstance(example, Exchange):
-            print(f"{example.prompt}[{example.completion}]\n")
-        elif isinstance(example.label, int):
-            space = " " if task.leading_space else ""
-            print(f"{example.prompt}[{space}{task.label_words[example.label]}]\n")
-        else:
-            print(*example.texts, f"[{example.label:g}]\n", sep="\n")
+    print(f"tasks: {', '.join(TASKS)}, custom, text\n")
+    show(TrainConfig(model, seed, config))
 
 
 def models(fetch: str | None = None) -> None:

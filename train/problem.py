@@ -1,7 +1,7 @@
 """Loading of a run's model and examples."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from ivon_jax.train.config import RunConfig, TrainConfig
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.task import Task
+from ivon_jax.train.data.text_encoding import summary
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.registry import objective_of
@@ -124,7 +125,8 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
     problem = load_model(config)
     encoded = {name: problem.encode(part) for name, part in examples.items()}
     if task.exchange:
-        on_first_process(lambda: _report_text(examples, encoded))
+        lines = [f"{k}: {summary(examples[k], encoded[k])}" for k in encoded]
+        on_first_process(lambda: say("\n".join(lines)))
     metadata = problem.metadata | counted
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 
@@ -147,21 +149,6 @@ def with_test(problem: Problem, config: RunConfig) -> Problem:
         splits={**problem.splits, "test": encoded},
         metadata=problem.metadata | example_metadata(examples),
     )
-
-
-def _report_text(
-    examples: Mapping[str, Sequence[Any]], encoded: Mapping[str, Encoded]
-) -> None:
-    """Prints the format of text, and what there is to learn."""
-    for split, part in encoded.items():
-        total = len(examples[split])
-        dropped = f", {total - len(part)} too long" if len(part) < total else ""
-        formats = {example.format for example in examples[split]}
-        say(
-            f"{split}: {len(part)} of {total} examples{dropped}; format"
-            f" {', '.join(sorted(formats))}; {part.lengths.sum()} tokens, of which"
-            f" {part.answers.sum()} are learnt"
-        )
 
 
 def load_model(config: TrainConfig) -> Problem:

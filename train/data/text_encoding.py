@@ -82,6 +82,22 @@ def encode_exchanges(
     return Encoded(tokens, _labels(tokens, learnt), learnt=learnt)
 
 
+def summary(exchanges: Sequence[Any], encoded: Encoded) -> str:
+    """Describes a split: its examples, their format, and what there is to learn.
+
+    Args:
+        exchanges: the examples.
+        encoded: the same, some perhaps left out.
+    """
+    total, formats = len(exchanges), {exchange.format for exchange in exchanges}
+    dropped = f", {total - len(encoded)} too long" if len(encoded) < total else ""
+    return (
+        f"{len(encoded)} of {total} examples{dropped}; format"
+        f" {', '.join(sorted(formats))}; {encoded.lengths.sum()} tokens an epoch, of"
+        f" which {encoded.answers.sum()} are learnt"
+    )
+
+
 def _labels(
     tokens: Sequence[Int[np.ndarray, " _"]], learnt: Sequence[Int[np.ndarray, " _"]]
 ) -> Int[np.ndarray, "t 2"]:
