@@ -50,27 +50,32 @@ def config_of(home, method="adam", name="rows", **changes):
     config = TrainConfig(
         str(home / "model"),
         data=DataConfig("text", train_file=file, eval_file=file),
-        lora=LoraConfig(rank=2, targets=("all-linear",)),
+        lora=LoraConfig(rank=2, targets=("all-linear",), dropout=0.0),
         method=method,
         hyper=hyper,
     )
     return resolve(dataclasses.replace(config, **changes), "text", len(ROWS))
 
 
-def train(config, out, **options):
-    loop.train(prepare(config), config, out, **options)
+def train(config, out, problem=None, **options):
+    loop.train(problem or prepare(config), config, out, **options)
     lines = (out / METRICS).read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
+SPLIT = {"mesh": "data=2,tensor=2", "accumulate": 2}
+
+
+@pytest.fixture(scope="module")
+def problems(home):
+    return prepare(config_of(home)), prepare(config_of(home, **SPLIT))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_mesh_and_accumulation_change_no_loss(home, method, tmp_path):
+def test_a_mesh_and_accumulation_change_no_loss(home, method, problems, tmp_path):
     """Rows have unequal numbers of learnt tokens, in unequal parts of the batch."""
-    whole = train(config_of(home, method), tmp_path / "whole")
-    split = train(
-        config_of(home, method, mesh="data=2,tensor=2", accumulate=2),
-        tmp_path / "split",
-    )
+    whole = train(config_of(home, method), tmp_path / "whole", problems[0])
+    split = train(config_of(home, method, **SPLIT), tmp_path / "split", problems[1])
     np.testing.assert_allclose(split, whole, rtol=2e-4)
 
 
@@ -81,11 +86,13 @@ def test_the_first_loss_is_that_of_plain_rows(home, changes, tmp_path):
     assert changed == pytest.approx(plain, rel=2e-4)
 
 
-@pytest.mark.parametrize("base", ["int8", "nf4"])
-def test_a_quantised_base_learns(home, base, tmp_path):
+def test_a_quantised_base_learns(home, tmp_path):
     pytest.importorskip("qwix")
-    losses = train(config_of(home, base=base), tmp_path / "run")
-    assert np.isfinite(losses).all()
+    # JAX's attention mixes 16 and 32 bits.
+    with jax.numpy_dtype_promotion("standard"):
+        losses = train(config_of(home, base="int8"), tmp_path / "run")
+    plain = train(config_of(home), tmp_path / "plain")
+    assert losses == pytest.approx(plain, rel=0.02)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(home, tmp_path, monkeypatch):
@@ -201,12 +208,12 @@ def test_options_of_text_are_not_for_label_words(capsys, tmp_path):
 
 def test_long_rows_are_left_out_and_counted(home):
     data = config_of(home).data
-    data = dataclasses.replace(data, max_length=7, too_long="drop")
+    data = dataclasses.replace(data, max_length=6, too_long="drop")
     problem = prepare(config_of(home, data=data))
-    assert problem.objective == Text("completion", 7, drop_long=True)
+    assert problem.objective == Text("completion", 6, drop_long=True)
     kept = problem.splits["train"]
     assert 0 < len(kept) < len(ROWS)
-    assert kept.lengths.max() == 7
+    assert set(kept.lengths.tolist()) == {6}
 
 
 def test_data_shows_what_is_learnt(home, capsys):

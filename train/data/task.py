@@ -132,8 +132,11 @@ class Task:
         """Converts a row without its answer, in whose place there is a zero.
 
         Raises:
-            ValueError: a field is missing or has an illegal value.
+            ValueError: a field is missing or has an illegal value; or the task is one
+                of text.
         """
+        if self.exchange:
+            raise ValueError(f"task {self.name} asks for text, not a class or a number")
         texts = tuple(text(row, name) for name in self.inputs)
         prompt = self.prompt(row) if self.prompt else ""
         return Example(prompt, 0 if self.label_words else 0.0, texts)

@@ -107,4 +107,6 @@ def test_scripted_rows_are_exchanges_with_an_answer(name):
     examples = load_examples(task, "eval")
     assert len(examples) == 200
     assert all(task.parse(example.completion) for example in examples)
+    with pytest.raises(ValueError, match=f"task {name} asks for text, not a class"):
+        task.question({})
     assert json.loads(json.dumps(examples[0].parts)) == list(examples[0])
