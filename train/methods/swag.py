@@ -92,7 +92,8 @@ class Swag(Adam):
 
     def init(self, params: PyTree) -> SwagState:
         """Returns Adam's state, and no iterates."""
-        iterates = Iterates.start(params, self.hyper.deviations)
+        number = self.hyper.collected // self._every
+        iterates = Iterates.start(params, max(1, min(self.hyper.deviations, number)))
         return SwagState(jnp.int32(0), super().init(params), iterates)
 
     def step(

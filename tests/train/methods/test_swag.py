@@ -78,7 +78,7 @@ def adam_by_hand(steps: int) -> list:
 def test_the_last_iterates_at_a_constant_rate_are_collected(iterates, every):
     swag = method(collect_share=0.5, collect_rate=0.25, iterates=iterates, deviations=3)
     params, state = states(swag, 20)[-1]
-    wanted = Iterates.start(START, 3)
+    wanted = Iterates.start(START, min(3, 10 // every))
     for step, theta in enumerate(adam_by_hand(20), start=1):
         if step > 10 and (step - 10) % every == 0:
             wanted = wanted.add(theta)
