@@ -186,6 +186,7 @@ def test_an_adapter_of_another_rank(place, tmp_path, capsys):
         (("adam", "adam-1", "--samples", "0"), "samples: 0 is not >= 1"),
         (("adam", "adam-1", "--tau", "2"), "tau: method ensemble has members"),
         ((), "name a run, or an adapter"),
+        (("--adapter", "a", "b"), "model: needed with --adapter"),
     ],
 )
 def test_bad_ensembles(words, message, place, tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 from tiny_fits import command, one_line, train, write_task
 
 from ivon_jax import load_posterior
+from ivon_jax.train import sources
 from ivon_jax.train.fits.partial import PARTIAL, Partial
 from ivon_jax.train.runs import fitted, status
 from ivon_jax.train.runs.run import read_predictions
@@ -122,12 +123,12 @@ def test_bad_options(words, message, place, tmp_path, capsys):
 
 def test_what_has_no_source(place, tmp_path, capsys):
     words = ("--method", "temperature", "--out", tmp_path / "out")
-    for sources, message in (
+    for paths, message in (
         ((), "takes one run, not 0"),
         ((tmp_path,), "not a run"),
         ((place / "adam", place / "adam"), "takes one run, not 2"),
     ):
-        assert command("fit", *sources, *words) == 2
+        assert command("fit", *paths, *words) == 2
         assert message in one_line(capsys)
     words = ("--method", "temperature", "--out", place / "adam")
     assert command("fit", place / "adam", *words) == 2
@@ -139,6 +140,25 @@ def test_a_run_that_held_nothing_out(place, tmp_path, capsys):
     assert command("fit", place / "whole", *words) == 2
     assert "held out no training examples to fit on" in one_line(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_examples(place, tmp_path, capsys):
+    config = write_task(tmp_path, held_out=1)
+    train(config, tmp_path / "run", "adam")
+    words = ("--method", "temperature", "--out", tmp_path / "out")
+    assert command("fit", tmp_path / "run", *words) == 2
+    assert "temperature: 1 examples are too few to fit it" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_fit_leaves_nothing(place, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "draws", interrupted)
+    words = ("--method", "temperature", "--out", tmp_path / "out")
+    assert command("fit", place / "adam", *words) == 130
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_that_have_changed(place, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The choice of tau and prune on held-out examples."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from tiny_fits import command, one_line, train, write_task
 from ivon_jax.train.fits.base import Work
 from ivon_jax.train.fits.partial import Partial
 from ivon_jax.train.fits.tau import Tau
+from ivon_jax.train.objectives.head import HeadNumber
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.runs import fitted
 from ivon_jax.train.sources import Source, read_run
@@ -120,3 +122,11 @@ def test_a_set_of_members_has_no_tau(place, tmp_path, capsys):
     words = ("--method", "tau", "--samples", 2, "--out", tmp_path / "out")
     assert command("fit", out, *words) == 2
     assert "particles have no variance" in one_line(capsys)
+
+
+def test_numbers_have_no_tau(place, tmp_path):
+    source = read_run(place / "ivon-lora", "data=1", ["validation"])
+    problem = dataclasses.replace(source.problem, objective=HeadNumber(128))
+    source = dataclasses.replace(source, problem=problem)
+    with pytest.raises(ValueError, match="by: only for classes, .* a number"):
+        Tau().fit([source], Work(1, Partial(tmp_path, {})))

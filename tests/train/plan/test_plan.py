@@ -94,6 +94,7 @@ ENCODER = DebertaConfig(
     [
         (SHAPE, "adam", "none", 1),
         (SHAPE, "adam", "none", 8),
+        (SHAPE, "ensemble", "none", 1),
         (SHAPE, "ivon-lora", "none", 1),
         (SHAPE, "ivon-lora", "full", 1),
         (ENCODER, "ivon-lora", "none", 1),
