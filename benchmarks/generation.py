@@ -8,7 +8,7 @@ is computed for rows that have ended, or as padding, does not count. The first c
 each shape, which compiles, is not timed. Seconds are those of the clock, and of the
 processor in all threads, which other programs disturb less.
 
-What was measured to choose the design, SmolLM2-135M, float32, two cores of a Xeon
+What was measured to choose the design, SmolLM2-135M, float32, two cores of an EPYC
 shared with other programs, in processor seconds:
 
 * Layers scanned or unrolled in the loop, per step: 96 and 74 ms with 8 rows, 194 and
