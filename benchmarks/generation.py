@@ -6,7 +6,8 @@ Both sample from the model itself (temperature 1, no filters) in float32 with th
 number of threads. A token is kept if it is of an output, its stop token included: what
 is computed for rows that have ended, or as padding, does not count. The first call of
 each shape, which compiles, is not timed. Seconds are those of the clock, and of the
-processor in all threads, which other programs disturb less.
+processor in all threads. To be run on an idle machine: torch's threads spin while they
+wait for each other, so that other programs slow it down more than XLA, by either clock.
 
 What was measured to choose the design, SmolLM2-135M, float32, two cores of an EPYC
 shared with other programs, in processor seconds:
