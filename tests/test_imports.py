@@ -131,13 +131,14 @@ def test_import_of_the_method_brings_jax_and_optax_only():
     assert run(code) == ["ivon_jax"]
 
 
-def test_lora_is_imported_when_it_is_first_used():
+def test_lora_and_load_are_imported_when_they_are_first_used():
     code = """if True:
         import json, sys, types
         import ivon_jax
         before = "flax" in sys.modules
         name = ivon_jax.lora.Lora.__name__
-        function = isinstance(ivon_jax.ivon, types.FunctionType)
+        functions = (ivon_jax.ivon, ivon_jax.load)
+        function = all(isinstance(f, types.FunctionType) for f in functions)
         print(json.dumps([before, "flax" in sys.modules, name, function]))
     """
     assert run(code) == [False, True, "Lora", True]

@@ -286,13 +286,15 @@ def read_adapter(
     problem = prepare(config, [split] if splits is None else splits)
     config = settled(config, problem.task)
     posterior = Posterior.point(jax.tree.map(jnp.asarray, problem.start))
-    recorded = None
-    if splits is not None:  # a fit's run also tells which examples will be scored
-        scored = find_examples(problem.task, data, config.seed, [split])
-        recorded = problem.run_metadata | example_metadata(scored)
-    return Source(
-        "adapter", config, problem, posterior, split, path=adapter, recorded=recorded
-    )
+    return Source("adapter", config, problem, posterior, split, path=adapter)
+
+
+def _with_scored(source: Source) -> Source:
+    """Records the examples that an adapter's fitted run will be scored on."""
+    problem, config = source.problem, source.config
+    scored = find_examples(problem.task, config.data, config.seed, [source.split])
+    recorded = problem.run_metadata | example_metadata(scored)
+    return dataclasses.replace(source, recorded=recorded)
 
 
 def read_sources(
@@ -327,7 +329,7 @@ def read_sources(
         first = read_run(directories[0], mesh, splits, best=best)
         others, more = directories[1:], adapters.adapters
     else:
-        first = read_adapter(adapters, mesh, splits)
+        first = _with_scored(read_adapter(adapters, mesh, splits))
         others, more = (), adapters.adapters[1:]
     return [
         first,

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ivon_jax.train.inference.calibration import Calibration, Wanted, fit
+from ivon_jax.train.data.examples import fingerprint
+from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.inference.model import Model, Setting
 from ivon_jax.train.inference.rule import noise_of
 from ivon_jax.train.predict import score
@@ -11,26 +12,30 @@ from ivon_jax.train.runs.progress import progress
 
 
 def calibrate(
-    model: Model, examples: Sequence[Any], wanted: Wanted, setting: Setting
+    model: Model, examples: Sequence[Any], targets: Targets, setting: Setting
 ) -> Calibration:
     """Predicts examples and calibrates on their labels.
 
     Args:
         model: the model.
         examples: examples that it was not trained on.
-        wanted: what to fit.
+        targets: what to fit.
         setting: how to predict.
 
     Returns:
         The calibration; it is not written.
 
     Raises:
-        ValueError: the examples are too few or too long, no threshold has the
-            guarantee, a prediction is not finite, or the predictor has a temperature.
+        ValueError: the run was trained on the examples, they are too few or too long,
+            no threshold has the guarantee, a prediction is not finite, or the predictor
+            has a temperature.
     """
+    recorded = model.source.recorded or {}
+    if recorded.get("train_fingerprint") == fingerprint(examples):
+        raise ValueError(f"file: {model.folder} was trained on these examples")
     rule = model.rule(setting._replace(uncalibrated=True))
     predictor, problem = rule.predictor, model.source.problem
-    if wanted.temperature and predictor.base != predictor:
+    if targets.temperature and predictor.base != predictor:
         raise ValueError(
             f"temperature: {model.folder} has one already; calibrate with"
             " --no-temperature"
@@ -41,4 +46,4 @@ def calibrate(
         draws = rule.forward(encoded, rule.forward.prefix(encoded), report=report)
     score(problem, model.source.method, predictor, draws, encoded)  # all are finite
     labels, noise = encoded.labels, noise_of(encoded)
-    return fit(wanted, predictor, draws, labels, noise, model.identity)
+    return fit(targets, predictor, draws, labels, noise, model.identity)

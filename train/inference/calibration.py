@@ -43,7 +43,7 @@ class Abstention:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class Targets:
     """What to calibrate.
 
     Attributes:
@@ -178,7 +178,7 @@ class Calibration:
 
 
 def fit(
-    wanted: Wanted,
+    targets: Targets,
     predictor: Predictor,
     draws: Float[np.ndarray, "s n c"],
     labels: Int[np.ndarray, " n"],
@@ -188,7 +188,7 @@ def fit(
     """Calibrates a predictor.
 
     Args:
-        wanted: what to fit.
+        targets: what to fit.
         predictor: the predictor.
         draws: its predictions of the calibration examples, not finished.
         labels: their right classes.
@@ -199,37 +199,39 @@ def fit(
         ValueError: the examples are too few, or no threshold has the guarantee.
     """
     count = len(labels)
-    wanted.check(count)
+    targets.check(count)
     order = np.random.default_rng(0).permutation(count)
-    first, rest = np.split(order, [wanted.parts(count)])
-    if wanted.temperature:
-        part = first if wanted.guarantees else order
+    first, rest = np.split(order, [targets.parts(count)])
+    if targets.temperature:
+        part = first if targets.guarantees else order
         predictor = scaled(predictor, predictor.finish(draws[:, part]), labels[part])
     probs = np.exp(pool(predictor.finish(draws[:, rest])))
     right = labels[rest]
     conformal = abstention = None
-    if wanted.alpha is not None:
-        conformal = Conformal.fit(wanted.score, wanted.alpha, probs, right, noise[rest])
-    if wanted.max_risk is not None:
-        abstention = _abstention(wanted, probs, right)
+    if targets.alpha is not None:
+        conformal = Conformal.fit(
+            targets.score, targets.alpha, probs, right, noise[rest]
+        )
+    if targets.max_risk is not None:
+        abstention = _abstention(targets, probs, right)
     return Calibration(predictor, conformal, abstention, of, count)
 
 
 def _abstention(
-    wanted: Wanted, probs: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]
+    targets: Targets, probs: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]
 ) -> Abstention:
-    assert wanted.max_risk is not None
+    assert targets.max_risk is not None
     correct = probs.argmax(axis=1) == labels
-    found = fit_threshold(probs.max(axis=1), correct, wanted.max_risk, wanted.delta)
+    found = fit_threshold(probs.max(axis=1), correct, targets.max_risk, targets.delta)
     if not found.accepted:
         raise ValueError(
-            f"max_risk: at no threshold is an error of at most {wanted.max_risk}"
-            f" certain at delta {wanted.delta}, on {len(labels)} examples of which"
+            f"max_risk: at no threshold is an error of at most {targets.max_risk}"
+            f" certain at delta {targets.delta}, on {len(labels)} examples of which"
             f" {np.mean(~correct):.1%} are wrong"
         )
     return Abstention(
-        wanted.max_risk,
-        wanted.delta,
+        targets.max_risk,
+        targets.delta,
         max(found.confidence, 0.0),  # JSON has no minus infinity
         found.accepted / len(labels),
         found.errors / found.accepted,

@@ -126,18 +126,18 @@ def calibrate(
     """
     from ivon_jax.train.data.examples import load_examples
     from ivon_jax.train.inference.calibrating import calibrate
-    from ivon_jax.train.inference.calibration import Wanted
+    from ivon_jax.train.inference.calibration import Targets
     from ivon_jax.train.inference.model import Setting
 
     given = Given(directory, adapter, model, data, base, chunk_size, mesh, best)
     task = given.task()
     if not task.label_words:
         raise ValueError(f"task: {task.name} asks for a number, not for a class")
-    wanted = Wanted(temperature, method, conformal, max_risk, delta)
+    targets = Targets(temperature, method, conformal, max_risk, delta)
     examples = load_examples(task, "eval", eval_file=file)
-    wanted.check(len(examples))
+    targets.check(len(examples))
     loaded = given.load()
-    found = calibrate(loaded, examples, wanted, Setting(samples, tau, prune))
+    found = calibrate(loaded, examples, targets, Setting(samples, tau, prune))
     found.write(loaded.calibration_file)
     print(f"{found.text}\nwrote {loaded.calibration_file}")
 
@@ -172,6 +172,7 @@ class Given:
         Raises:
             ValueError: an option is missing, illegal or not applicable.
         """
+        from ivon_jax.train.inference.loading import without_files
         from ivon_jax.train.runs import run
         from ivon_jax.train.sources import AdapterSource
         from ivon_jax.train.splits import find_task
@@ -185,20 +186,13 @@ class Given:
         folders = (self.adapter,) if self.adapter else ()
         source = AdapterSource(folders, self.model, self.data, self.base)
         source.check(runs=self.directory is not None)
-        data = self._task_data
+        data = without_files(self.data)
         if self.directory:
             data = run.read_config(self.directory)[0].data
         task = find_task(data)
         if task.exchange:
             raise ValueError(f"task: {task.name} asks for text, not for a class")
         return task
-
-    @property
-    def _task_data(self) -> DataConfig:
-        """The data options, with names of the files that a custom task requires."""
-        if self.data.task != "custom":
-            return self.data
-        return dataclasses.replace(self.data, train_file=STANDARD, eval_file=STANDARD)
 
     def load(self) -> "Model":
         """Loads the model."""
@@ -212,6 +206,6 @@ class Given:
             mesh=self.mesh,
             chunk_size=self.chunk_size,
             model=self.model,
-            data=self._task_data,
+            data=self.data,
             base=self.base,
         )

@@ -1,5 +1,6 @@
 """Loading of a run or an adapter for prediction."""
 
+import dataclasses
 from pathlib import Path
 
 from ivon_jax.train.config import BaseName, DataConfig
@@ -26,7 +27,7 @@ def load(
         mesh: devices to split the base over.
         chunk_size: draws at a time; None for all.
         model: of an adapter: its base model.
-        data: of an adapter: its task.
+        data: of an adapter: its task; a custom one needs only `prompt` and `labels`.
         base: of an adapter: number format of the base.
 
     Returns:
@@ -44,5 +45,12 @@ def load(
                 f"model: {folder} is an adapter, whose base model it needs"
             )
         return Model(read_run(folder, mesh, (), best=best), folder, chunk_size)
-    source = AdapterSource((folder,), model, data or DataConfig(), base)
+    source = AdapterSource((folder,), model, without_files(data or DataConfig()), base)
     return Model(read_adapter(source, mesh, ()), folder, chunk_size)
+
+
+def without_files(data: DataConfig) -> DataConfig:
+    """Fills in the files that a custom task requires, and that are not read."""
+    if data.task != "custom":
+        return data
+    return dataclasses.replace(data, train_file=Path("-"), eval_file=Path("-"))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ivon_jax.kinds import Distribution
+from ivon_jax.train.data.fields import shown
 from ivon_jax.train.data.task import Row
 from ivon_jax.train.inference.calibration import CALIBRATION, Calibration
 from ivon_jax.train.inference.results import ClassResults, Results
@@ -78,7 +79,7 @@ class Model:
 
     def predict(
         self,
-        rows: Sequence[str | Mapping[str, Any]],
+        rows: Sequence[Any],
         samples: int | None = None,
         tau: float | None = None,
         prune: float | None = None,
@@ -102,22 +103,26 @@ class Model:
             ValueError: there are no rows, one is illegal, or the calibration is for
                 other settings.
         """
+        if isinstance(rows, str):
+            raise ValueError("rows: is a text; give a list of texts")
         if not len(rows):
             raise ValueError("rows: there are none")
         task = self.source.problem.task
-        named = ((f"row {i}", self._row(row)) for i, row in enumerate(rows, 1))
+        named = ((f"row {i}", self._row(i, row)) for i, row in enumerate(rows, 1))
         asked = list(questions(task, named))
         rule = self.rule(Setting(samples, tau, prune, uncalibrated))
         return joined([results for _, results in rule.predict(asked)])
 
-    def _row(self, row: Any) -> Row:
+    def _row(self, number: int, row: Any) -> Row:
         if isinstance(row, Mapping):
             return row
+        if not isinstance(row, str):
+            raise ValueError(f"row {number}: {shown(row)} is neither text nor a row")
         task = self.source.problem.task
         if len(task.fields) != 1:
             names = ", ".join(task.fields) or "those of its files"
             raise ValueError(f"rows: {task.name} needs rows with the fields {names}")
-        return {task.fields[0]: str(row)}
+        return {task.fields[0]: row}
 
     def rule(self, setting: Setting) -> Rule:
         """Chooses predictor and calibration.

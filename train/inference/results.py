@@ -76,11 +76,12 @@ class ClassResults(NamedTuple):
         Args:
             per_sample: whether to add the probabilities of each draw.
         """
+        indices, confidence = self.indices, self.confidence
         for i, probs in enumerate(self.probs):
             row: dict[str, Any] = {
-                "prediction": str(self.predictions[i]),
+                "prediction": self.classes[indices[i]],
                 "probabilities": dict(zip(self.classes, _plain(probs), strict=True)),
-                "confidence": _digits(self.confidence[i]),
+                "confidence": _digits(confidence[i]),
                 "entropy": _digits(self.entropy[i]),
                 "mutual_information": _digits(self.mutual_information[i]),
             }

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,14 +99,14 @@ class _Reader:
         count: number of rows read.
     """
 
-    def __init__(self, rows: Iterable[tuple[str, Row]], before: dict[str, Any]):
+    def __init__(self, job: Job, before: dict[str, Any]):
         """Begins with no row.
 
         Args:
-            rows: the rows.
+            job: what reads the rows.
             before: `state` of an earlier reader, whose rows must be the first ones.
         """
-        self._rows, self._before = rows, before
+        self._job, self._before = job, before
         self.count, self._digest = 0, hashlib.sha256()
 
     @property
@@ -115,20 +115,21 @@ class _Reader:
         return {"read": self.count, "digest": self._digest.hexdigest()}
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        for place, row in self._rows:
+        for place, row in self._job.rows():
             self._digest.update(_json(row).encode())
             self.count += 1
             if self.count == self._before.get("read"):
                 self._check(place)
             yield place, row
         if self.count < self._before.get("read", 0):
-            raise ValueError(f"has fewer than {self._before['read']} rows now")
+            wanted = self._before["read"]
+            raise ValueError(f"{self._job.file}: has fewer than {wanted} rows now")
 
     def _check(self, place: str) -> None:
         if self._before != self.state:
             raise ValueError(
                 f"{place}: rows up to here have changed since predictions began; remove"
-                " them to begin anew"
+                f" {self._job.part} to begin anew"
             )
 
 
@@ -154,7 +155,7 @@ def run(model: Model, setting: Setting, job: Job, total: int | None) -> str:
     """
     rule = model.rule(setting)
     if job.out == STANDARD:
-        reader = _Reader(job.rows(), {})
+        reader = _Reader(job, {})
         tally = Tally()
         for lines in _lines(rule, job, reader, tally, total, 0):
             sys.stdout.writelines(lines)
@@ -170,7 +171,7 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
     done = _whole_lines(rows)
     if done:
         say(f"{job.out}: {done} rows are there, {job.part} goes on")
-    reader = _Reader(job.rows(), before)
+    reader = _Reader(job, before)
     try:
         with rows.open("a", encoding="utf-8") as file:
             for lines in _lines(rule, job, reader, tally, total, done):
@@ -180,7 +181,7 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
                 file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        if not reader.count:
+        if not (done or reader.count):
             shutil.rmtree(job.part)
         else:
             more = "; --resume goes on" if job.file != STANDARD else ""

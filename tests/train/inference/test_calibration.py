@@ -11,7 +11,7 @@ from tiny_inference import command, lines, predicted, texts, write_run
 
 from ivon_jax.conformal import Conformal
 from ivon_jax.selective import binomial_cdf
-from ivon_jax.train.inference.calibration import Calibration, Wanted, fit
+from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled, fit_temperature, pool
@@ -115,7 +115,7 @@ def draws(n, samples=3, classes=4, seed=0):
 def test_parts_that_fit_and_parts_that_guarantee_are_disjoint():
     log_probs, labels = draws(300)
     noise = np.random.default_rng(1).random(300)
-    wanted = Wanted(True, "raps", 0.2, 0.3, 0.1)
+    wanted = Targets(True, "raps", 0.2, 0.3, 0.1)
     found = fit(wanted, Samples(3), log_probs, labels, noise, {})
     first = np.random.default_rng(0).permutation(300)[:60]
     rest = np.setdiff1d(np.arange(300), first)
@@ -132,7 +132,7 @@ def test_parts_that_fit_and_parts_that_guarantee_are_disjoint():
 
 def test_a_file_is_read_as_it_was_written(tmp_path):
     log_probs, labels = draws(100)
-    wanted = Wanted(True, "lac", 0.2, 0.4, 0.1)
+    wanted = Targets(True, "lac", 0.2, 0.4, 0.1)
     found = fit(wanted, Samples(3), log_probs, labels, np.zeros(100), {"task": "x"})
     found.write(tmp_path / "calibration.json")
     assert Calibration.read(tmp_path / "calibration.json") == found
@@ -247,3 +247,9 @@ def test_rows_of_another_task_are_refused(row, message, run, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert lines(dev) == [row]
+
+
+def test_training_examples_are_refused(run, home, capsys):
+    file = home / "data" / "train.jsonl"
+    assert command("calibrate", run, "--file", file, "--samples", 0) == 2
+    assert f"file: {run} was trained on these examples" in capsys.readouterr().err

@@ -1,19 +1,25 @@
 """Prediction in Python: runs, adapters, encoders, scikit-learn's manner."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import tiny_encoder
+import tiny_fits
 import tiny_runs
 from tiny_inference import command, lines, predicted, texts, write_run
 
 import ivon_jax
 from ivon_jax.train import loop
 from ivon_jax.train.config import DataConfig, TrainConfig, resolve
+from ivon_jax.train.inference.model import Setting
 from ivon_jax.train.inference.results import ClassResults, NumberResults
 from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.temperature import Scaled
 from ivon_jax.train.problem import prepare
 
 
@@ -60,6 +66,8 @@ def test_texts_are_rows_of_the_only_field(model):
         ([], {}, "rows: there are none"),
         ([{"words": "red"}], {}, "row 1: no field 'text'"),
         (["red", {"text": None}], {}, "row 2: field 'text' must be text"),
+        ([None], {}, "row 1: None is neither text nor a row"),
+        ("red", {}, "rows: is a text; give a list of texts"),
         (["red"], {"samples": -1}, "samples: -1 is not >= 1"),
         (["big " * 200], {}, "row 1: 1 of 1 prompts are longer than the limit"),
     ],
@@ -104,10 +112,7 @@ def test_an_adapter_predicts_as_the_run_that_it_is_of(
     )
     dev = tiny.write_rows(tmp_path / "dev.jsonl", tiny.rows(40, 3))
     assert command("calibrate", *of, "--file", dev, "--conformal", 0.2) == 0
-    data = DataConfig(
-        task="custom", prompt=tiny.PROMPT, labels=tiny.LABELS,
-        train_file=dev, eval_file=dev,
-    )  # fmt: skip
+    data = DataConfig(task="custom", prompt=tiny.PROMPT, labels=tiny.LABELS)
     loaded = ivon_jax.load(adapter, model=str(home / "model"), data=data)
     assert loaded.predict(rows).sets.shape == (9, 2)
     other = dataclasses.replace(data, prompt="{text} Answer:")
@@ -124,6 +129,57 @@ def test_an_adapter_predicts_as_the_run_that_it_is_of(
     ):
         assert command("predict", *words, "--file", file) == 2
         assert message in capsys.readouterr().err
+
+
+def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
+    config = tiny_fits.write_task(tmp_path)
+    runs = [
+        tiny_fits.train(config, tmp_path / name, "ivon-lora", seed=seed)
+        for seed, name in enumerate(("a", "b"))
+    ]
+    rows = texts(5)
+    for method, chosen in (
+        ("temperature", (runs[0], "--samples", 2)),
+        ("ensemble", tuple(runs)),
+    ):
+        out = ("--out", tmp_path / method)
+        assert command("fit", *chosen, "--method", method, *out) == 0
+    scaled = ivon_jax.load(tmp_path / "temperature")
+    predictor = scaled.rule(Setting()).predictor
+    assert isinstance(predictor, Scaled) and predictor.of == Samples(2)
+    found, plain = scaled.predict(rows), ivon_jax.load(runs[0]).predict(rows, samples=2)
+    np.testing.assert_allclose(found.draws, plain.draws, atol=1e-6)
+    np.testing.assert_array_equal(found.mutual_information, plain.mutual_information)
+    powers = plain.probs ** (1 / predictor.temperature)
+    wanted = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.probs, wanted, atol=1e-5)
+    members = [ivon_jax.load(run).predict(rows, samples=0).probs for run in runs]
+    ensemble = ivon_jax.load(tmp_path / "ensemble").predict(rows)
+    np.testing.assert_allclose(ensemble.probs, np.mean(members, axis=0), atol=1e-5)
+    dev = tiny.write_rows(tmp_path / "dev.jsonl", tiny.rows(30, 3))
+    words = ("calibrate", tmp_path / "temperature", "--file", dev)
+    assert command(*words) == 2
+    assert "temperature has one already" in capsys.readouterr().err
+    assert command(*words, "--no-temperature", "--conformal", 0.2) == 0
+    again = ivon_jax.load(tmp_path / "temperature").predict(rows)
+    np.testing.assert_array_equal(again.probs, found.probs)
+    assert again.sets.any(axis=1).all()
+
+
+def test_the_python_of_the_docs_runs(model, monkeypatch):
+    pytest.importorskip("mapie.classification")
+    page = Path(__file__).parents[3] / "docs" / "predict.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    monkeypatch.setattr(ivon_jax, "load", lambda folder: model, raising=False)
+    rows = tiny.rows(40, seed=6)
+    names = {
+        "dev_texts": np.array([row["text"] for row in rows]),
+        "dev_labels": np.array([row["label"] for row in rows]),
+        "new_texts": np.array(["red", "one"]),
+    }
+    exec(code, names)
+    assert names["included"].shape == (2, 2, 1)
+    assert names["found"].draws.shape == (10, 2, 2)
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
