@@ -199,7 +199,8 @@ def fit(
         best=best,
         resume=resume,
     )
-    print(f"wrote {made.method} to {out}; next: ivon-jax evaluate {out}")
+    test = "" if made.held_out == "unseen" else " --test"
+    print(f"wrote {made.method} to {out}; next: ivon-jax evaluate {out}{test}")
 
 
 def export(
