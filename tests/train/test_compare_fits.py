@@ -23,7 +23,7 @@ from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.report import tables
 from ivon_jax.train.runs import fitted, run
 
-STEPS = 2
+STEPS = 4  # SWAG needs two in the last half
 FEW = ("adam", "ivon-lora")
 SOME = ("tfb:adam", "temperature:*")
 
