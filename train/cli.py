@@ -288,8 +288,8 @@ def data(
     from ivon_jax.train.preview import show
     from ivon_jax.train.tasks.registry import TASKS
 
-    print(f"tasks: {', '.join(TASKS)}, custom, text\n")
     show(TrainConfig(model, seed, config))
+    print(f"tasks: {', '.join(TASKS)}, custom, text")
 
 
 def models(fetch: str | None = None) -> None:

@@ -38,15 +38,13 @@ def find_task(data: DataConfig) -> Task:
     Raises:
         ValueError: unknown task, or options that do not go together.
     """
+    known = None if data.task in OWN else get_task(data.task, data.prompt_style)
     _check_owners(data)
     space = {"auto": None, "yes": True, "no": False}[data.leading_space]
     if data.task == "custom":
         assert data.prompt is not None
         return custom_task(data.prompt, data.labels, leading_space=space)
-    if data.task == "text":
-        task = text_task(data.columns, _hub_source(data))
-    else:
-        task = get_task(data.task, data.prompt_style)
+    task = known or text_task(data.columns, _hub_source(data))
     given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
     if task.exchange is None and given:
         raise ValueError(f"{min(given)}: only with a text task, not {task.name}")

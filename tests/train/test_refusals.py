@@ -145,7 +145,7 @@ def no_loading(monkeypatch):
 
 
 EARLY = {
-    "unknown task": ({"task": "chess"}, "stsb, custom"),
+    "unknown task": ({"task": "chess"}, "letters, custom, text"),
     "no such data file": ({"train_file": "data/no.jsonl"}, "data/no.jsonl"),
     "no such evaluation file": ({"eval_file": "data/no.jsonl"}, "data/no.jsonl"),
     "kind of data file": ({"train_file": "data/train.txt"}, "data/train.txt"),
@@ -397,7 +397,7 @@ def test_other_commands_refuse(ivon_jax_command, place):
 @pytest.mark.parametrize(
     ("args", "names"),
     [
-        ([], "train, evaluate, export"),
+        ([], "train, evaluate, fit"),
         (["bake"], "bake"),
         (["train"], "--out"),
         (["train", "--out", "new", "--colour", "red"], "--colour"),
