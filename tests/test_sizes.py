@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from test_imports import SOURCES
+from test_imports import ROOT, SOURCES
 
 MOST_LINES, MOST_CODE = 400, 50
 
@@ -30,3 +30,9 @@ def test_files_and_functions_are_short(name):
     text = SOURCES[name].read_text()
     assert len(text.splitlines()) <= MOST_LINES
     assert {k: n for k, n in functions(text) if n > MOST_CODE} == {}
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name: a second one of a name is an error."""
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len({path.name for path in paths}) == len(paths)

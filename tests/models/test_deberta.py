@@ -21,7 +21,7 @@ from ivon_jax.models.peft_io import WEIGHTS, read_settings, save_adapter
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.models.weights import Tensors, fill
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.problem import _start, adapted
+from ivon_jax.train.problem import adapted, initial_values
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings(
@@ -267,11 +267,11 @@ def test_an_adapter_whose_pooler_peft_did_not_save(config, data):
             jax.random.key(0),
         )
         run = TrainConfig("base", adapter=Path(place), lora=lora)
-        start = _start(run, params, shapes)
+        start = initial_values(run, params, shapes)
         headless = {k: v for k, v in params.items() if k != "pooler"}
         message = "neither it nor model base has pooler/dense"
         with pytest.raises(ValueError, match=message):
-            _start(run, headless, shapes)
+            initial_values(run, headless, shapes)
     ids, real, kinds = map(jnp.asarray, (tokens, mask, types))
     variables = {"params": headless, "lora": start}
     logits = jax.jit(model.apply)(variables, ids, mask=real, types=kinds)
