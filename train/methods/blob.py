@@ -223,7 +223,7 @@ def kl_weight(step: Int[Array, ""], cycle: int) -> Float[Array, ""]:
         cycle: M; 2^M need not be a float.
 
     Example:
-        >>> [float(kl_weight(jnp.int32(step), 2)) * 7 for step in range(3)]
+        >>> [round(7 * float(kl_weight(jnp.int32(i), 2)), 5) for i in range(3)]
         [2.0, 4.0, 2.0]
     """
     exponent = (step % cycle - cycle).astype(float)  # i - (M + 1)
