@@ -12,9 +12,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
+from ivon_jax._tree import by_path, nest
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.encoding import Encoded
@@ -190,22 +190,22 @@ def rotated(adapters: PyTree) -> tuple[PyTree, dict[str, Float[np.ndarray, "..."
         >>> print(scales["layer/a"], (new["layer"]["a"] @ new["layer"]["b"])[0])
         [2. 2.] [2. 2. 0. 0.]
     """
-    flat = dict(flatten_dict(adapters))
+    leaves = by_path(adapters)
     scales = {}
-    for path in [path for path in flat if path[-1] == "a"]:
-        pair = (*path[:-1], "b")
-        a, b = (np.asarray(flat[x], np.float64) for x in (path, pair))
+    for name in [name for name in leaves if name.rpartition("/")[2] == "a"]:
+        pair = name[:-1] + "b"
+        a, b = (np.asarray(leaves[x], np.float64) for x in (name, pair))
         rank, size = b.shape[-2:]
         # With fewer outputs than its rank, B gets some that are zero: V is square.
         more = [(0, 0)] * (b.ndim - 1) + [(0, max(rank - size, 0))]
         v, d, u = np.linalg.svd(np.pad(b, more), full_matrices=False)
         d = np.where(d < SMALLEST * d.max(axis=-1, keepdims=True), 0.0, d)
-        flat[path] = jnp.asarray(a @ v, jnp.float32)
-        flat[pair] = jnp.asarray((d[..., None] * u)[..., :size], jnp.float32)
-        scales["/".join(path)] = d
+        leaves[name] = jnp.asarray(a @ v, jnp.float32)
+        leaves[pair] = jnp.asarray((d[..., None] * u)[..., :size], jnp.float32)
+        scales[name] = d
     if not any(d.any() for d in scales.values()):
         raise ValueError("tfb: needs adapters with a B that is not zero")
-    return unflatten_dict(flat), scales
+    return nest(leaves), scales
 
 
 def noised(
@@ -221,11 +221,11 @@ def noised(
         scales: its singular values.
         sigma: standard deviation.
     """
-    flat = {"/".join(path): leaf for path, leaf in flatten_dict(mean).items()}
+    leaves = by_path(mean)
 
     def precision(name: str, d: Float[np.ndarray, "..."]) -> Float[Array, "..."]:
         column = np.where(d > 0, np.square(d / sigma), np.inf)[..., None, :]
-        whole = np.broadcast_to(column, flat[name].shape)
+        whole = np.broadcast_to(column, leaves[name].shape)
         return jnp.asarray(whole, jnp.float32)
 
     return Posterior(mean, {k: precision(k, d) for k, d in scales.items()}, {})
