@@ -58,8 +58,7 @@ def chrf(
         ValueError: sacrebleu is missing.
     """
     metric = _optional("sacrebleu").CHRF()
-    score = pairwise(lambda a, b: metric.sentence_score(a, [b]).score / 100)
-    return score(candidates, references)
+    return _by_sentence(metric)(candidates, references)
 
 
 def bleu(
@@ -75,8 +74,12 @@ def bleu(
         ValueError: sacrebleu is missing.
     """
     metric = _optional("sacrebleu").BLEU(effective_order=True)
-    score = pairwise(lambda a, b: metric.sentence_score(a, [b]).score / 100)
-    return score(candidates, references)
+    return _by_sentence(metric)(candidates, references)
+
+
+def _by_sentence(metric: Any) -> Utility:
+    """Returns the utility of a metric of sacrebleu, in [0, 1]."""
+    return pairwise(lambda a, b: metric.sentence_score(a, [b]).score / 100)
 
 
 def rouge_l(
