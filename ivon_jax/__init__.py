@@ -11,6 +11,8 @@ from ivon_jax._ivon import lora_ess as lora_ess
 from ivon_jax._ivon import scale_by_ivon as scale_by_ivon
 from ivon_jax._state import Moments as Moments
 from ivon_jax._state import ScaleByIvonState as ScaleByIvonState
+from ivon_jax.diagnostics import Diagnosis as Diagnosis
+from ivon_jax.diagnostics import diagnose as diagnose
 from ivon_jax.kinds import Distribution as Distribution
 from ivon_jax.kinds import load_posterior as load_posterior
 from ivon_jax.kronecker import Kronecker as Kronecker

@@ -36,14 +36,15 @@ def lowest(
         raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
     leaves = by_path(mean)
     score = {
-        name: _signal_to_noise(jnp.asarray(leaves[name], leaf.dtype), leaf)
+        name: signal_to_noise(jnp.asarray(leaves[name], leaf.dtype), leaf)
         for name, leaf in precision.items()
     }
     choose = _lowest_global if scope == "global" else _lowest_per_matrix
     return choose(score, ratio)
 
 
-def _signal_to_noise(mean: Array, precision: Array) -> Array:
+def signal_to_noise(mean: Array, precision: Array) -> Array:
+    """Returns |m|/sigma, and 0 where m is."""
     return jnp.where(mean == 0, 0, jnp.abs(mean) * jnp.sqrt(precision))
 
 

@@ -19,6 +19,7 @@ CORE = (
     "_posterior_file",
     "_pruning",
     "checks",
+    "diagnostics",
     "errors",
     "kinds",
     "kronecker",

@@ -31,7 +31,7 @@ from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem
-from ivon_jax.train.runs import run, status
+from ivon_jax.train.runs import diagnostics, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
 from ivon_jax.train.runs.recorder import Counts, Recorder
@@ -52,8 +52,9 @@ def train(
         problem: the model and the examples.
         config: the resolved run.
         out: the run's new folder for ``config.json``, ``status.json``,
-            ``metrics.jsonl`` (a line a step), checkpoints, ``posterior.safetensors``
-            and, if it is scored during training, ``best.safetensors``.
+            ``metrics.jsonl`` (a line a step), checkpoints, ``posterior.safetensors``,
+            ``diagnostics.json`` if the method has any and, if it is scored during
+            training, ``best.safetensors``.
         resume: continue from the folder's newest good checkpoint, if any. On the same
             mesh the result is bitwise that of an uninterrupted run.
 
@@ -123,6 +124,7 @@ class _Training:
         streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
         self.fixed = problem.fixed(streams(config.seed))
         self._posterior = jax.jit(self.method.posterior, out_shardings=whole)
+        self._diagnose = jax.jit(self.method.diagnose, out_shardings=whole)
         self.batches = _batches(problem, config)
 
     def first_state(self) -> TrainState:
@@ -200,6 +202,12 @@ class _Training:
         on_first_process(lambda: posterior.save(self.out / name, **metadata))
         return posterior
 
+    def diagnose(self, state: TrainState) -> None:
+        """Writes and shows what tells whether the hyper-parameters are sane."""
+        found = self._diagnose(state.params, state.method)
+        if found is not None:
+            on_first_process(lambda: diagnostics.record(self.out, found))
+
 
 def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution]:
     """Takes the remaining steps and writes the posterior.
@@ -238,6 +246,8 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
     posterior = training.write(run.POSTERIOR, counts.step, state)
     if best is not None:
         training.write(run.BEST, best.step, TrainState.from_tree(best.state))
+    if counts.step == steps > 0:
+        training.diagnose(state)
     return counts, posterior
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 import tiny_runs
@@ -27,6 +28,7 @@ from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.predict import predict, score
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import Problem, prepare
+from ivon_jax.train.runs.diagnostics import DIAGNOSTICS
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
 from ivon_jax.train.runs.tracking import Jsonl
 
@@ -148,6 +150,17 @@ def test_metrics_name_every_step_in_order(runs):
             assert line["grad_norm"] > 0
         seconds = [line["seconds"] for line in lines]
         assert seconds == sorted(seconds)
+
+
+def test_a_run_is_diagnosed_if_its_method_can(runs):
+    assert not (runs["adam"][1] / DIAGNOSTICS).exists()
+    posterior, out = runs["ivon-lora"]
+    found = json.loads((out / DIAGNOSTICS).read_text())
+    sigma = [leaf**-0.5 for leaf in posterior.precision.values()]
+    noise = optax.tree.norm(sigma) / optax.tree.norm(posterior.mean)
+    assert found["noise"] == pytest.approx(float(noise), rel=1e-4)
+    assert found["steps"] == 80
+    assert 0 < found["clipped"] <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)

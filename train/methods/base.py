@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.checks import FINITE_NOT_NEGATIVE, FINITE_POSITIVE, Rule, check
+from ivon_jax.diagnostics import Diagnosis
 from ivon_jax.kinds import Distribution
 from ivon_jax.lora import Branch, low_rank
 from ivon_jax.posterior import Posterior
@@ -264,6 +265,15 @@ class Method:
     def posterior(self, params: PyTree, state: PyTree) -> Distribution:
         """Returns the posterior of the parameters."""
         return Posterior.point(params)
+
+    def diagnose(self, params: PyTree, state: PyTree) -> Diagnosis | None:
+        """Returns what tells whether the hyper-parameters are sane; None for nothing.
+
+        Args:
+            params: those after the last step.
+            state: the state after it.
+        """
+        return None
 
 
 def linear_schedule(

@@ -7,6 +7,7 @@ import optax
 
 import ivon_jax
 from ivon_jax.checks import FINITE_NOT_NEGATIVE
+from ivon_jax.prior import Prior
 from ivon_jax.train.methods.base import linear_schedule
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
 
@@ -36,6 +37,10 @@ class Ivon(IvonLora):
     name: ClassVar = "ivon"
     color: ClassVar = "tab:cyan"
     hyper_type: ClassVar = IvonHyper
+
+    @property
+    def _prior(self) -> Prior:
+        return ivon_jax.FixedPrior(self.hyper.weight_decay)
 
     @property
     def _tx(self) -> optax.GradientTransformationExtraArgs:

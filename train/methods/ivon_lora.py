@@ -10,6 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 import ivon_jax
 from ivon_jax.checks import DECAY
+from ivon_jax.prior import Prior
 from ivon_jax.train.methods.base import (
     Hyper,
     Loss,
@@ -134,6 +135,10 @@ class IvonLora(Method):
         return {} if self.hyper.ess is None else {"ess": self.hyper.ess}
 
     @property
+    def _prior(self) -> Prior:
+        return ivon_jax.MatrixPrior()
+
+    @property
     def _tx(self) -> optax.GradientTransformationExtraArgs:
         hyper = self.hyper
         return ivon_jax.ivon_lora(
@@ -143,6 +148,7 @@ class IvonLora(Method):
             hyper.beta1,
             hyper.beta2,
             hyper.clip_radius,
+            self._prior,
         )
 
     def init(self, params: PyTree) -> PyTree:
@@ -185,3 +191,10 @@ class IvonLora(Method):
     def posterior(self, params: PyTree, state: PyTree) -> ivon_jax.Posterior:
         """Returns the learned Gaussian."""
         return ivon_jax.Posterior.from_state(params, state)
+
+    def diagnose(self, params: PyTree, state: PyTree) -> ivon_jax.Diagnosis:
+        """Compares noise, curvature and clip."""
+        hyper = self.hyper
+        return ivon_jax.diagnose(
+            params, state, hyper.hess_init, hyper.clip_radius, self._prior, hyper.beta1
+        )
