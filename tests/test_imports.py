@@ -88,13 +88,13 @@ ROOMS = (
     {"config_json", "splits"},
     {"runs", "step"},
     {"problem"},
-    {"predict", "plan", "export", "preview"},
+    {"predict", "plan", "preview"},
     {"sources"},
     {"fits", "ood"},
     {"command_line", "evaluate", "fit", "generate", "inference", "loop"},
     {"queue"},
     {"report"},
-    {"compare"},
+    {"compare", "export"},
     {"cli"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
@@ -19,6 +19,7 @@ from ivon_jax.train.config import (
     TrainConfig,
     resolve,
 )
+from ivon_jax.train.export.command import export
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FitName
 from ivon_jax.train.fits.temperature import ALL_MEMBERS
@@ -201,44 +202,6 @@ def fit(
     )
     test = "" if made.held_out == "unseen" else " --test"
     print(f"wrote {made.method} to {out}; next: ivon-jax evaluate {out}{test}")
-
-
-def export(
-    directory: tyro.conf.Positional[Path],
-    out: Path,
-    format: Literal["peft", "hf"] = "peft",
-    samples: int = 0,
-    tau: float = 1.0,
-    prune: float = 0.0,
-    best: bool = False,
-    dequantize: bool = False,
-) -> None:
-    """Writes a run's result for other programs.
-
-    Args:
-        directory: a folder written by "ivon-jax train".
-        out: new folder to write.
-        format: "peft" for an adapter that HF PEFT and vLLM load, with the posterior
-            beside it; "hf" for the whole model with the adapter merged in.
-        samples: peft only: number of adapters to draw from the posterior besides.
-        tau: peft only: temperature of the samples.
-        prune: peft only: share of adapter entries set to zero.
-        best: export the posterior of lowest NLL (train --eval-steps), not the last.
-        dequantize: hf only: for a quantised base, write the dequantised base in
-            bfloat16 with the adapter merged in; otherwise refused.
-    """
-    from ivon_jax.train.export import export_hf, export_peft
-
-    runtime.check_devices()
-    if format == "peft":
-        if dequantize:
-            raise ValueError("dequantize: only with --format hf")
-        export_peft(directory, out, samples, tau, prune, best=best)
-    elif (samples, tau, prune) != (0, 1.0, 0.0):
-        raise ValueError("samples, tau, prune: only with --format peft")
-    else:
-        export_hf(directory, out, best=best, dequantize=dequantize)
-    print(f"wrote {out}")
 
 
 def plan(

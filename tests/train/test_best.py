@@ -16,10 +16,10 @@ from tiny_runs import train as train_run
 
 from ivon_jax.kinds import load_posterior
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.peft_io import RUN
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli, loop
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.export import RUN
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted

@@ -17,10 +17,10 @@ from ivon_jax.models import load
 from ivon_jax.models import peft_io as peft_files
 from ivon_jax.models.peft_io import load_adapter, read_settings, save_adapter
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import export
 from ivon_jax.train.command_line import parse
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.config_json import from_json
+from ivon_jax.train.export import files
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.runs import run
 
@@ -303,7 +303,7 @@ def test_a_run_goes_to_peft_and_back(command, folder, base, tmp_path):
     config, _ = run.read_config(tmp_path / "run")
     same(load_adapter(tmp_path / "out", pruned.mean, config.lora), pruned.mean)
     same(Posterior.load(tmp_path / "out" / run.POSTERIOR), posterior)
-    settings = json.loads((tmp_path / "out" / export.RUN).read_text())
+    settings = json.loads((tmp_path / "out" / peft_files.RUN).read_text())
     assert from_json(settings["config"], TrainConfig) == config
     metadata = {"step": 2, "ess": 1000}
     assert load_posterior(tmp_path / "out" / run.POSTERIOR)[1] == metadata
@@ -472,7 +472,7 @@ def test_transformers_loads_a_merged_model(
     def save(*args):
         saving.save(*args, shard_bytes=shard_bytes)
 
-    monkeypatch.setattr(export, "save", save)
+    monkeypatch.setattr(files, "save", save)
     out = tmp_path / "whole"
     assert command("export", tmp_path / "run", "--format", "hf", "--out", out)[0] == 0
     assert (len(list(out.glob("*.safetensors"))) > 1) == (shard_bytes < 10**9)
@@ -487,7 +487,7 @@ def test_transformers_loads_a_merged_model(
     text = "Text: red one Answer:"
     assert tokenizer(text).input_ids == base.tokenizer(text).input_ids
     settings = json.loads((tmp_path / "run" / run.CONFIG).read_text())
-    found = json.loads((out / export.RUN).read_text())
+    found = json.loads((out / peft_files.RUN).read_text())
     assert found == settings | {"step": 7}
 
 

@@ -1,4 +1,4 @@
-"""Export of a run's result to the formats of other programs."""
+"""A run's result in the formats of other programs."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from ivon_jax.models.peft_io import RUN, save_adapter
 from ivon_jax.models.save import save
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.config_json import to_json
+from ivon_jax.train.export.card import Exported, write_card
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.sharding import make_mesh
 from ivon_jax.train.problem import base_dtype, load_base
@@ -34,7 +35,7 @@ def export_peft(
     `out` is the adapter at the mean; its subfolders `sample-0`, `sample-1`, ... are the
     samples that ``ivon-jax evaluate`` averages. Beside the mean is the whole posterior,
     neither tempered nor pruned, with its metadata; beside every adapter are the run's
-    settings. PEFT ignores both.
+    settings. PEFT ignores both. A model card tells what they are.
 
     Args:
         directory: a run's folder.
@@ -79,6 +80,8 @@ def export_peft(
             _write_settings(sample, config, metadata | learned)
         posterior.save(folder / run.POSTERIOR, **learned)
         _write_settings(folder, config, metadata | learned)
+        exported = Exported(directory, config, learned, best, "peft")
+        write_card(folder, exported._replace(samples=samples, tau=tau, prune=prune))
 
 
 def export_hf(
@@ -87,7 +90,7 @@ def export_hf(
     """Writes the base model with the posterior mean merged in, in HF's layout.
 
     The other files of the base's folder are copied: tokenizer, generation settings,
-    licences. The run's settings are added as by `export_peft`.
+    licences. The run's settings and a model card are added as by `export_peft`.
 
     Args:
         directory: a run's folder.
@@ -118,6 +121,7 @@ def export_hf(
     with new_folder(out) as folder:
         save(folder, base.model.config, params, base.tokenizer, base.folder)
         _write_settings(folder, config, metadata | learned)
+        write_card(folder, Exported(directory, config, learned, best, "hf"))
 
 
 def _write_settings(

@@ -11,6 +11,7 @@ import tiny_models
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families, load
+from ivon_jax.models.peft_io import RUN
 from ivon_jax.models.safetensors_io import read_config
 from ivon_jax.models.save import save
 from ivon_jax.posterior import Posterior
@@ -86,7 +87,7 @@ def test_files_beside_the_weights_go_along(exported):
     base, out = exported
     written = {path.name for path in out.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
-    new = {"config.json", "model.safetensors", export.RUN}
+    new = {"config.json", "model.safetensors", RUN, "README.md"}
     assert written == set(KEPT) | tokenizer | new
     for name in set(KEPT) | tokenizer:
         assert (out / name).read_bytes() == (base / name).read_bytes(), name
