@@ -103,7 +103,7 @@ def jobs_of(
     def predictors(
         posterior: Distribution, own: Sequence[Predictor] | None
     ) -> list[Predictor]:
-        found = Wanted(samples).predictors(spread=posterior.spread)
+        found = Wanted(samples).predictors(posterior)
         return [*found, *others(posterior)]
 
     jobs = []

@@ -82,6 +82,14 @@ KINDS: dict[str, Any] = {
 }
 
 
+def has_members(posterior: Distribution) -> bool:
+    """Tells whether a posterior is one of members, of independent runs as a rule.
+
+    The average of their parameters is then no model of its own.
+    """
+    return isinstance(posterior, Particles | Mixture)
+
+
 def load_posterior(path: str | Path) -> tuple[Distribution, Metadata]:
     """Reads a posterior of any kind, with its metadata.
 

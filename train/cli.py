@@ -112,7 +112,7 @@ def evaluate(
         out: with --adapter: new folder for the results.
         samples: posterior samples to average; a run with Adam and an adapter have
             only a mean. Of a run of "ivon-jax fit", its own predictions unless this or
-            one of the next three options is given.
+            one of the next two options is given.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         dropout_samples: also average over this many dropout masks at the mean.

@@ -144,13 +144,37 @@ def _run_tyro(commands: Commands) -> functools.partial[Any]:
             lambda *args, **kwargs: functools.partial(command, *args, **kwargs)
         )
 
+    return _reading(
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            {name: later(command) for name, command in commands.items()},
+            prog="ivon-jax",
+        )
+    )
+
+
+def read_options(kind: type[Any], words: Sequence[str]) -> Any:
+    """Reads a dataclass of options alone, as those of a fit.
+
+    Args:
+        kind: the dataclass.
+        words: its options, as on the command line.
+
+    Raises:
+        ValueError: one is illegal.
+
+    Example:
+        >>> read_options(FITS["tau"], ["--by", "ece", "--taus", "1", "2"]).taus
+        (1.0, 2.0)
+    """
+    return _reading(lambda: tyro.cli(kind, args=words, add_help=False))
+
+
+def _reading(read: Callable[[], Any]) -> Any:
+    """Turns tyro's box on stderr into an error of one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: later(command) for name, command in commands.items()},
-                prog="ivon-jax",
-            )
+            return read()
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

@@ -2,32 +2,38 @@
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.ensemble import average
+from ivon_jax.errors import prefixed
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.config import CompareConfig, resolve
+from ivon_jax.train.command_line import read_options
+from ivon_jax.train.config import CompareConfig, TrainConfig, make_method, resolve
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import check_shared, on_first_process
 from ivon_jax.train.predictors.base import Predictor
-from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.point import others
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.problem import prepare, with_test
+from ivon_jax.train.predictors.wanted import Wanted
+from ivon_jax.train.problem import Problem, prepare, with_test
 from ivon_jax.train.queue import Job, Row, own_predictors, run_all
 from ivon_jax.train.report.comparison import Scored, write_comparison
 from ivon_jax.train.report.costs import costs
 from ivon_jax.train.runs import run
+from ivon_jax.train.sources import Source
 from ivon_jax.train.splits import find_task, scored_split, settled
+from ivon_jax.train.step import first_state
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -56,6 +62,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
     jobs = jobs_of(config, task.preset, len(problem.splits["train"]))
+    _check_fits(jobs, problem)
     # What a fit used is not scored, but the task's own evaluation examples are.
     used = any("validation" in job.fit.splits for job in jobs if job.fit)
     test = with_test(problem, config) if used else None
@@ -115,17 +122,46 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
     jobs = [Job(name, run, predictors) for name, run in runs.items()]
     for fit, names in dict.fromkeys(_fits(config)):
         name = f"{fit.name}-{'+'.join(names)}"
+        if name in [job.name for job in jobs]:
+            raise ValueError(
+                f"fit: {fit.name}:{'+'.join(names)} is named twice, with other options"
+            )
         jobs.append(Job(name, runs[names[0]], predictors, fit, names))
     return jobs
+
+
+def _check_fits(jobs: Sequence[Job], problem: Problem) -> None:
+    """Checks, by shapes alone, that the posteriors have what fits of them need."""
+    configs = {job.name: job.config for job in jobs}
+    for job in jobs:
+        for name in job.sources:
+            assert job.fit
+            with prefixed(f"fit: {job.fit.name}:{name}"):
+                _check_fit(job.fit, configs[name], problem)
+
+
+def _check_fit(fit: Fit, config: TrainConfig, problem: Problem) -> None:
+    method = make_method(config)
+    network = problem.network_with(method.branch)
+
+    def check(key: Key[Array, ""]) -> None:
+        state = first_state(network, method, problem.start, key)
+        posterior = method.posterior(state.params, state.method)
+        fit.check(Source(method.name, config, problem, posterior, "train"))
+
+    jax.eval_shape(check, jax.random.key(0))
 
 
 def _fits(config: CompareConfig) -> Iterator[tuple[Fit, tuple[str, ...]]]:
     """Yields each fit, with the methods whose runs it is made of."""
     for text in config.fit:
-        name, _, methods = text.partition(":")
+        with prefixed(f"fit: {text}"):
+            pair, *options = shlex.split(text) or [""]
+        name, _, methods = pair.partition(":")
         if name not in FITS:
             raise ValueError(f"fit: {text} is not FIT:METHOD, FIT of {', '.join(FITS)}")
-        fit: Fit = FITS[name]()
+        with prefixed(f"fit: {text}"):
+            fit: Fit = read_options(FITS[name], options)
         if "validation" in fit.splits and config.data.validation_examples is None:
             raise ValueError(
                 f"fit: {text} uses held-out training examples; needs"
@@ -149,9 +185,8 @@ def _main(
     """Returns those that a fit is for; of a trained run its points, and samples."""
     if own is not None:
         return list(own)
-    points = [Mean(), *others(posterior)]
     count = min(config.samples, posterior.size or config.samples)
-    return [*points, Samples(count)] if posterior.spread else points
+    return Wanted(count).predictors(posterior)
 
 
 def _predictors(
@@ -196,5 +231,6 @@ def _scored(
         predictor = predictor_of(row)
         found = run.read_predictions(folder, predictor.name + "-test" * test)
         log_probs = np.asarray(average(jnp.asarray(found)))
-        row = row | {"passes": predictor.passes}
+        backward = predictor.backward_passes(log_probs.shape[1])
+        row = row | {"passes": predictor.passes + backward}
         yield Scored(row, log_probs, swept=index >= len(main))

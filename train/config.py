@@ -181,9 +181,9 @@ class CompareConfig(RunConfig):
 
     Attributes:
         methods: methods to compare.
-        fit: fits of their runs to compare too, with the fits' default options:
-            FIT:METHOD, with * for each method, and + between the methods whose runs
-            one fit is made of. "ivon-jax fit --help" lists the fits. If one uses
+        fit: fits of their runs to compare too: FIT:METHOD, with * for each method, and
+            + between the methods whose runs one fit is made of; in quotes, options of
+            the fit may follow. "ivon-jax fit --help" lists the fits. If one uses
             held-out training examples (validation_examples), the task's own evaluation
             examples are scored.
         hyper: hyper-parameters of each method.

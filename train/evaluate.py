@@ -31,10 +31,7 @@ def predictors_for(
     Raises:
         ValueError: a number is out of range, or the task cannot be scaled.
     """
-    posterior = source.posterior
-    found = wanted.predictors(
-        posterior.size, source.predictors, spread=posterior.spread
-    )
+    found = wanted.predictors(source.posterior, source.predictors)
     if wanted.temperature:
         found += on_held_out(source, found, chunk_size)
     return found
@@ -142,7 +139,7 @@ def evaluate_folder(
     """
     # Everything that can be checked is checked before the model is loaded.
     check("chunk_size", chunk_size, AT_LEAST_ONE)
-    wanted.predictors(spread=True)
+    wanted.check()
     if (directory is None) == (not adapter.adapters):
         raise ValueError("directory: name a run, or an adapter with --adapter")
     if directory:

@@ -45,6 +45,8 @@ def fit(
             another fit or a run.
     """
     _check_number(how, len(sources))
+    for source in sources:
+        how.check(source)
     first, names = sources[0], dict.fromkeys(source.method for source in sources)
     described: dict[str, Any] = {
         "fit": how.name,

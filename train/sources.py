@@ -18,7 +18,6 @@ from ivon_jax.train.config import BaseName, DataConfig, TrainConfig
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.predict import draws
 from ivon_jax.train.predictors.base import Predictor
-from ivon_jax.train.predictors.point import others
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs import fitted, run, status
 from ivon_jax.train.runs.fitted import HeldOut
@@ -75,7 +74,7 @@ class Source:
         split: name of the split that is scored.
         step: training step of the posterior, if known.
         path: the file of the posterior, or folder of the adapter, if there is one.
-        predictors: those that a fitted run, or a posterior of points, is for.
+        predictors: those that a fitted run is for.
         held_out: what became of its held-out examples.
         recorded: the run's metadata; None for those of the problem.
     """
@@ -197,7 +196,6 @@ def source_of(
         split,
         int(metadata["step"]) if "step" in metadata else None,
         directory / (run.BEST if best else run.POSTERIOR),
-        others(posterior),
         recorded=recorded,
     )
     made = fitted.read(directory)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -37,6 +38,7 @@ def config(tmp_path_factory) -> CompareConfig:
         for name, method in METHODS.items()
     }
     of = {name: "+".join(FEW) if fit.several else FEW[1] for name, fit in FITS.items()}
+    of["tfb"] += " --anchors 8"
     return CompareConfig(
         model,
         data=dataclasses.replace(data, validation_examples=16),
@@ -92,6 +94,48 @@ def test_every_method_and_fit_is_in_one_table(every):
     assert all(f"| {tables.label(row)} " in report for row in rows)
     for name in ("training", "reliability", "trade_off"):
         assert imread(every / f"{name}.png")[..., :3].std() > 0.01
+
+
+def test_passes_at_test_time(every):
+    """Samples, members, and a linearised model's derivatives of two classes."""
+    rows = {tables.name_of(row): row["passes"] for row in rows_of(every)}
+    assert (rows["adam"], rows["ensemble"]) == (1, 3)
+    assert rows["laplace-kfac(ivon-lora)"] == rows["laplace-diag(ivon-lora)"] == 1 + 2
+
+
+def test_members_have_no_row_of_their_average(every):
+    labels = [tables.label(row) for row in rows_of(every)]
+    assert "ivon-lora@mean" in labels
+    assert [x for x in labels if x.startswith("ensemble")] == [
+        "ensemble, 3 samples, tau 1, prune 0",
+        "ensemble(adam, ivon-lora), 2 samples, tau 1, prune 0",
+    ]
+
+
+def test_a_fit_has_the_options_of_its_quotes(every):
+    options = fitted.read(every / "tfb-ivon-lora").options
+    assert (options["anchors"], options["samples"]) == (8, 10)
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("tau:adam", "tau:adam: taus: adam has no posterior to temper"),
+        ("tau:*", "tau:adam: taus: adam has no posterior to temper"),
+        (
+            "tau:ensemble --samples 2",
+            "tau:ensemble: tau: 0.25 is not 1, and particles have no",
+        ),
+        ("tfb:ensemble", "tfb:ensemble: tfb: the run has several members, not one"),
+        ("laplace-diag:ensemble", "laplace-diag:ensemble: laplace-diag: the run has"),
+    ],
+)
+def test_a_fit_of_a_posterior_without_what_it_needs(fit, message, config, tmp_path):
+    """Before any method is trained."""
+    chosen = {"methods": ("adam", "ensemble"), "fit": (fit,)}
+    with pytest.raises(ValueError, match=f"^fit: {re.escape(message)}"):
+        cli.compare(dataclasses.replace(config, **chosen), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_fit_used_is_not_scored(every):
@@ -210,6 +254,12 @@ def test_a_mesh_changes_no_number(few, alone, tmp_path):
         (("--fit", "tfb:blob"), "fit: tfb:blob is not of methods that are compared"),
         (("--fit", "tfb:adam+ivon-lora"), "is of several methods, not one"),
         (("--fit", "tfb:adam", "temperature:*"), "needs --validation-examples"),
+        (("--fit", "laplace-kfac:* --prior validation"), "needs --validation-examples"),
+        (("--fit", "tfb:adam --samples 0"), "fit: tfb:adam --samples 0: samples: 0 is"),
+        (("--fit", "tfb:adam --prior marglik"), "fit: tfb:adam --prior marglik: "),
+        (("--fit", "tfb:adam '"), "fit: tfb:adam ': No closing quotation"),
+        (("--fit", ""), "fit:  is not FIT:METHOD"),
+        (("--fit", "tfb:*", "tfb:adam --samples 2"), "tfb:adam is named twice, with"),
     ],
 )
 def test_a_wrong_pair_is_refused_before_loading(options, message, tmp_path, capsys):

@@ -53,9 +53,8 @@ def test_all_members_are_averaged(folder, tmp_path, capsys):
     source, config, members = folder
     out = shutil.copytree(source, tmp_path / "run")
     cli.evaluate(out)
-    mean, sampled = json.loads((out / f"evaluation-{COUNT}.json").read_text())["rows"]
-    assert (mean["predict"], sampled["predict"]) == ("mean", "samples")
-    assert sampled["samples"] == COUNT
+    (row,) = json.loads((out / f"evaluation-{COUNT}.json").read_text())["rows"]
+    assert (row["predict"], row["samples"]) == ("samples", COUNT)
     assert f"adam, {COUNT} samples" in capsys.readouterr().out
     stored = run.read_predictions(out, f"{COUNT}")
     problem, streams = prepare(config, ["test"]), Streams.from_seed(0)
@@ -64,7 +63,7 @@ def test_all_members_are_averaged(folder, tmp_path, capsys):
         (wanted,) = predict(problem, test, Posterior.point(member), Mean(), streams)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     right = np.exp(stored).mean(axis=0).argmax(axis=1) == test.labels
-    assert sampled["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
+    assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     # Fewer are the first ones.
     cli.evaluate(out, samples=2)
     np.testing.assert_array_equal(run.read_predictions(out, "2"), stored[:2])

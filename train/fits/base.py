@@ -67,15 +67,25 @@ class Fit:
         """
         return ()
 
+    def check(self, source: Source) -> None:
+        """Checks that a source has what the fit needs, before anything is computed.
+
+        A comparison checks so before it trains: the posterior's arrays then have
+        shapes, but no values.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
         """Fits.
 
         Args:
-            sources: the runs or adapters, with one model in common. The problem's
-                splits are those that the fit asks for.
+            sources: the runs or adapters, with one model in common, checked. The
+                problem's splits are those that the fit asks for.
             work: how to compute.
 
         Raises:
-            ValueError: a source does not have what the fit needs.
+            ValueError: there is no result.
         """
         raise NotImplementedError

@@ -10,7 +10,7 @@ import numpy as np
 
 from ivon_jax._tree import by_path
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, Rule
-from ivon_jax.kinds import Distribution, Gaussian
+from ivon_jax.kinds import Distribution, has_members
 from ivon_jax.kronecker import Kronecker
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.fits import kfac
@@ -64,12 +64,10 @@ class Laplace(Fit):
         """Fits the Gaussian.
 
         Raises:
-            ValueError: the run has no adapters, no point or Gaussian mean, or no
-                classes; the curvature is not finite; or the marginal likelihood has no
+            ValueError: the curvature is not finite, or the marginal likelihood has no
                 maximum.
         """
         (source,) = sources
-        self._check(source)
         mean = source.posterior.mean
         total = self._sum(source, work)
         spectrum, posterior_of = self._posterior(source, total)
@@ -90,12 +88,13 @@ class Laplace(Fit):
     def _predictor(self) -> Linearised:
         return Linearised(self.link, self.logit_samples)
 
-    def _check(self, source: Source) -> None:
+    def check(self, source: Source) -> None:
+        """Checks that the run has adapters, classes, and a point or Gaussian mean."""
         if not TRAINABLES[source.config.train].frozen:
             raise ValueError(f"{self.name}: needs a run with --train lora")
         if source.problem.objective.answer != "class":
             raise ValueError(f"{self.name}: only for classes")
-        if source.posterior.spread and not isinstance(source.posterior, Gaussian):
+        if has_members(source.posterior):
             raise ValueError(f"{self.name}: the run has several members, not one mean")
 
     def _sum(self, source: Source, work: Work) -> Total:

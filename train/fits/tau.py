@@ -52,23 +52,29 @@ class Tau(Fit):
         """The held-out training examples."""
         return ("validation",)
 
-    def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
-        """Scores every pair and chooses one.
+    @property
+    def _pairs(self) -> list[Samples]:
+        return [Samples(self.samples, t, p) for p in self.prunes for t in self.taus]
 
-        Raises:
-            ValueError: the task has no classes, the posterior has no variance, or a
-                prediction is not finite.
-        """
-        (source,) = sources
+    def check(self, source: Source) -> None:
+        """Checks that the task has classes, and the posterior a variance."""
         problem, posterior = source.problem, source.posterior
         if problem.objective.answer != "class":
             kind = problem.objective.answer
             raise ValueError(f"by: only for classes, the task asks for a {kind}")
         if not posterior.spread:
             raise ValueError(f"taus: {source.method} has no posterior to temper")
-        pairs = [Samples(self.samples, t, p) for p in self.prunes for t in self.taus]
-        for pair in pairs:  # refuses what has no variance, before any is predicted
+        for pair in self._pairs:
             pair.split(posterior, problem.network.dropout)
+
+    def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
+        """Scores every pair and chooses one.
+
+        Raises:
+            ValueError: a prediction is not finite.
+        """
+        (source,) = sources
+        problem, pairs = source.problem, self._pairs
         held_out = problem.splits["validation"]
         predictions = source.predict("validation", pairs, work.chunk_size)
         rows = {
@@ -84,4 +90,4 @@ class Tau(Fit):
         names = ("tau", "prune", *METRICS)
         curve = [{name: row[name] for name in names} for row in rows.values()]
         found = {"tau": chosen.tau, "prune": chosen.prune, "curve": curve}
-        return Fitted(posterior, (chosen,), found)
+        return Fitted(source.posterior, (chosen,), found)

@@ -37,7 +37,7 @@ class Temperature(Fit):
 
     def __post_init__(self) -> None:
         """Checks each number."""
-        self._wanted.predictors(spread=True)
+        self._wanted.check()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -57,9 +57,7 @@ class Temperature(Fit):
         """
         (source,) = sources
         posterior = source.posterior
-        found = self._wanted.predictors(
-            posterior.size, source.predictors, spread=posterior.spread
-        )
+        found = self._wanted.predictors(posterior, source.predictors)
         fitted = on_held_out(source, found, work.chunk_size)
         numbers = {p.of.name: p.temperature for p in fitted}
         return Fitted(posterior, fitted, {"temperature": numbers})

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ivon_jax._tree import by_path, nest
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE
+from ivon_jax.kinds import has_members
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.fits.base import Fit, Fitted, Work
@@ -120,15 +121,20 @@ class Tfb(Fit):
         """The training examples."""
         return ("train",)
 
+    def check(self, source: Source) -> None:
+        """Checks that the task has classes, and the run one mean."""
+        if source.problem.objective.answer != "class":
+            raise ValueError("tfb: only for classes, the task has none")
+        if has_members(source.posterior):
+            raise ValueError("tfb: the run has several members, not one mean")
+
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
         """Searches sigma.
 
         Raises:
-            ValueError: the task has no classes, or no B has a singular value above 0.
+            ValueError: no B has a singular value above 0.
         """
         (source,) = sources
-        if source.problem.objective.answer != "class":
-            raise ValueError("tfb: only for classes, the task has none")
         mean, scales = rotated(source.posterior.mean)
         anchors = _some(
             source.problem.splits["train"], self.anchors, source.config.seed

@@ -19,7 +19,6 @@ from ivon_jax.train.inference.results import ClassResults, Results
 from ivon_jax.train.inference.rule import Rule, questions
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.point import Point
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.sources import Source
 
@@ -162,8 +161,7 @@ class Model:
         """
         samples, tau, prune, _ = setting
         posterior, own = self.source.posterior, self.source.predictors
-        # Other points than the mean are there to compare with it.
-        if setting[:3] == (None, None, None) and own and not isinstance(own[-1], Point):
+        if setting[:3] == (None, None, None) and own:
             return own[-1]
         if not posterior.spread:
             if samples or tau is not None:

@@ -105,6 +105,10 @@ class Predictor:
         """Number of forward passes of every example."""
         return 1
 
+    def backward_passes(self, classes: int) -> int:
+        """Returns the number of backward passes of every example."""
+        return 0
+
     @property
     def base(self) -> "Predictor":
         """The predictor whose draws it uses: itself, unless it only scales another."""

@@ -68,6 +68,10 @@ class Linearised(Predictor):
         changed = (self.tau, self.prune) != (1, 0)
         return f", linearised, {self.link}" + changes * changed
 
+    def backward_passes(self, classes: int) -> int:
+        """Returns one for each class, whose derivatives are a row of the Jacobian."""
+        return classes
+
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, "Linearised"]:

@@ -57,6 +57,10 @@ class Scaled(Predictor):
         """Those of the other predictor."""
         return self.of.passes
 
+    def backward_passes(self, classes: int) -> int:
+        """Returns those of the other predictor."""
+        return self.of.backward_passes(classes)
+
     @property
     def base(self) -> Predictor:
         """The predictor whose draws are scaled."""

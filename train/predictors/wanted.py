@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
+from ivon_jax.kinds import Distribution, has_members
+from ivon_jax.posterior import Posterior
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.linearised import Linearised
 from ivon_jax.train.predictors.mean import Mean
+from ivon_jax.train.predictors.point import others
 from ivon_jax.train.predictors.samples import Samples
 
 
@@ -31,32 +36,48 @@ class Wanted(NamedTuple):
     linearised: Linearised | None = None
 
     def predictors(
-        self, size: int | None = None, own: Sequence[Predictor] = (), *, spread: bool
+        self, posterior: Distribution, own: Sequence[Predictor] = ()
     ) -> list[Predictor]:
         """Returns the predictors without temperature scaling, which must be fitted.
 
+        The mean, unless it is that of several members; samples and other points, as far
+        as the posterior has them; then those that options add.
+
         Args:
-            size: number of different draws of the posterior, if there is a limit.
-            own: those that the run or its posterior is for; they are taken unless an
-                option asks for others.
-            spread: whether the posterior's draws differ.
+            posterior: the posterior.
+            own: those that a fitted run is for; they take the place of samples and
+                points unless an option changes the samples.
 
         Raises:
-            ValueError: a number is out of range.
+            ValueError: a number is out of range, or tau is given for a point.
 
         Example:
-            >>> Wanted(samples=2).predictors(spread=True)
+            >>> from ivon_jax import Posterior
+            >>> Wanted().predictors(Posterior.point({}), [Samples(2)])
             [Mean(prune=0.0), Samples(samples=2, tau=1.0, prune=0.0)]
         """
-        if own and self._replace(temperature=False) == Wanted():
-            return list(dict.fromkeys([Mean(), *own]))
-        count = (size or 10) if self.samples is None else self.samples
-        found: list[Predictor] = [Mean(self.prune)]
-        sampled = Samples(count, self.tau, self.prune)
-        if spread:
-            found.append(sampled)
+        size = posterior.size or 10
+        sampled = Samples(
+            size if self.samples is None else self.samples, self.tau, self.prune
+        )
+        if self.tau != 1 and not posterior.spread:
+            raise ValueError("tau: the method has no posterior to temper")
+        found: list[Predictor] = [] if has_members(posterior) else [Mean(self.prune)]
+        if own and (self.samples, self.tau, self.prune) == (None, 1.0, 0.0):
+            found += own
+        else:
+            found += [*others(posterior), *[sampled] * posterior.spread]
         if self.dropout_samples:
             found.append(Dropout(self.dropout_samples))
         if self.linearised:
             found.append(self.linearised)
-        return found
+        return list(dict.fromkeys(found))
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        gaussian = Posterior({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, {})
+        self.predictors(gaussian)

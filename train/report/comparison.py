@@ -99,7 +99,8 @@ ECE, adaptive ECE and MCE are of the largest probability: ECE with 10 and 15 bin
 equal width, adaptive ECE with 10 of equal mass, MCE the largest gap of the 10 of equal
 width. Brier is summed over classes. Cost: the median step in seconds; the peak memory
 of a step on one device, as its compiler plans it; the posterior's file; seconds of a
-fit after training; forward passes of an example at test time. Training took {seconds}.
+fit after training; passes of an example at test time, of a linearised prediction a
+forward one and a backward one for each class. Training took {seconds}.
 
 Differences with 95 % intervals, of a paired bootstrap over the evaluation examples:
 

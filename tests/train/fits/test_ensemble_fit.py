@@ -56,7 +56,7 @@ def test_probabilities_of_the_members_are_averaged(place, tmp_path, capsys):
         np.testing.assert_allclose(
             found, read_predictions(alone, "mean")[0], rtol=1e-4, atol=1e-5
         )
-    (_, row) = rows(out, "3")
+    (row,) = rows(out, "3")
     labels = [line["label"] == "yes" for line in tiny_rows(place)]
     right = np.exp(stored).mean(axis=0).argmax(axis=1) == labels
     assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
@@ -103,7 +103,7 @@ def test_posteriors_are_mixed(place, tmp_path):
         alone = parts[index % 2].draw(key, index)
         chex.assert_trees_all_close(posterior.draw(key, index), alone, rtol=1e-5)
     assert command("evaluate", out) == 0
-    assert rows(out, "10")[1]["samples"] == 10
+    assert rows(out, "10")[0]["samples"] == 10
     # It is tempered and pruned as any other.
     words = ("--samples", 2, "--tau", 4, "--prune", 0.5)
     assert command("evaluate", out, *words) == 0
@@ -145,6 +145,7 @@ CHANGES = {
     "prompt": ("config", "data", "Other {text}"),
     "base": ("config", None, "bf16"),
     "model_fingerprint": (None, None, "0" * 64),
+    "tokenizer_fingerprint": (None, None, "0" * 64),
 }
 
 

@@ -124,9 +124,9 @@ def test_a_set_of_members_has_no_tau(place, tmp_path, capsys):
     assert "particles have no variance" in one_line(capsys)
 
 
-def test_numbers_have_no_tau(place, tmp_path):
+def test_numbers_have_no_tau(place):
     source = read_run(place / "ivon-lora", "data=1", ["validation"])
     problem = dataclasses.replace(source.problem, objective=HeadNumber(128))
     source = dataclasses.replace(source, problem=problem)
     with pytest.raises(ValueError, match="by: only for classes, .* a number"):
-        Tau().fit([source], Work(1, Partial(tmp_path, {})))
+        Tau().check(source)
