@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ _TOKENIZER_FILES = (
 )
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 _HUB_FILES += ["LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+# Letters of several cases and scripts, an accent, a ligature, digits and blanks.
+PROBE = "Is 1,234 km  naïve - or ﬁne? Дом, 日本語\n\tYES"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +137,19 @@ def load_tokenizer(name: str) -> Any:
     with prefixed(path, (ValueError, OSError)):
         config = read_gguf(path)[0] if is_gguf(name) else read_config(path)
         return _tokenizer(path, families.family_of(config))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Identifies a tokenizer by its vocabulary and by how it cuts one text.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+
+    Returns:
+        A SHA-256.
+    """
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer(PROBE)["input_ids"]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def is_gguf(name: str) -> bool:

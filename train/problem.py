@@ -16,6 +16,7 @@ from ivon_jax.lora import Branch, LoraConfig, low_rank
 from ivon_jax.models import Pretrained, load
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
+from ivon_jax.models.pretrained import tokenizer_fingerprint
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.train.config import RunConfig, TrainConfig
 from ivon_jax.train.data.answers import fitting_space
@@ -193,6 +194,7 @@ def load_model(config: TrainConfig) -> Problem:
             "task": task.name,
             "model": pretrained.name,
             "model_fingerprint": pretrained.fingerprint,
+            "tokenizer_fingerprint": tokenizer_fingerprint(pretrained.tokenizer),
         },
     )
 

@@ -231,6 +231,8 @@ def _check_unchanged(
 ) -> None:
     """Checks model and examples against those that the run recorded."""
     now, unrecorded = problem.metadata, ["validation_"]
+    if "tokenizer_fingerprint" not in recorded:  # by an older version
+        unrecorded.append("tokenizer_")
     if "test" in problem.splits and scored_split(config.data) == "validation":
         unrecorded.append("eval_")
         if "validation" in problem.splits:
@@ -339,7 +341,7 @@ def read_sources(
 # What runs must agree in so that their posteriors are of the same parameters, and their
 # predictions of the same classes; by name of a run's description.
 ALIKE = (
-    *("model_fingerprint", "task", "train", "base"),
+    *("model_fingerprint", "tokenizer_fingerprint", "task", "train", "base"),
     *(f"lora.{field.name}" for field in dataclasses.fields(LoraConfig)),
     *("data.prompt_style", "data.prompt", "data.labels", "data.leading_space"),
 )
@@ -349,11 +351,12 @@ def _check_alike(directories: Sequence[Path]) -> None:
     """Checks that runs have the same base, adapters and task, before any is loaded."""
     found = [run.describe(*run.read_config(directory)) for directory in directories]
     for directory, described in zip(directories[1:], found[1:], strict=True):
-        for name in ALIKE:
-            if name != "lora.dropout" and described.get(name) != found[0].get(name):
+        # An older version did not record all of it.
+        for name in [x for x in ALIKE if x in described and x in found[0]]:
+            if name != "lora.dropout" and described[name] != found[0][name]:
                 raise ValueError(
-                    f"{name.rpartition('.')[2]}: {described.get(name)} of {directory}"
-                    f" is not {found[0].get(name)} of {directories[0]}"
+                    f"{name.rpartition('.')[2]}: {described[name]} of {directory}"
+                    f" is not {found[0][name]} of {directories[0]}"
                 )
 
 

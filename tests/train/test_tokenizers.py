@@ -11,6 +11,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.pretrained import tokenizer_fingerprint
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
 from ivon_jax.train.config import DataConfig, TrainConfig
@@ -247,3 +248,33 @@ def test_the_choice_is_recorded(tmp_path):
     cli.train(config, tmp_path / "run")
     recorded, _ = run.read_config(tmp_path / "run")
     assert recorded.data.leading_space == "yes"
+
+
+def test_a_fingerprint_tells_tokenizers_apart():
+    """By their vocabulary, what they do to letters, and what they put around a text."""
+    from tokenizers import (
+        Tokenizer,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    def made(words: str = "Is naïve YES yes", lower=False, around=None):
+        vocabulary = {word: i for i, word in enumerate(["?", *words.split()])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        if lower:
+            tokenizer.normalizer = normalizers.Lowercase()
+        if around:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="? $A", special_tokens=[("?", 0)]
+            )
+        return tokenizer_fingerprint(
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        )
+
+    assert made() == made()
+    others = {made("Is naïve yes YES"), made(lower=True), made(around=True)}
+    assert len(others | {made()}) == 4

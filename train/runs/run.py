@@ -160,8 +160,8 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         ValueError: they differ in a setting on which results depend.
     """
     # Settings unknown to an older version had today's default.
-    default = _flat(to_json(TrainConfig())) | {"dropout": now.get("dropout")}
-    before = default | BEFORE | _renamed(before)
+    unrecorded = {name: now.get(name) for name in ("dropout", "tokenizer_fingerprint")}
+    before = _flat(to_json(TrainConfig())) | unrecorded | BEFORE | _renamed(before)
     may_change = set(MAY_CHANGE)
     if now.get("hyper.noise") == "per-shard":
         may_change -= {"mesh"}  # determines the number of samples
