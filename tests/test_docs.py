@@ -61,6 +61,7 @@ def options() -> dict[str, set[str]]:
     from ivon_jax.train.fits.registry import FITS
     from ivon_jax.train.generate import Options
     from ivon_jax.train.methods.registry import METHODS
+    from ivon_jax.train.plan.sweep import Sweep
     from ivon_jax.train.pod.processes import ProcessConfig
 
     def fields(*kinds, prefix=""):
@@ -83,7 +84,7 @@ def options() -> dict[str, set[str]]:
 
     return {
         "train": train,
-        "plan": train | {"chip", "seq-length"},
+        "plan": train | arguments(cli.plan) | fields(Sweep, prefix="sweep."),
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
         | each
         | {"out", "resume"},

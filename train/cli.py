@@ -1,6 +1,5 @@
 """The command line: ``ivon-jax train | fit | evaluate | export | ...``."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -26,7 +25,8 @@ from ivon_jax.train.fits.temperature import ALL_MEMBERS
 from ivon_jax.train.generate.command import generate
 from ivon_jax.train.inference.commands import calibrate, predict
 from ivon_jax.train.options import unset
-from ivon_jax.train.plan.chips import ChipName
+from ivon_jax.train.plan.chips import ChipName, CompilerName
+from ivon_jax.train.plan.sweep import Sweep
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
@@ -208,32 +208,30 @@ def plan(
     config: Annotated[TrainConfig, Unprefixed],
     chip: ChipName,
     seq_length: int = 512,
+    compiler: CompilerName = "auto",
+    topology: Annotated[str | None, unset("SHAPE", "by the mesh's size")] = None,
+    slices: int = 1,
+    sweep: Sweep = Sweep(),  # noqa: B008
 ) -> None:
-    """Compiles a training step for simulated devices and reports its cost.
+    """Reports what a training step costs on chips that are not here.
 
-    Takes the options of "ivon-jax train"; no weights and no data are read.
+    Takes the options of "ivon-jax train"; no weights and no data are read. A table has
+    the variants of --sweep, and names the fastest that fits.
 
     Args:
         config: the run.
         chip: the accelerator.
         seq_length: tokens of a prompt, padding included.
+        compiler: chip, the accelerator's own, of the extra "plan"; cpu, which estimates
+            memory from shapes; auto, the accelerator's if it is installed.
+        topology: as 4x8, chips along each axis of a TPU's slice, or nodes and GPUs of
+            each.
+        slices: number of slices of TPUs.
+        sweep: variants of the run.
     """
-    import jax
+    from ivon_jax.train.plan.command import show
 
-    from ivon_jax.models.pretrained import load_config
-    from ivon_jax.train.plan.plan import make_plan, report
-    from ivon_jax.train.pod.sharding import device_count
-    from ivon_jax.train.splits import find_task
-
-    jax.config.update("jax_platforms", "cpu")
-    with contextlib.suppress(RuntimeError):  # JAX is already initialised
-        jax.config.update("jax_num_cpu_devices", device_count(config.mesh))
-    task = find_task(config.data)
-    # The number of examples changes no shape.
-    config = resolve(config, task.preset, num_examples=1)
-    model_config = load_config(config.model)
-    classes = None if task.exchange else task.outputs
-    print(report(make_plan(config, model_config, seq_length, classes, chip)))
+    show(config, chip, seq_length, compiler, topology, slices, sweep)
 
 
 def data(

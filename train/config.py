@@ -16,6 +16,7 @@ from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
+RematName = Literal["none", "full", "dots"]
 if TYPE_CHECKING:
     MethodName = str
     TrainName = str
@@ -127,7 +128,7 @@ class RunConfig:
     mesh: str = "data=1"
     pack: int = 1
     accumulate: int = 1
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: RematName = "none"
     base: BaseName = "f32"
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None
     checkpoint_minutes: float = 10.0

@@ -239,7 +239,9 @@ def test_the_paper_has_six_epochs_of_gsm8k():
 
 def test_a_plan_counts_the_logits(monkeypatch):
     from ivon_jax.models.llama_config import LlamaConfig
-    from ivon_jax.train.plan.plan import flops, make_plan
+    from ivon_jax.train.plan.flops import flops
+    from ivon_jax.train.plan.plan import make_plans
+    from ivon_jax.train.plan.topology import find_topology
 
     shape = LlamaConfig(
         vocab_size=512,
@@ -251,7 +253,8 @@ def test_a_plan_counts_the_logits(monkeypatch):
         head_dim=4,
     )
     config = resolve(TrainConfig(data=DataConfig("sums")), "text", 800)
-    text, words = (make_plan(config, shape, 16, n, "v5e") for n in (None, 1))
+    runs = [(config, find_topology("v5e", config.mesh))]
+    text, words = (next(make_plans(runs, shape, 16, n)) for n in (None, 1))
     tokens = config.hyper.batch_size * 16
     # Forward, forward again, and back to the hidden states; the frozen matrix has no
     # gradient.

@@ -6,15 +6,17 @@ over ``fsdp`` (one axis) and ``tensor`` (the other).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from ivon_jax._tree import path_name
+from ivon_jax.errors import prefixed
 from ivon_jax.models.axes import logical_axes
 
 AXES = ("data", "fsdp", "tensor")
@@ -57,25 +59,42 @@ def device_count(text: str) -> int:
     return math.prod(parse_mesh(text).values())
 
 
-def make_mesh(text: str) -> Mesh:
+def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh from the first N devices.
+
+    Neighbours in the mesh are neighbours in a TPU's torus. Of several slices each holds
+    an equal part of the axis ``data``: between them the network is slow.
 
     Args:
         text: see `parse_mesh`.
+        devices: the devices, also those of a topology; None for JAX's.
 
     Returns:
         The mesh; all axes are split automatically, by XLA.
 
     Raises:
-        ValueError: the text is malformed, there are fewer than N devices, or several
-            processes have more than N.
+        ValueError: the text is malformed, there are fewer than N devices, several
+            processes have more than N, or they cannot be laid out so.
     """
-    sizes = tuple(parse_mesh(text).values())
-    wanted, found = device_count(text), jax.device_count()
+    shape = parse_mesh(text)
+    devices = jax.devices() if devices is None else devices
+    wanted, found = device_count(text), len(devices)
     if wanted > found or (jax.process_count() > 1 and wanted < found):
         raise ValueError(f"mesh: {text} is {wanted} devices, there are {found}")
-    types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, types, devices=jax.devices()[:wanted])
+    devices = devices[:wanted]
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if devices[0].platform != "tpu":  # GPUs of several nodes are in order
+        slices = 1
+    if shape["data"] % slices:
+        raise ValueError(f"mesh: {text} on {slices} slices, which do not divide data")
+    inner = tuple((shape | {"data": shape["data"] // slices}).values())
+    split: Any = {"devices": devices, "allow_split_physical_axes": True}
+    with prefixed(f"mesh: {text}", (ValueError, AssertionError, NotImplementedError)):
+        if slices == 1:
+            grid = mesh_utils.create_device_mesh(inner, **split)
+        else:
+            grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), **split)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:

@@ -6,14 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from test_plan import ENCODER, SHAPE
+from test_plan import ENCODER, SHAPE, make_plan
 
 from ivon_jax.models import families
 from ivon_jax.models.llama import Llama
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.base import Hyper
-from ivon_jax.train.plan import plan
-from ivon_jax.train.plan.plan import compile_step, flops, make_plan, report
+from ivon_jax.train.plan import program
+from ivon_jax.train.plan.flops import flops
+from ivon_jax.train.plan.program import compile_step, step_shapes
+from ivon_jax.train.plan.report import report
 from ivon_jax.train.pod.sharding import make_mesh
 
 LLAMA = dataclasses.replace(SHAPE, num_hidden_layers=4)
@@ -38,8 +40,8 @@ def test_operations_are_those_xla_counts(shape, remat, monkeypatch):
     unrolled_family = dataclasses.replace(family, module=unrolled)
     config = config_of(remat=remat)
     wanted = flops(config, shape, 32, 4)
-    monkeypatch.setattr(plan, "family_of", lambda shape: unrolled_family)
-    compiled, _, _ = compile_step(config, shape, 32, 4, make_mesh("data=1"))
+    monkeypatch.setattr(program, "family_of", lambda shape: unrolled_family)
+    compiled = compile_step(step_shapes(config, shape, 32, 4), make_mesh("data=1"))
     # XLA counts the elementwise operations too.
     assert wanted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.1)
 
@@ -52,7 +54,7 @@ def test_all_of_the_model_is_trained_and_nothing_frozen(mesh, base):
     whole = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes))
     parts = 1 if mesh == "data=1" else 4
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes them
-        made = make_plan(config_of(mesh=mesh, base=base), LLAMA, 32, 4, "v5e")
+        made = make_plan(config_of(mesh=mesh, base=base), LLAMA, 32, 4)
     memory = made.memory
     assert memory.base == 0
     assert memory.trained == pytest.approx(whole / parts, rel=0.02)  # norms are whole
@@ -66,8 +68,8 @@ def test_all_of_the_model_is_trained_and_nothing_frozen(mesh, base):
 
 
 def test_what_is_too_large_is_advised_on():
-    made = make_plan(config_of(), LLAMA, 32, 4, "v5e")
+    made = make_plan(config_of(), LLAMA, 32, 4)
     sizes = made.memory._replace(trained=8 * 2**30, optimizer=16 * 2**30, peak=2**35)
-    text = report(dataclasses.replace(made, memory=sizes))
+    text = report(dataclasses.replace(made, memory=sizes, fits=False))
     assert "large model and optimizer: more fsdp or tensor, or --train lora" in text
     assert "--rank" not in text and "base:" not in text

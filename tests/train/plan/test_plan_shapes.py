@@ -1,0 +1,53 @@
+"""Memory estimated from shapes, against what the chips' own compilers need."""
+
+import jax
+import pytest
+from test_plan import SHAPE, config_of
+
+from ivon_jax.models.pretrained import load_config
+from ivon_jax.train.plan.chips import GIB
+from ivon_jax.train.plan.shapes import estimate
+
+SMALL, LLAMA = "smollm2-135m-instruct", "meta-llama/Llama-3."
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "length", "base", "remat", "mesh", "peak"),
+    [  # GiB of one chip, by libtpu 0.0.42: docs/accelerators.md
+        (SMALL, 8, 64, "bf16", "none", "data=1", 0.68),
+        (f"{LLAMA}2-3B", 8, 256, "bf16", "full", "data=1", 6.56),
+        (f"{LLAMA}2-3B", 8, 256, "bf16", "dots", "data=1", 9.93),
+        (f"{LLAMA}2-3B", 8, 256, "bf16", "none", "data=1", 15.40),
+        (f"{LLAMA}2-3B", 8, 256, "int8", "dots", "data=1", 7.30),
+        (f"{LLAMA}2-3B", 8, 256, "nf4", "dots", "data=1", 6.51),
+        (f"{LLAMA}1-8B", 32, 256, "bf16", "full", "fsdp=8", 2.59),
+        (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 7.24),
+        (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=2,fsdp=64", 12.28),
+    ],
+)
+def test_it_is_within_30_percent(model, batch, length, base, remat, mesh, peak):
+    config = config_of(batch=batch, model=model, base=base, remat=remat, mesh=mesh)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes them
+        found = estimate(config, load_config(model), length, 4)
+    assert peak / 1.3 < found / GIB < peak * 1.3
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_devices_share_what_is_split(train):
+    method = "ivon-lora" if train == "lora" else "adam"
+    one, rows, base, heads = (
+        estimate(config_of(method, train=train, mesh=mesh), SHAPE, 512, 4)
+        for mesh in ("data=1", "data=8", "fsdp=8", "tensor=8")
+    )
+    # Eight devices never need more than one, nor less than an eighth.
+    for shared in (rows, base, heads):
+        assert one / 8 <= shared < one
+    assert base < rows
+
+
+def test_recomputation_needs_less():
+    none, dots, full = (
+        estimate(config_of(remat=remat), SHAPE, 128, 4)
+        for remat in ("none", "dots", "full")
+    )
+    assert full < dots < none

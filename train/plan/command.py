@@ -1,0 +1,57 @@
+"""The command ``ivon-jax plan``."""
+
+import contextlib
+import sys
+
+import jax
+
+from ivon_jax.models.pretrained import load_config
+from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.plan.chips import ChipName, CompilerName
+from ivon_jax.train.plan.compiler import missing
+from ivon_jax.train.plan.plan import Plan, make_plans
+from ivon_jax.train.plan.report import report, table
+from ivon_jax.train.plan.sweep import Sweep
+from ivon_jax.train.plan.topology import find_topology
+from ivon_jax.train.pod.sharding import device_count
+from ivon_jax.train.splits import find_task
+
+
+def show(
+    config: TrainConfig,
+    chip: ChipName,
+    seq_length: int,
+    compiler: CompilerName,
+    topology: str | None,
+    slices: int,
+    sweep: Sweep,
+) -> None:
+    """Prints the plan of a run, then the table of its variants; see ``cli.plan``.
+
+    Raises:
+        ValueError: an option is illegal, or the compiler is missing or refuses.
+    """
+    task = find_task(config.data)
+    configs: list[TrainConfig] = []
+    for one in sweep.configs(config):
+        # The number of examples changes no shape.
+        one = resolve(one, task.preset, num_examples=1)
+        if one not in configs:
+            configs.append(one)
+    model_config = load_config(config.model)
+    classes = None if task.exchange else task.outputs
+    runs = [(one, find_topology(chip, one.mesh, topology, slices)) for one in configs]
+    reason = missing(runs[0][1])
+    if compiler == "auto" and reason:
+        print(f"compiler: cpu, as {reason}", file=sys.stderr)
+    if compiler == "cpu" or (compiler == "auto" and reason):
+        jax.config.update("jax_platforms", "cpu")
+        with contextlib.suppress(RuntimeError):  # JAX is already initialised
+            jax.config.update("jax_num_cpu_devices", device_count(configs[0].mesh))
+    plans: list[Plan] = []
+    for plan in make_plans(runs, model_config, seq_length, classes, compiler):
+        if not plans:
+            print(report(plan), flush=True)
+        plans.append(plan)
+    if len(plans) > 1:
+        print(f"\n{table(plans)}")
