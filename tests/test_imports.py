@@ -96,6 +96,7 @@ ROOMS = (
     {"report"},
     {"compare", "export"},
     {"cli"},
+    {"entry"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 
@@ -126,10 +127,39 @@ def test_import_of_the_method_brings_jax_and_optax_only():
         import wadler_lindig  # which jaxtyping loads when first used
         before = {name.partition(".")[0] for name in sys.modules}
         import ivon_jax
+        for name in ("ivon", "sample", "Posterior", "load_posterior", "ensemble"):
+            getattr(ivon_jax, name)
         after = {name.partition(".")[0] for name in sys.modules}
         print(json.dumps(sorted(after - before - set(sys.stdlib_module_names))))
     """
     assert run(code) == ["ivon_jax"]
+
+
+def test_the_list_of_commands_needs_no_jax():
+    code = """if True:
+        import json, sys
+        from ivon_jax.train import entry
+        sys.argv = ["ivon-jax", "--help"]
+        entry.overview()
+        print(json.dumps(sorted({"jax", "flax", "tyro", "numpy"} & set(sys.modules))))
+    """
+    assert run(code) == []
+
+
+def test_every_name_of_the_package_is_imported_when_it_is_used():
+    code = """if True:
+        import ast, json
+        import ivon_jax
+        tree = ast.parse(open(ivon_jax.__file__).read())
+        typed = next(node for node in tree.body if isinstance(node, ast.If))
+        names = {alias.name: node.module for node in typed.body for alias in node.names}
+        wrong = [name for name, module in names.items()
+                 if getattr(ivon_jax, name).__name__ != name
+                 and getattr(ivon_jax, name).__name__ != f"{module}.{name}"]
+        listed = set(names) | {"lora", "load"} <= set(dir(ivon_jax))
+        print(json.dumps([wrong, len(names) > 20, listed, hasattr(ivon_jax, "no")]))
+    """
+    assert run(code) == [[], True, True, False]
 
 
 def test_lora_and_load_are_imported_when_they_are_first_used():

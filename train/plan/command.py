@@ -44,8 +44,9 @@ def show(
     reason = missing(runs[0][1])
     if compiler == "auto" and reason:
         print(f"compiler: cpu, as {reason}", file=sys.stderr)
-    if compiler == "cpu" or (compiler == "auto" and reason):
-        jax.config.update("jax_platforms", "cpu")
+    # A plug-in of chips that are not here would complain; the child loads it itself.
+    jax.config.update("jax_platforms", "cpu")
+    if compiler == "cpu" or reason:
         with contextlib.suppress(RuntimeError):  # JAX is already initialised
             jax.config.update("jax_num_cpu_devices", device_count(configs[0].mesh))
     plans: list[Plan] = []

@@ -83,7 +83,7 @@ def compile_for_chips(
     """Compiles the training steps of resolved runs, one after another.
 
     Args:
-        runs: the runs and their chips.
+        runs: the runs and their chips, whose compilers are not `missing`.
         seq_length: tokens of a prompt, padding included.
         classes: see `step_shapes`.
 
@@ -91,11 +91,8 @@ def compile_for_chips(
         What the compiler says of each.
 
     Raises:
-        ValueError: the compiler is missing, refuses a step, or ends.
+        ValueError: the compiler refuses a step, or ends.
     """
-    for _, topology in runs:
-        if reason := missing(topology):
-            raise ValueError(f"compiler: {reason}")
     request = {
         "runs": [(to_json(config), topology) for config, topology in runs],
         "seq_length": seq_length,

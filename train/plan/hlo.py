@@ -106,7 +106,7 @@ def program_cost(text: str) -> Cost:
     for name, computation in computations.items():
         for channel, kind, size, source in computation.transfers:
             one = Collective(kind, size, turns[name], source)
-            found[channel] = max(one, found.get(channel, one), key=_total)
+            found[channel] = max(found.get(channel, one), one, key=_total)
     run = _turns(computations, entry, fused=False)
     cycles = sum(run[name] * one.cycles for name, one in computations.items())
     return Cost([one for one in found.values() if one.turns], cycles)

@@ -115,9 +115,10 @@ def make_plans(
         model_config = with_outputs(model_config, classes)
     for config, _ in runs:
         check_pack(config, model_config)
-    own = compiler == "chip" or (
-        compiler == "auto" and not any(missing(topology) for _, topology in runs)
-    )
+    reasons = [reason for _, topology in runs if (reason := missing(topology))]
+    if compiler == "chip" and reasons:
+        raise ValueError(f"compiler: {reasons[0]}")
+    own = compiler != "cpu" and not reasons
     programs = compile_for_chips(runs, seq_length, classes) if own else None
     for i, (config, topology) in enumerate(runs):
         step = step_shapes(config, model_config, seq_length, classes)

@@ -47,7 +47,7 @@ def report(plan: Plan) -> str:
 
 
 def _traffic(plan: Plan) -> list[str]:
-    if not plan.fits and not plan.traffic:
+    if not plan.traffic:  # one device, or no program
         return []
     return [
         "received by one device in a step:",

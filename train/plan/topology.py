@@ -84,14 +84,20 @@ def find_topology(
         raise ValueError(f"slices: {slices} of {chip}; several are only of TPUs, >= 1")
     if parse_mesh(mesh)["data"] % slices:
         raise ValueError(f"slices: {slices} do not divide data of mesh {mesh}")
-    find = _slice if chip in SLICES else _nodes
-    return Topology(chip, find(chip, mesh, count // slices, shape), slices, count)
+    if chip in SLICES:
+        found = _slice(chip, mesh, count // slices, shape, whole=slices > 1)
+    else:
+        found = _nodes(chip, mesh, count, shape)
+    return Topology(chip, found, slices, count)
 
 
-def _slice(chip: ChipName, mesh: str, count: int, shape: str | None) -> str:
+def _slice(
+    chip: ChipName, mesh: str, count: int, shape: str | None, *, whole: bool
+) -> str:
     sizes = {size(name): name for name in SLICES[chip]}
+    least = count if whole else min(sizes)  # a host
     if shape is None:
-        part = max(count, min(sizes))
+        part = max(count, least)
         if part in sizes:
             return sizes[part]
         legal = ", ".join(map(str, sizes))
@@ -101,7 +107,7 @@ def _slice(chip: ChipName, mesh: str, count: int, shape: str | None) -> str:
     if shape not in SLICES[chip]:
         legal = ", ".join(SLICES[chip])
         raise ValueError(f"topology: {chip} has no {shape!r}; it has {legal}")
-    if count != size(shape) and (count > min(sizes) or size(shape) > min(sizes)):
+    if max(count, least) != size(shape):
         raise ValueError(
             f"topology: {shape} has {size(shape)} chips, mesh {mesh} {count} a slice"
         )

@@ -117,16 +117,14 @@ def test_a_compiler_that_ends(program, message, model, monkeypatch):
     def other(command, **settings):
         return start([sys.executable, "-c", program], **settings)
 
-    monkeypatch.setattr(compiler, "missing", lambda topology: None)
     monkeypatch.setattr(compiler.subprocess, "Popen", other)
     runs = [(config_of(model=model), find_topology("v5e", "data=1"))]
     with pytest.raises(ValueError, match=f"^compiler: {message}$"):
         next(compile_for_chips(runs, 16, 4))
 
 
-def test_the_childs_refusal_is_the_commands(tmp_path, monkeypatch):
+def test_the_childs_refusal_is_the_commands(tmp_path):
     """Without a library the child answers with the reason, in one line."""
-    monkeypatch.setattr(compiler, "missing", lambda topology: None)
     config = dataclasses.replace(config_of(), model=str(tmp_path / "none"))
     topology = find_topology("v5e", "data=1")._replace(shape="1x3")
     with pytest.raises(ValueError, match=r"^compiler: .*TPU|^compiler: .*[Tt]opology"):
