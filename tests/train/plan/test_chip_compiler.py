@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_said_by_the_compiler(model, monkeypatch, capsys):
 
 
 def test_a_compiler_that_is_not_installed(model, monkeypatch, capsys):
+    assert jax.device_count() == 8  # of all tests, before the command asks for fewer
     monkeypatch.setattr(compiler, "find_spec", lambda name: None)
     words = ["--model", model, "--batch-size", "8", "--seq-length", "16"]
     for chip in ("v5e", "h100"):
