@@ -52,7 +52,7 @@ def summaries() -> dict[str, str]:
         place = places.get(name)
         source = ast.parse(place.read_text()) if place else tree
         text = ast.get_docstring(_function(source, name)) or ""
-        found[key.value] = text.partition("\n")[0]
+        found[str(key.value)] = text.partition("\n")[0]
     return found
 
 
