@@ -132,9 +132,9 @@ def read_results(exported: Exported, task: Task) -> list[Results]:
     for path in files:
         with prefixed(f"{path}: not results", (ValueError, KeyError, TypeError)):
             values = json.loads(path.read_text())
-            if values["best"] != exported.best:
-                continue
-            if values["step"] != exported.learned.get("step"):
+            # Results of version 0.1.0 do not tell what they are of.
+            of = (values.get("best"), values.get("step"))
+            if of != (exported.best, exported.learned.get("step")):
                 continue
             own = bool(values["test"]) or data.validation_examples is None
             counts[own] = values["eval_examples"]
