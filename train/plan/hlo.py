@@ -22,7 +22,7 @@ KINDS = (
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64}
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
-_RESULT = re.compile(r"= (\(?[^=]*?\)?) (" + "|".join(KINDS) + r")(-start)?\(")
+_RESULT = re.compile(r"^[^=]*= (.*?) (" + "|".join(KINDS) + r")(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLEE = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -176,8 +176,8 @@ def _calls(line: str) -> list[tuple[str, str | None, int | None, bool]]:
     ]
 
 
-# What starts these returns the operands too, and scalars of its own.
-_DOUBLED = ("all-gather", "collective-permute")
+# What starts one returns the operands too, and scalars of its own, but for sums.
+_DOUBLED = tuple(kind for kind in KINDS if kind != "all-reduce")
 
 
 def _size(shape: str, *, started: bool) -> int:

@@ -65,7 +65,7 @@ def test_a_step_sends_the_base_and_the_adapters_only(chip, model):
 @pytest.mark.timeout(900)
 def test_what_does_not_fit_is_said_by_the_compiler(model, monkeypatch, capsys):
     words = ["--model", model, "--chip", "v5e", "--compiler", "chip"]
-    words += ["--batch-size", "2048", "--seq-length", "128", "--sweep.remat", "none"]
+    words += ["--batch-size", "8192", "--seq-length", "128", "--sweep.remat", "none"]
     if reason := missing(find_topology("v5e", "data=1")):
         pytest.skip(reason)
     monkeypatch.setattr(sys, "argv", ["ivon-jax", "plan", *words])

@@ -86,6 +86,7 @@ def test_what_is_started_returns_its_operand_too():
   %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%a), channel_id=1, dimensions={0}
   %permute = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%a), channel_id=2
   %sum = (f32[8]{0}, f32[16]{0}) all-reduce-start(%a, %b), channel_id=3, to_apply=%add
+  %many = ((f32[8]{0}, f32[2]{0}), (f32[2]{0}, /*index=3*/bf16[2]{0})) reduce-scatter-start(%a, %b), channel_id=4
   ROOT %done = f32[32]{0} all-gather-done(%start)
 }
 """
@@ -93,4 +94,5 @@ def test_what_is_started_returns_its_operand_too():
         "all-gather": 32 * 4,
         "collective-permute": 8 * 4,
         "all-reduce": (8 + 16) * 4,
+        "reduce-scatter": 2 * 4 + 2 * 2,
     }
