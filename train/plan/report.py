@@ -15,8 +15,8 @@ BY_SHAPES = (
     " kernels as float32; the extra `plan` has the chips' own compilers"
 )
 CAVEAT = (
-    "  without kernels of its own and what waits for the network, and with the memory"
-    " 1.4 times too fast: true ones are longer, ratios hold"
+    "  too short: kernels and waits for the network have no cycles, and the memory is"
+    " taken for 1.4 times faster than it is; compare plans for one chip only"
 )
 
 
