@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
 from ivon_jax.models import load, placing
-from ivon_jax.models.quantized import BLOCK, quantize
+from ivon_jax.models.quantized import BLOCK, by_bits, by_table, promote, quantize
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
@@ -92,6 +92,18 @@ def test_no_entry_is_further_off_than_half_a_step(kind, seed, size, outlier):
         bound = np.repeat(largest, BLOCK, 0) * WIDEST_GAP / 2
     # Quotients of up to 127.5 are rounded in float32.
     assert (error <= bound * (1 + 1e-4)).all()
+
+
+def test_decoders_agree_with_qwix_to_the_bit():
+    kernel = np.random.default_rng(0).normal(size=(2 * BLOCK, 32))
+    quantised = quantize(jnp.asarray(kernel, jnp.float32), "nf4")
+    assert len(np.unique(np.asarray(quantised.qvalue, np.int32))) == 16
+    levels = by_bits(quantised.qvalue)
+    np.testing.assert_array_equal(levels, by_table(quantised.qvalue))
+    expected = qwix.dequantize(quantised)
+    blocks = levels.reshape(2, BLOCK, 32) * quantised.scale[:, None]
+    np.testing.assert_array_equal(blocks.reshape(kernel.shape), expected)
+    np.testing.assert_array_equal(promote(quantised)[0], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -172,4 +172,6 @@ def _best(plans: Sequence[Plan], *, known: bool) -> str:
     )
     if known:
         return f"fastest that fits, by prompts a second and chip: {named}"
-    return f"fewest operations of what fits, and of equal ones the least memory: {named}"
+    return (
+        f"fewest operations of what fits, and of equal ones the least memory: {named}"
+    )
