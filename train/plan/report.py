@@ -11,7 +11,7 @@ from ivon_jax.train.trainable import TRAINABLES
 BY_CHIP = "memory, transfers and cycles: by the chip's own compiler; nothing was run"
 BY_SHAPES = (
     "memory: estimated from shapes, within 30 % of the compilers of v5e and v5p in the"
-    " nine cases it was compared in; transfers: a CPU's program, which sends 16-bit"
+    " ten cases it was compared in; transfers: a CPU's program, which sends 16-bit"
     " kernels as float32; the extra `plan` has the chips' own compilers"
 )
 CAVEAT = (

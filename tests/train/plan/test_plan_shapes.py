@@ -21,6 +21,7 @@ SMALL, LLAMA = "smollm2-135m-instruct", "meta-llama/Llama-3."
         (f"{LLAMA}2-3B", 8, 256, "int8", "dots", "data=1", 7.30),
         (f"{LLAMA}2-3B", 8, 256, "nf4", "dots", "data=1", 6.19),
         (f"{LLAMA}1-8B", 32, 256, "bf16", "full", "fsdp=8", 2.59),
+        (f"{LLAMA}1-8B", 32, 128, "bf16", "none", "data=2,fsdp=16", 2.18),
         (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 7.24),
         (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=2,fsdp=64", 12.28),
     ],
