@@ -82,7 +82,7 @@ def options() -> dict[str, set[str]]:
             name.replace("_", "-") for name in inspect.signature(command).parameters
         }
 
-    return {
+    legal = {
         "train": train,
         "plan": train | arguments(cli.plan) | fields(Sweep, prefix="sweep."),
         "compare": fields(CompareConfig, DataConfig, LoraConfig)
@@ -98,6 +98,7 @@ def options() -> dict[str, set[str]]:
         "table": arguments(cli.table),
         "data": fields(DataConfig) | arguments(cli.data),
     }
+    return {name: names | {"config"} for name, names in legal.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -88,7 +88,7 @@ ROOMS = (
     {"config_json", "splits"},
     {"runs", "step"},
     {"problem"},
-    {"predict", "plan", "preview"},
+    {"config_file", "predict", "plan", "preview"},
     {"sources"},
     {"fits", "ood"},
     {"command_line", "evaluate", "fit", "generate", "inference", "loop"},

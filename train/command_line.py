@@ -3,25 +3,29 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
+from ivon_jax.train import config_file
 from ivon_jax.train.config import (
     DEFAULT,
     CompareConfig,
     MethodName,
     TrainConfig,
 )
+from ivon_jax.train.config_json import value_of
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FITS, FitName
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.options import unset
 
 Commands = dict[str, Callable[..., Any]]
 
@@ -68,7 +72,8 @@ def parse(commands: Commands) -> functools.partial[Any]:
     """Reads the command line without running the command.
 
     A command that takes a `TrainConfig` or a `Fit` has the options of the chosen
-    method; a run has the settings of the chosen adapter as defaults.
+    method; a run has the settings of the chosen adapter as defaults. The options of
+    the file that --config names come before those defaults.
 
     Args:
         commands: functions by command.
@@ -77,16 +82,22 @@ def parse(commands: Commands) -> functools.partial[Any]:
         The command with its arguments.
 
     Raises:
-        ValueError: an argument is illegal or missing, or the adapter cannot be read.
+        ValueError: an argument is illegal or missing, or the file or the adapter cannot
+            be read.
     """
     name, *args = sys.argv[1:] or [""]
-    kind, method = None, ""
+    kind, method, found = None, "", {}
     if name in commands:
+        file = _choices(_File(), args).config
+        given = config_file.read(file) if file else {}
         kind = typing.get_type_hints(commands[name]).get("config")
-    if kind in CHOICES:
-        choices = _choices(CHOICES[kind], args)
-        method = choices.method
-        command = functools.partial(commands[name], config=choices.default())
+        if kind in CHOICES:
+            choices = _choices(_given(CHOICES[kind], file, given), args)
+            method, found = choices.method, {"config": choices.default()}
+        if file:
+            parameters = _parameters(commands[name], found)
+            found |= config_file.defaults(file, given, parameters)
+        command = functools.partial(commands[name], **found)
         command.__doc__ = commands[name].__doc__  # which --help shows
         commands = commands | {name: command}
     if kind in OWNERS and method is not None:
@@ -94,18 +105,50 @@ def parse(commands: Commands) -> functools.partial[Any]:
     return _run_tyro(commands)
 
 
-def _choices(kind: Any, args: Sequence[str]) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The option that names a file of options."""
+
+    config: Path | None = None
+
+
+def _given(kind: Any, file: Path | None, given: Mapping[str, Any]) -> Any:
+    """Returns the options of a file on which others depend."""
+    types = typing.get_type_hints(kind)
+    values = {
+        name: value_of(hint, given[name], f"{file}: {name}")
+        for name, hint in types.items()
+        if name in given
+    }
+    return kind(**values)
+
+
+def _parameters(
+    command: Callable[..., Any], found: Mapping[str, Any]
+) -> dict[str, config_file.Parameter]:
+    """Returns a command's parameters; what is found is their default."""
+    hints, parameters = typing.get_type_hints(command), {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        default = found.get(name, parameter.default)
+        if default is parameter.empty:
+            default = hints[name]() if dataclasses.is_dataclass(hints[name]) else ...
+        parameters[name] = config_file.Parameter(hints[name], default)
+    return parameters
+
+
+def _choices(default: Any, args: Sequence[str]) -> Any:
     """Parses the options on which others depend only."""
     try:
         return tyro.cli(
-            kind,
+            type(default),
             args=args,
+            default=default,
             add_help=False,
             console_outputs=False,
             return_unknown_args=True,
         )[0]
     except SystemExit:  # parsing all arguments will give the reason
-        return kind()
+        return default
 
 
 def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -> None:
@@ -138,15 +181,9 @@ def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -
 
 def _run_tyro(commands: Commands) -> functools.partial[Any]:
     """Reads the command line; see `parse`."""
-
-    def later(command: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.wraps(command)(
-            lambda *args, **kwargs: functools.partial(command, *args, **kwargs)
-        )
-
     return _reading(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            {name: later(command) for name, command in commands.items()},
+            {name: _later(command) for name, command in commands.items()},
             prog="ivon-jax",
         )
     )
@@ -179,6 +216,40 @@ def _reading(read: Callable[[], Any]) -> Any:
         if not stop.code:  # --help
             raise
     raise ValueError(_message(box.getvalue()))
+
+
+# `parse` reads the file; here it is shown by --help, and checked.
+_FILE = inspect.Parameter(
+    "options_file",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="config",
+            help="YAML or JSON file of options, as a run's config.json; those of the"
+            " command line come first",
+        ),
+        unset("FILE", "none"),
+    ],
+)
+
+
+def _later(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a command that is given its arguments only, and takes --config too."""
+    # A lambda: what a decorator wraps would have the hints of what is wrapped.
+    given: Any = lambda *args, options_file, **kwargs: functools.partial(  # noqa: E731
+        command, *args, **kwargs
+    )
+    signature = inspect.signature(command)
+    function = command.func if isinstance(command, functools.partial) else command
+    hints = typing.get_type_hints(function, include_extras=True)
+    own = [p.replace(annotation=hints[k]) for k, p in signature.parameters.items()]
+    given.__doc__ = command.__doc__
+    given.__name__ = function.__name__
+    given.__annotations__ = hints | {_FILE.name: _FILE.annotation}
+    given.__signature__ = signature.replace(parameters=[*own, _FILE])
+    return given
 
 
 def _message(box: str) -> str:

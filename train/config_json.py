@@ -30,13 +30,18 @@ def from_json(values: Any, cls: type[ConfigType]) -> ConfigType:
     Raises:
         ValueError: an unknown key, or a value of the wrong type or out of range.
     """
-    return _build(cls, values, "config")
+    return value_of(cls, values, "config")
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Returns the type of every field of a dataclass."""
+    hints = typing.get_type_hints(cls)  # those of class variables too
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _fields(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the type of every field; `hyper` has the method's own type."""
-    all_hints = typing.get_type_hints(cls)  # those of class variables too
-    hints = {field.name: all_hints[field.name] for field in dataclasses.fields(cls)}
+    hints = field_types(cls)
     if cls is TrainConfig:
         name = values.get("method", DEFAULT)
         if isinstance(name, str) and name in METHODS:
@@ -65,25 +70,36 @@ def _upgraded(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _build(cls: Any, values: Any, where: str) -> Any:
-    """Builds a value of a type from JSON, checking every part."""
+def value_of(cls: Any, values: Any, where: str) -> Any:
+    """Builds a value of a type from JSON, checking every part.
+
+    Args:
+        cls: the type.
+        values: the value as JSON.
+        where: its name in errors.
+
+    Raises:
+        ValueError: see `from_json`.
+    """
     if dataclasses.is_dataclass(cls) and isinstance(values, dict):
         values = _upgraded(cls, values)
         hints = _fields(cls, values)
         unknown = sorted(values.keys() - hints.keys())
         if unknown:
-            raise ValueError(f"{where}: unknown key {unknown[0]!r}")
-        parts = {k: _build(hints[k], v, f"{where}.{k}") for k, v in values.items()}
+            raise ValueError(
+                f"{where}: unknown key {unknown[0]!r}; legal: {', '.join(hints)}"
+            )
+        parts = {k: value_of(hints[k], v, f"{where}.{k}") for k, v in values.items()}
         return cls(**parts)  # type: ignore[operator]
     # typing.Union for literals, else types.UnionType.
     if typing.get_origin(cls) in (types.UnionType, typing.Union):  # an optional value
-        return None if values is None else _build(cls.__args__[0], values, where)
+        return None if values is None else value_of(cls.__args__[0], values, where)
     if typing.get_origin(cls) is tuple and isinstance(values, list):
         first, *others = cls.__args__
         element_types = [first] * len(values) if others == [...] else [first, *others]
         if len(element_types) == len(values):
             pairs = zip(element_types, values, strict=True)
-            return tuple(_build(cls, value, where) for cls, value in pairs)
+            return tuple(value_of(cls, value, where) for cls, value in pairs)
     if typing.get_origin(cls) is Literal and values in cls.__args__:
         return values
     if cls is Path and isinstance(values, str):

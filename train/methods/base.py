@@ -116,6 +116,8 @@ class Hyper:
 
     PRESETS: ClassVar[Presets] = {}
     RULES: ClassVar[Mapping[str, Rule]] = {}
+    # Hyper-parameters that follow from another one, which excludes them, by their name.
+    DERIVED: ClassVar[Mapping[str, str]] = {}
     # Share of the steps where the preset has no length; the paper does not state it.
     WARMUP: ClassVar[float] = 0.03
 
@@ -159,6 +161,12 @@ class Hyper:
         if values["warmup"] > values["steps"]:
             raise ValueError(f"warmup: {values['warmup']} is not <= steps")
         return type(self)(**values)
+
+    def underived(self: AnyHyper) -> AnyHyper:
+        """Leaves out what `resolve` derived of other hyper-parameters."""
+        sources = self.DERIVED.items()
+        known = {k: None for k, v in sources if getattr(self, v) is not None}
+        return dataclasses.replace(self, **known)
 
     def _complete(
         self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int

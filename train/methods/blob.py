@@ -94,6 +94,7 @@ class BlobHyper(Hyper):
         "kl_gamma": Rule("a number >= 1", lambda value: 1 <= value < math.inf),
         "kl_cycle": Rule("in [1, 2^31)", lambda value: 1 <= value < 2**31),
     }
+    DERIVED: ClassVar = {"kl_cycle": "kl_gamma"}
     WARMUP: ClassVar = 0.06
 
     def _complete(

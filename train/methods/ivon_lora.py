@@ -88,6 +88,7 @@ class IvonLoraHyper(Hyper):
 
     PRESETS: ClassVar = {k: v | {"noise": "shared"} for k, v in PRESETS.items()}
     RULES: ClassVar = {"beta1": DECAY, "beta2": DECAY}
+    DERIVED: ClassVar = {"ess": "gamma"}
 
     def _complete(
         self, defaults: dict[str, Any], given: dict[str, Any], num_examples: int

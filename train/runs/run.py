@@ -235,14 +235,14 @@ def _read_config(out: Path, cls: type[ConfigType]) -> tuple[ConfigType, dict[str
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or "config" not in values:
             raise ValueError("it has no key 'config'")
-        return from_json(_completed(values.pop("config")), cls), values
+        return from_json(completed(values.pop("config")), cls), values
     except OSError:
         raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a run ({error})") from None
 
 
-def _completed(config: Any) -> Any:
+def completed(config: Any) -> Any:
     """Adds settings that an older run's configuration does not have."""
     for name, value in BEFORE.items():
         part, key = name.split(".")
