@@ -21,6 +21,7 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import BaseName, TrainConfig
 from ivon_jax.train.generate.prompts import stop_tokens
 from ivon_jax.train.keys import Streams
+from ivon_jax.train.pod.processes import check_alone
 from ivon_jax.train.pod.sharding import make_mesh, shardings
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -122,8 +123,10 @@ def open_run(directory: Path, mesh: str = "data=1", *, best: bool = False) -> Wr
         best: see `run.read_posterior`.
 
     Raises:
-        ValueError: the folder is no run, or its model has changed or is an encoder.
+        ValueError: the folder is no run, its model has changed or is an encoder, or
+            there are several processes.
     """
+    check_alone()
     config, recorded = run.read_config(directory)
     posterior, _ = run.read_posterior(directory, best=best)
     config = dataclasses.replace(config, mesh=mesh)
@@ -150,6 +153,7 @@ def open_adapter(
     Raises:
         ValueError: either is missing or damaged, or they do not fit each other.
     """
+    check_alone()
     config = TrainConfig(
         model, lora=read_settings(adapter), mesh=mesh, base=base, adapter=adapter
     )
@@ -162,6 +166,7 @@ def open_adapter(
 
 def open_model(model: str, base: BaseName = "f32", mesh: str = "data=1") -> Writer:
     """Loads a model without adapters; see `open_adapter`."""
+    check_alone()
     config, devices = TrainConfig(model, mesh=mesh, base=base), make_mesh(mesh)
     pretrained = _load_base(config, devices)
     return _writer(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ivon_jax.train.config import BaseName, DataConfig
 from ivon_jax.train.inference.model import Model
+from ivon_jax.train.pod.processes import check_alone
 from ivon_jax.train.runs import run
 from ivon_jax.train.sources import AdapterSource, read_adapter, read_run
 
@@ -34,8 +35,10 @@ def load(
         The model; its `predict` takes texts or rows.
 
     Raises:
-        ValueError: the folder is neither, or its model is missing or has changed.
+        ValueError: the folder is neither, its model is missing or has changed, or there
+            are several processes.
     """
+    check_alone()
     folder = Path(folder)
     if model is None:
         if (folder / "adapter_config.json").exists() and not (

@@ -61,6 +61,19 @@ class ProcessConfig:
 ALONE = ProcessConfig()
 
 
+def check_alone() -> None:
+    """Checks that this process is the only one.
+
+    Raises:
+        ValueError: there are others.
+    """
+    if (count := jax.process_count()) > 1:
+        raise ValueError(
+            f"processes: there are {count}, and this is for one; start it once, with"
+            " --mesh over the devices of its machine"
+        )
+
+
 def join(config: ProcessConfig) -> None:
     """Connects this process to the others; to be called before JAX is used.
 
