@@ -94,7 +94,7 @@ ROOMS = (
     {"command_line", "evaluate", "fit", "generate", "inference", "loop"},
     {"queue"},
     {"report"},
-    {"compare", "export"},
+    {"compare", "export", "harness"},
     {"cli"},
     {"entry"},
 )
