@@ -53,6 +53,10 @@ class Distribution(Protocol):
         """Draws sample number `index`."""
         ...
 
+    def variance(self) -> dict[str, Float[Array, "..."]]:
+        """Returns the variance of the entries by leaf path; points have none."""
+        ...
+
     def to_groups(self) -> _posterior_file.Groups:
         """Returns the arrays for a file, by group and leaf path."""
         ...

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._tree import by_path
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +99,22 @@ class Mixture:
         """
         draws = [lambda part=part: part.draw(key, index) for part in self.parts]
         return jax.lax.switch(index % len(draws), draws)
+
+    def variance(self) -> dict[str, Float[Array, "..."]]:
+        """Returns the variance of every entry by leaf path.
+
+        It is the mean of the parts' variances plus the variance of their means.
+        """
+        own = [part.variance() for part in self.parts]
+        means = [by_path(part.mean) for part in self.parts]
+        names = means[0] if len(means) > 1 else own[0]
+
+        def leaf(name: str) -> Array:
+            centres = jnp.stack([jnp.asarray(mean[name]) for mean in means])
+            inside = [one.get(name, jnp.zeros_like(centres[0])) for one in own]
+            return jnp.mean(jnp.stack(inside), axis=0) + jnp.var(centres, axis=0)
+
+        return {name: leaf(name) for name in names}
 
     def to_groups(self) -> _posterior_file.Groups:
         """Returns the parts' arrays for a file, by place and kind of the part.

@@ -8,10 +8,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
-from ivon_jax._tree import nest, saved_leaves
+from ivon_jax._tree import by_path, nest, saved_leaves
 
 GROUP = "members"
 
@@ -101,6 +101,12 @@ class Particles:
         """
         del key
         return jax.tree.map(lambda leaf: leaf[index % self.size], self.members)
+
+    def variance(self) -> dict[str, Float[Array, "..."]]:
+        """Returns the members' variance of every entry by leaf path."""
+        if not self.spread:
+            return {}
+        return {k: jnp.var(leaf, axis=0) for k, leaf in by_path(self.members).items()}
 
     def to_groups(self) -> _posterior_file.Groups:
         """Returns the arrays for a file, by group and leaf path.

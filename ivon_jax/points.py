@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
 from ivon_jax._tree import nest, saved_leaves
@@ -84,6 +84,10 @@ class Points:
         """
         del key, index
         return self.mean
+
+    def variance(self) -> dict[str, Float[Array, "..."]]:
+        """Returns no variance: all mass is on one point."""
+        return {}
 
     def to_groups(self) -> _posterior_file.Groups:
         """Returns the arrays for a file, by group and leaf path.

@@ -155,6 +155,10 @@ class Posterior:
         """
         return jax.vmap(lambda index: self.draw(key, index))(jnp.arange(n))
 
+    def variance(self) -> Leaves:
+        """Returns the variance of every entry by leaf path; exact ones have 0."""
+        return {name: 1 / leaf for name, leaf in self.precision.items()}
+
     def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
         """Returns J V J^T, the covariance of linearised outputs.
 

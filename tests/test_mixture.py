@@ -69,6 +69,7 @@ def test_mean_and_variance_are_those_of_a_mixture():
     variances = np.stack([1 / part.precision["x/a"] for part in parts])
     variance = variances.mean(0) + means.var(0)
     np.testing.assert_allclose(mixture.mean["x"]["a"], means.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(mixture.variance()["x/a"], variance, rtol=1e-4)
     error = np.abs(np.asarray(drawn).mean(0) - means.mean(0))
     assert (error < 6 * np.sqrt(variance / count)).all()
     # Each fourth moment is below 3 (v + m^2)^2 of the part's spread around the mean.
@@ -139,3 +140,9 @@ def test_what_cannot_be_mixed(made, message):
 def test_what_is_no_mixture(groups, message):
     with pytest.raises(ValueError, match=message):
         Mixture.from_groups(groups)
+
+
+def test_points_vary_by_their_means_alone():
+    points = [Posterior.point({"w": jnp.full(2, x)}) for x in (0.0, 2.0)]
+    chex.assert_trees_all_close(Mixture.of(points).variance(), {"w": jnp.ones(2)})
+    assert Mixture.of(points[:1]).variance() == {}

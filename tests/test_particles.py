@@ -135,3 +135,11 @@ def test_neither_does_anything_by_its_neutral_value():
 
 def test_names_are_public():
     assert ivon_jax.Particles is Particles
+
+
+def test_the_variance_is_the_members():
+    alone = members(3)
+    found = Particles.of(alone).variance()
+    stacked = np.stack([one["x"]["a"] for one in alone])
+    np.testing.assert_allclose(found["x/a"], stacked.var(axis=0), rtol=1e-5)
+    assert Particles.of(alone[:1]).variance() == {}
