@@ -16,6 +16,7 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.report.intervals import Z, wilson
 from ivon_jax.train.report.tables import Row, label, name_of
 
 # Axes of the trade-off: title and factor.
@@ -26,7 +27,10 @@ FREE = ("black", "deeppink", "teal", "goldenrod", "navy", "limegreen", "maroon")
 
 
 def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
-    """Draws the training loss of each method, smoothed, over faint raw values."""
+    """Draws the training loss of each method, averaged over a window of steps.
+
+    Bands are the averages' 95 % intervals, as if steps were independent.
+    """
     figure = _figure(6, 4)
     axes = figure.subplots()
     for method, lines in logs.items():
@@ -34,11 +38,12 @@ def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
         # None, the loss of a skipped step, becomes NaN: a gap.
         loss = np.array([line["loss"] for line in lines], float)
         window = max(len(loss) // 20, 1)
-        smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-        axes.plot(steps, loss, color=METHODS[method].color, alpha=0.15, linewidth=0.8)
-        axes.plot(
-            steps[window - 1 :], smooth, color=METHODS[method].color, label=method
-        )
+        windows = np.lib.stride_tricks.sliding_window_view(loss, window)
+        mean, color = windows.mean(axis=1), METHODS[method].color
+        error = Z * windows.std(axis=1, ddof=window > 1) / np.sqrt(window)
+        band = {"color": color, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(steps[window - 1 :], mean - error, mean + error, **band)
+        axes.plot(steps[window - 1 :], mean, color=color, label=method)
     axes.set(xlabel="step", ylabel="training loss (at the posterior sample)")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -51,7 +56,10 @@ def reliability(
     labels: Int[np.ndarray, " n"],
     bins: int = 10,
 ) -> None:
-    """Draws accuracy against confidence, and the share of predictions in each bin."""
+    """Draws accuracy against confidence, and the share of predictions in each bin.
+
+    Bars on the accuracies are Wilson's 95 % intervals.
+    """
     across = min(len(predictions), PANELS)
     down = -(-len(predictions) // across)
     figure = _figure(4 * across, 5 * down)
@@ -66,6 +74,7 @@ def reliability(
         count = np.asarray(found.count)
         style = {"width": 1 / bins, "align": "edge"}
         axes.bar(edges[:-1], found.accuracy, color="tab:blue", alpha=0.7, **style)
+        axes.errorbar(**_accuracies(found), color="black", fmt="none", capsize=2)
         share = count / count.sum()
         axes.bar(edges[:-1], share, color="tab:gray", alpha=0.5, **style)
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
@@ -76,6 +85,18 @@ def reliability(
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (blue), share of predictions (gray)")
     _save(figure, path)
+
+
+def _accuracies(found: metrics.Reliability) -> dict[str, Any]:
+    """Returns the bins' centres, accuracies, and their distances to the intervals."""
+    count, accuracy = np.asarray(found.count), np.asarray(found.accuracy, np.float64)
+    (filled,) = np.nonzero(count)
+    right = np.rint(accuracy * count).astype(int)
+    ends = [wilson(int(right[i]), int(count[i])) for i in filled]
+    low, high = np.array(ends).reshape(-1, 2).T
+    inside = accuracy[filled]
+    distances = np.maximum([inside - low, high - inside], 0)
+    return {"x": (filled + 0.5) / len(count), "y": inside, "yerr": distances}
 
 
 def trade_off(path: Path, rows: Sequence[Row]) -> None:

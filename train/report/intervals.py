@@ -1,6 +1,7 @@
 """Standard errors and intervals of results over their evaluation examples."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,63 @@ from ivon_jax.metrics import bootstrap
 from ivon_jax.train.report.tables import Row
 
 INTERVAL = (0.025, 0.975)
+Z = 1.959963984540054  # the normal distribution's quantile of 0.975
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Returns Wilson's 95 % interval of a rate.
+
+    It is the rates of which the successes are less than 1.96 standard deviations away.
+    It is never empty, also where all trials or none succeed.
+
+    Args:
+        successes: number of successes.
+        trials: number of trials; of none, every rate is possible.
+
+    Example:
+        >>> low, high = wilson(8, 10)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.490 0.943'
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical inference",
+        JASA 1927.
+    """
+    if not trials:
+        return 0.0, 1.0
+    rate, square = successes / trials, Z**2 / trials
+    centre = rate + square / 2
+    spread = math.sqrt(square * (rate * (1 - rate) + square / 4))
+    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
+    # Exact at the ends, but for rounding.
+    return (0.0 if not successes else low), (1.0 if successes == trials else high)
+
+
+# Where metrics can be; others can be anywhere.
+SHARE, POSITIVE = (0.0, 1.0), (0.0, math.inf)
+RANGES = {
+    **dict.fromkeys(("accuracy", "ece", "token_accuracy", "sequence_accuracy"), SHARE),
+    **dict.fromkeys(("nll", "sequence_nll", "brier", "mse", "rmse"), POSITIVE),
+    "perplexity": (1.0, math.inf),
+    "pearson": (-1.0, 1.0),
+    "density_nll": (-math.inf, math.inf),
+}
+
+
+def normal(name: str, value: float, error: float) -> tuple[float, float, float]:
+    """Returns a value with its normal 95 % interval, as far as a metric can be.
+
+    Args:
+        name: the metric.
+        value: its value.
+        error: its standard error.
+
+    Example:
+        >>> normal("ece", 0.25, 0.5)
+        (0.25, 0.0, 1.0)
+    """
+    least, most = RANGES.get(name, (-math.inf, math.inf))
+    return value, max(value - Z * error, least), min(value + Z * error, most)
 
 
 def with_intervals(
@@ -27,11 +85,26 @@ def with_intervals(
         seed: seed of the resamples.
 
     Returns:
+        The rows with ``errors`` and ``differences``; see `with_resamples`.
+    """
+    found = bootstrap(jnp.asarray(log_probs), jnp.asarray(labels), seed=seed)
+    return with_resamples(rows, found)
+
+
+def with_resamples(
+    rows: Sequence[Row], found: Mapping[str, Float[np.ndarray, "r m"]]
+) -> list[Row]:
+    """Adds what resamples tell of each row.
+
+    Args:
+        rows: rows of results.
+        found: metrics of each row on the same resamples.
+
+    Returns:
         The rows with ``errors``, the standard error of each metric, and
         ``differences``, the 95 % interval of each metric's difference to the first row.
         Both rows of a difference are scored on the same resamples.
     """
-    found = bootstrap(jnp.asarray(log_probs), jnp.asarray(labels), seed=seed)
 
     def added(index: int) -> Row:
         errors = {name: float(x[:, index].std(ddof=1)) for name, x in found.items()}
