@@ -79,14 +79,19 @@ format: $(VENV)/developing  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The template and script of reports are files of the package.
+PAGE := from ivon_jax.train.report.page import render; render(dict(title=''), '')
+
 package: $(VENV)/developing  ## build, install into an empty environment, run
 	rm -rf dist $(VENV)-package
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv $(VENV)-package
 	$(VENV)-package/bin/python -m pip install --quiet dist/*.whl
 	cd dist && ../$(VENV)-package/bin/ivon-jax data --task city-continent
+	cd dist && ../$(VENV)-package/bin/python -c "$(PAGE)"
 	$(VENV)-package/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.tar.gz
 	cd dist && ../$(VENV)-package/bin/ivon-jax models
+	cd dist && ../$(VENV)-package/bin/python -c "$(PAGE)"
 	rm -rf $(VENV)-package
 
 clean:  ## remove environments and builds, not runs

@@ -92,6 +92,8 @@ def options() -> dict[str, set[str]]:
         "evaluate": fields(DataConfig) | arguments(cli.evaluate),
         "predict": fields(DataConfig) | arguments(cli.predict),
         "calibrate": fields(DataConfig) | arguments(cli.calibrate) | {"no-temperature"},
+        "show": arguments(cli.show),
+        "report": arguments(cli.report),
         "generate": fields(Options, Sampler) | arguments(cli.generate),
         "export": arguments(cli.export),
         "models": arguments(cli.models),

@@ -32,6 +32,7 @@ from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 from ivon_jax.train.predictors.linearised import Linearised, Link
+from ivon_jax.train.report.commands import report, show
 from ivon_jax.train.runs.progress import outlive_readers
 
 Unprefixed = tyro.conf.arg(name="")  # a dataclass whose fields are plain options
@@ -319,6 +320,8 @@ def main() -> None:
         "plan": plan,
         "compare": compare,
         "table": table,
+        "show": show,
+        "report": report,
         "data": data,
         "models": models,
     }

@@ -197,7 +197,7 @@ def _predictors(
     All samples share the key, hence the samples' noise, and one compiled program.
     """
     main = _main(config, posterior, own)
-    swept = [x for x in _sweep(config, main[-1]) if _allows(posterior, x)]
+    swept = [x for x in _sweep(config, main[-1]) if x.suits(posterior)]
     return list(dict.fromkeys([*main, *swept]))
 
 
@@ -209,15 +209,6 @@ def _sweep(config: CompareConfig, base: Any) -> list[Predictor]:
         base = Samples(config.sweep_samples)
     points = [dataclasses.replace(base, tau=tau) for tau in config.taus]
     return [*points, *(dataclasses.replace(base, prune=x) for x in config.prunes)]
-
-
-def _allows(posterior: Distribution, predictor: Predictor) -> bool:
-    """Tells whether a predictor can use a posterior."""
-    try:
-        predictor.split(posterior, 0.0)
-    except ValueError:
-        return False
-    return True
 
 
 def _scored(

@@ -33,3 +33,4 @@ from ivon_jax.metrics.classification import mutual_information as mutual_informa
 from ivon_jax.metrics.classification import nll as nll
 from ivon_jax.metrics.classification import summary as summary
 from ivon_jax.metrics.resampling import bootstrap as bootstrap
+from ivon_jax.metrics.resampling import resampled_means as resampled_means

@@ -60,14 +60,37 @@ def bootstrap(
     check("bins", bins, AT_LEAST_ONE)
     right = jnp.asarray(labels)
     terms = jax.vmap(lambda one: _terms(one, right, bins))(jnp.asarray(log_probs))
-    m, n, k = terms.shape
-    columns = np.asarray(terms, np.float64).swapaxes(0, 1).reshape(n, m * k)
-    rng, size = np.random.default_rng(seed), max(1, _DRAWS // n)
-    sizes = [min(size, resamples - done) for done in range(0, resamples, size)]
-    means = np.concatenate([_counts(rng, size, n) @ columns / n for size in sizes])
-    means = means.reshape(resamples, m, k)
+    columns = np.asarray(terms, np.float64).swapaxes(0, 1)
+    means = resampled_means(columns, seed=seed, resamples=resamples)
     found = {name: means[..., i] for i, name in enumerate(("accuracy", "nll", "brier"))}
     return found | {"ece": np.abs(means[..., 3:]).sum(axis=-1)}
+
+
+def resampled_means(
+    columns: Float[np.ndarray, "n *k"], *, seed: int, resamples: int = 2000
+) -> Float[np.ndarray, "r *k"]:
+    """Returns means over examples on resamples, drawn with replacement.
+
+    Functions of several means, as ratios or correlations, are resampled so too.
+
+    Args:
+        columns: terms of each example, [n, ...].
+        seed: seed of the resamples, which depend on it and n only.
+        resamples: number of resamples.
+
+    Returns:
+        The means, [resamples, ...].
+
+    Example:
+        >>> means = resampled_means(np.arange(9.0), seed=0)
+        >>> print(f"{means.mean():.1f} {means.std():.2f} {np.sqrt(60 / 9) / 3:.2f}")
+        4.0 0.86 0.86
+    """
+    n, flat = len(columns), columns.reshape(len(columns), -1)
+    rng, size = np.random.default_rng(seed), max(1, _DRAWS // n)
+    sizes = [min(size, resamples - done) for done in range(0, resamples, size)]
+    means = np.concatenate([_counts(rng, size, n) @ flat / n for size in sizes])
+    return means.reshape(resamples, *columns.shape[1:])
 
 
 def _terms(

@@ -159,6 +159,14 @@ class Predictor:
         """Tells whether its draws are the first ones of another predictor."""
         return False
 
+    def suits(self, posterior: Distribution) -> bool:
+        """Tells whether it can use a posterior, of a run without dropout."""
+        try:
+            self.split(posterior, 0.0)
+        except ValueError:
+            return False
+        return True
+
     def fields(self) -> dict[str, Any]:
         """Returns the settings as fields of a row of results."""
         return {"samples": 0, "tau": 1.0, "prune": 0.0} | vars(self)

@@ -12,6 +12,7 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.report import figures, tables
 from ivon_jax.train.report.intervals import with_intervals
+from ivon_jax.train.report.logs import read_log
 from ivon_jax.train.report.tables import Row
 from ivon_jax.train.runs import run
 
@@ -53,7 +54,7 @@ def write_comparison(
     predictions = np.stack([one.log_probs for one in ordered])
     rows = [one.row for one in ordered]
     rows = with_intervals(rows, predictions, labels, about["seed"])
-    logs = {name: _log(out / name) for name in trained}
+    logs = {name: read_log(out / name) for name in trained}
     results = {
         **about,
         "rows": rows,
@@ -75,12 +76,6 @@ def write_comparison(
 
     on_first_process(write)
     return results
-
-
-def _log(folder: Path) -> list[dict[str, Any]]:
-    """Reads the lines of a run's metrics."""
-    lines = (folder / run.METRICS).read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def _report(results: dict[str, Any]) -> str:

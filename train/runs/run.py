@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 import ivon_jax
 from ivon_jax._posterior_file import Metadata
+from ivon_jax.errors import prefixed
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
@@ -295,14 +296,29 @@ def write_predictions(
     write_bytes(out / f"predictions-{name}.safetensors", save(tensors))
 
 
-def read_predictions(out: Path, name: str) -> Float[np.ndarray, "s n c"]:
-    """Reads the predictions, without the labels, that `write_predictions` wrote.
+def read_scored(
+    out: Path, name: str
+) -> tuple[Float[np.ndarray, "s n c"], Int[np.ndarray, "*n"] | Float[np.ndarray, " n"]]:
+    """Reads the predictions of each draw, and the labels.
 
     Args:
         out: the run's folder.
         name: as in `write_predictions`.
+
+    Raises:
+        ValueError: the file is missing or damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    tensors = load_file(out / f"predictions-{name}.safetensors")
-    return next(leaf for key, leaf in tensors.items() if key != "labels")
+    path = out / f"predictions-{name}.safetensors"
+    wrong = (OSError, SafetensorError, KeyError, StopIteration)
+    with prefixed(f"{path}: not the predictions of a run", wrong):
+        tensors = load_file(path)
+        labels = tensors.pop("labels")
+        return next(iter(tensors.values())), labels
+
+
+def read_predictions(out: Path, name: str) -> Float[np.ndarray, "s n c"]:
+    """Reads the predictions, without the labels, of `read_scored`."""
+    return read_scored(out, name)[0]
