@@ -18,7 +18,12 @@ SST2 := --task sst2 --train-examples 256 --eval-examples 400
 SST2_TUNED := --adam.steps 128 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 300
 
-.PHONY: help demo test test-newest test-slow seeds sst tasks lint format package clean
+SUMS := --task sums --eval-examples 64 --samples 8 --outputs 4 \
+	--prunes 0.1 --sweep-samples 8
+SUMS_TUNED := --adam.steps 120 --adam.batch-size 8 --adam.learning-rate 1e-3 \
+	--ivon-lora.steps 120 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1
+
+.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -61,6 +66,17 @@ sst: $(VENV)/installed  ## docs/results.md's SST-2 table, with IVON_JAX_DATA (45
 			--seed $$seed --out $(OUT)/sst/$$seed --resume || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/sst/*
+
+text: $(VENV)/installed  ## votes on word problems: Adam and IVON-LoRA (25 minutes)
+	rm -rf $(OUT)/text
+	$(BIN)/ivon-jax compare $(SUMS) $(SUMS_TUNED) --out $(OUT)/text
+
+text-seeds: $(VENV)/installed  ## the same, three seeds
+	for seed in 0 1 2; do \
+		$(BIN)/ivon-jax compare $(SUMS) $(SUMS_TUNED) \
+			--seed $$seed --out $(OUT)/text-seeds/$$seed --resume || exit; \
+	done
+	$(BIN)/ivon-jax table $(OUT)/text-seeds/*
 
 tasks: $(VENV)/installed  ## three steps of every task, with IVON_JAX_DATA
 	for task in sst2 cola rte mrpc winogrande_s winogrande_m \

@@ -57,7 +57,7 @@ def options() -> dict[str, set[str]]:
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models.sampler import Sampler
     from ivon_jax.train import cli
-    from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
+    from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, Voting
     from ivon_jax.train.fits.registry import FITS
     from ivon_jax.train.generate import Options
     from ivon_jax.train.methods.registry import METHODS
@@ -85,11 +85,11 @@ def options() -> dict[str, set[str]]:
     legal = {
         "train": train,
         "plan": train | arguments(cli.plan) | fields(Sweep, prefix="sweep."),
-        "compare": fields(CompareConfig, DataConfig, LoraConfig)
+        "compare": fields(CompareConfig, DataConfig, LoraConfig, Voting)
         | each
         | {"out", "resume"},
         "fit": fields(DataConfig, *FITS.values()) | arguments(cli.fit),
-        "evaluate": fields(DataConfig) | arguments(cli.evaluate),
+        "evaluate": fields(DataConfig, Voting) | arguments(cli.evaluate),
         "predict": fields(DataConfig) | arguments(cli.predict),
         "calibrate": fields(DataConfig) | arguments(cli.calibrate) | {"no-temperature"},
         "show": arguments(cli.show),

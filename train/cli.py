@@ -16,6 +16,7 @@ from ivon_jax.train.config import (
     CompareConfig,
     DataConfig,
     TrainConfig,
+    Voting,
     resolve,
 )
 from ivon_jax.train.export.command import export
@@ -76,7 +77,7 @@ def train(
     on_first_process(lambda: print(written))
 
 
-DEFAULT_DATA = DataConfig()
+DEFAULT_DATA, DEFAULT_VOTING = DataConfig(), Voting()
 
 
 def evaluate(
@@ -99,6 +100,7 @@ def evaluate(
     test: bool = False,
     ood_task: str | None = None,
     ood_file: Path | None = None,
+    voting: Flat[Voting] = DEFAULT_VOTING,
 ) -> None:
     """Evaluates a run, or an adapter, at its mean and averaged over posterior samples.
 
@@ -130,10 +132,11 @@ def evaluate(
         ood_task: also measure how well uncertainty tells the examples of this other
             task, asked by its own prompt, from the run's own.
         ood_file: the same for a file of rows, asked by the run's prompt.
+        voting: how the answers of a text task are written and voted on.
     """
     from ivon_jax.train.evaluate import evaluate_folder
     from ivon_jax.train.predictors.wanted import Wanted
-    from ivon_jax.train.report import tables
+    from ivon_jax.train.report import tables, votes
     from ivon_jax.train.sources import AdapterSource
 
     linear = linearised and Linearised(linearised, logit_samples, tau, prune)
@@ -149,8 +152,13 @@ def evaluate(
         test=test,
         ood_task=ood_task,
         ood_file=ood_file,
+        voting=voting,
     )
     print(tables.table(rows))
+    folder = out or directory
+    assert folder is not None  # or it would have been refused
+    for path in votes.draw(folder, rows):
+        print(f"drew {path}")
 
 
 def fit(

@@ -32,8 +32,9 @@ from ivon_jax.train.report.comparison import Scored, write_comparison
 from ivon_jax.train.report.costs import costs
 from ivon_jax.train.runs import run
 from ivon_jax.train.sources import Source
-from ivon_jax.train.splits import find_task, scored_split, settled
+from ivon_jax.train.splits import find_task, run_splits, scored_split, settled
 from ivon_jax.train.step import first_state
+from ivon_jax.train.voting.outputs import wanted
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -54,8 +55,10 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         Interrupted: SIGINT or SIGTERM was received in training; see `loop.train`.
     """
     task = find_task(config.data)
-    if not task.label_words:
+    if not (task.label_words or task.exchange):
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
+    if scored_split(config.data) not in run_splits(config):
+        raise ValueError("eval_file: needed, or --validation-examples, to score")
     # Twice: names and values are checked before the model is loaded.
     jobs_of(config, task.preset, num_examples=1)
     on_first_process(lambda: run.check_out(out, resume=resume))
@@ -83,7 +86,8 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         "seed": config.seed,
         "steps": jobs[0].config.hyper.steps,
     }
-    labels = (test or problem).splits[scored_split(config.data, test=used)].labels
+    split = scored_split(config.data, test=used)
+    labels = (test or problem).splits[split].labels if task.label_words else None
     trained = [job.name for job in jobs if not job.fit]
     return write_comparison(out, about, trained, scored, labels)
 
@@ -119,14 +123,15 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
                     " compared on the same batches"
                 )
     predictors = functools.partial(_predictors, config)
-    jobs = [Job(name, run, predictors) for name, run in runs.items()]
+    votes = wanted(find_task(config.data), config.voting, config.samples)
+    jobs = [Job(name, run, predictors, votes=votes) for name, run in runs.items()]
     for fit, names in dict.fromkeys(_fits(config)):
         name = f"{fit.name}-{'+'.join(names)}"
         if name in [job.name for job in jobs]:
             raise ValueError(
                 f"fit: {fit.name}:{'+'.join(names)} is named twice, with other options"
             )
-        jobs.append(Job(name, runs[names[0]], predictors, fit, names))
+        jobs.append(Job(name, runs[names[0]], predictors, fit, names, votes))
     return jobs
 
 

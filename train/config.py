@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes as Flat
 from tyro.conf import arg
 
-from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, check
+from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.methods.base import Hyper, Method
 from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
@@ -177,6 +177,50 @@ class TrainConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class Voting:
+    """How answers are generated and voted on, for a text task that has answers.
+
+    Attributes:
+        outputs: text tasks with answers: outputs that each posterior sample writes of a
+            question; a single model, as the mean, writes as many as all samples
+            together, and votes. 0: only likelihoods are computed.
+        max_tokens: text tasks with answers: number of tokens at which an output ends.
+        outputs_at_once: outputs written at a time; changes no result.
+        sampling_temperature: text tasks with answers: temperature of the tokens of
+            outputs.
+    """
+
+    outputs: int = 8
+    max_tokens: Annotated[
+        int | None, unset("INT", "1.5 times the longest right completion")
+    ] = None
+    outputs_at_once: int = 32
+    sampling_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks each field."""
+        check("outputs", self.outputs, NOT_NEGATIVE)
+        check("outputs_at_once", self.outputs_at_once, AT_LEAST_ONE)
+        if self.max_tokens is not None:
+            check("max_tokens", self.max_tokens, AT_LEAST_ONE)
+        check("sampling_temperature", self.sampling_temperature, FINITE_POSITIVE)
+
+    @property
+    def name(self) -> str:
+        """The settings other than the defaults, as part of a file's name.
+
+        >>> Voting(4, outputs_at_once=64).name
+        '-outputs4'
+        """
+        default = vars(Voting())
+        return "".join(
+            f"-{name}{value}"
+            for name, value in vars(self).items()
+            if value != default[name] and name != "outputs_at_once"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CompareConfig(RunConfig):
     """A comparison of methods on the same adapters, batches and examples.
 
@@ -192,6 +236,7 @@ class CompareConfig(RunConfig):
         sweep_samples: posterior samples of each point of the sweep.
         taus: temperatures to sweep.
         prunes: pruning ratios to sweep.
+        voting: how answers are generated and voted on.
     """
 
     methods: tuple[MethodName, ...] = COMPARED
@@ -202,6 +247,7 @@ class CompareConfig(RunConfig):
     sweep_samples: int = 4
     taus: Annotated[tuple[float, ...], unset("FLOAT [FLOAT ...]", "none")] = ()
     prunes: Annotated[tuple[float, ...], unset("FLOAT [FLOAT ...]", "none")] = ()
+    voting: Flat[Voting] = dataclasses.field(default_factory=Voting)
 
     def runs(self) -> dict[str, TrainConfig]:
         """Returns the run of each method."""

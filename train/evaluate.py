@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from ivon_jax.checks import AT_LEAST_ONE, check
+from ivon_jax.train.config import Voting
 from ivon_jax.train.config_json import to_json
 from ivon_jax.train.fits.temperature import on_held_out
 from ivon_jax.train.ood import Foreign, score_foreign
 from ivon_jax.train.ood import find as find_foreign
+from ivon_jax.train.pod.interrupts import resumed_by
 from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predict import score
 from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
 from ivon_jax.train.splits import find_task
+from ivon_jax.train.voting.outputs import Votes, vote
+from ivon_jax.train.voting.outputs import wanted as wanted_votes
 
 
 def predictors_for(
@@ -46,6 +51,7 @@ def evaluate(
     test: bool = False,
     chunk_size: int = 1,
     foreign: Foreign | None = None,
+    votes: Votes | None = None,
 ) -> list[dict[str, Any]]:
     """Predicts and scores, and writes both to files named by the settings.
 
@@ -57,23 +63,28 @@ def evaluate(
         test: whether the task's own evaluation examples are scored.
         chunk_size: draws at a time.
         foreign: examples of another distribution, to be told from the run's own.
+        votes: on a text task with answers: how these are written and voted on.
 
     Returns:
         A row of a results table for each predictor.
 
     Raises:
         ValueError: a predictor cannot use the posterior, or a prediction is not
-            finite.
+            finite; or see `voting.outputs.vote`.
+        Interrupted: a signal came while answers were written.
     """
     problem, encoded = source.problem, source.problem.splits[source.split]
+    suffix = "-best" * best + "-test" * test
     predictions = source.predict(source.split, predictors, chunk_size)
     spread = {"spread": source.posterior.spread}
     rows = [
         score(problem, source.method, predictor, values, encoded) | spread
         for predictor, values in predictions.items()
     ]
-    suffix = "-best" * best + "-test" * test
-    of = suffix
+    if votes:
+        voted = vote(source, list(predictions), votes, out, suffix)
+        rows = [row | more for row, more in zip(rows, voted, strict=True)]
+    of = suffix + (votes.voting.name if votes else "")
     if foreign:
         foreign = foreign.at_most(len(encoded))
         found = score_foreign(source, list(predictions), foreign, chunk_size)
@@ -115,6 +126,7 @@ def evaluate_folder(
     test: bool = False,
     ood_task: str | None = None,
     ood_file: Path | None = None,
+    voting: Voting = Voting(),  # noqa: B008 -- immutable
 ) -> list[dict[str, Any]]:
     """Evaluates a run's folder, or an adapter.
 
@@ -129,6 +141,7 @@ def evaluate_folder(
         test: see `scored_split`.
         ood_task: see `ood.find`.
         ood_file: see `ood.find`.
+        voting: how answers are generated and voted on.
 
     Returns:
         A row of a results table for each predictor.
@@ -136,6 +149,7 @@ def evaluate_folder(
     Raises:
         ValueError: an option is out of range, missing or not applicable; or see
             `read_run`, `read_adapter`, `predictors_for` and `evaluate`.
+        Interrupted: a signal came while answers were written; what is finished is kept.
     """
     # Everything that can be checked is checked before the model is loaded.
     check("chunk_size", chunk_size, AT_LEAST_ONE)
@@ -143,16 +157,10 @@ def evaluate_folder(
     if (directory is None) == (not adapter.adapters):
         raise ValueError("directory: name a run, or an adapter with --adapter")
     if directory:
-        adapter.check(runs=True)
-        if out:
-            raise ValueError("out: only with --adapter; a run has its own")
+        _check_run(adapter, out, wanted, test=test)
         splits = ["validation", "test"] if wanted.temperature else None
-        if wanted.temperature and not test:
-            raise ValueError(
-                "temperature: is fitted on held-out training examples and scored on"
-                " others; needs --test"
-            )
         data = run.read_config(directory)[0].data
+        wanted_votes(find_task(data), voting, 1)
         foreign = find_foreign(find_task(data), data, ood_task, ood_file)
         source, out = read_run(directory, mesh, splits, best=best, test=test), directory
     else:
@@ -160,20 +168,39 @@ def evaluate_folder(
             raise ValueError(
                 "adapter: needs --model and --out, and has no --best or --temperature"
             )
-        run.check_new(out)
+        # Answers are gone on with.
+        run.check_new(out, [path.name for path in out.glob("outputs-*")])
+        wanted_votes(find_task(adapter.data), voting, 1)
         source = read_adapter(adapter, mesh, test=test)
         data = source.config.data
         foreign = find_foreign(source.problem.task, data, ood_task, ood_file)
     predictors = predictors_for(source, wanted, chunk_size)
-    return evaluate(
-        source,
-        predictors,
-        out,
-        best=best,
-        test=test,
-        chunk_size=chunk_size,
-        foreign=foreign,
-    )
+    models = wanted.samples or source.posterior.size or Samples().samples
+    with resumed_by("the same command goes on with them"):
+        return evaluate(
+            source,
+            predictors,
+            out,
+            best=best,
+            test=test,
+            chunk_size=chunk_size,
+            foreign=foreign,
+            votes=wanted_votes(source.problem.task, voting, models),
+        )
+
+
+def _check_run(
+    adapter: AdapterSource, out: Path | None, wanted: Wanted, *, test: bool
+) -> None:
+    """Checks that the options are those of a run's folder."""
+    adapter.check(runs=True)
+    if out:
+        raise ValueError("out: only with --adapter; a run has its own")
+    if wanted.temperature and not test:
+        raise ValueError(
+            "temperature: is fitted on held-out training examples and scored on"
+            " others; needs --test"
+        )
 
 
 def evaluation_name(predictors: Sequence[Predictor], of: str = "") -> str:

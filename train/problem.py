@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +54,7 @@ class Problem:
         frozen: parameters that are not trained.
         objective: loss and scores of the task.
         tokenizer: the model's tokenizer.
+        folder: the model's folder in HF's layout, if it has one.
         splits: encoded examples by the name of their split.
         metadata: fingerprints and counts of model and examples.
     """
@@ -66,6 +68,7 @@ class Problem:
     frozen: PyTree
     objective: Objective
     tokenizer: Any
+    folder: Path | None
     splits: Mapping[str, Encoded]
     metadata: dict[str, Any]
 
@@ -189,6 +192,7 @@ def load_model(config: TrainConfig) -> Problem:
         pretrained.params if trainable.frozen else {},
         jax.tree.map(lambda ids: put_whole(np.asarray(ids), mesh), objective),
         pretrained.tokenizer,
+        pretrained.folder,
         {},
         {
             "task": task.name,

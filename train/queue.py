@@ -21,6 +21,7 @@ from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs import fitted, run
 from ivon_jax.train.sources import Source, source_of
 from ivon_jax.train.splits import scored_split
+from ivon_jax.train.voting.outputs import Votes
 
 Row = dict[str, Any]
 # predictors(posterior, those that a fit is for, None of a trained run): those to score
@@ -37,6 +38,7 @@ class Job(NamedTuple):
             allows.
         fit: how to make it of finished runs; None to train it.
         sources: names of the jobs that it is made of.
+        votes: how answers are written and voted on, if they are.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Job(NamedTuple):
     predictors: Predictors
     fit: Fit | None = None
     sources: tuple[str, ...] = ()
+    votes: Votes | None = None
 
 
 def _complete(
@@ -58,7 +61,7 @@ def _complete(
             source = dataclasses.replace(source, problem=test, split="test")
         own = source.predictors if job.fit else None
         predictors = job.predictors(source.posterior, own)
-        rows = evaluate(source, predictors, out, test=test is not None)
+        rows = evaluate(source, predictors, out, test=test is not None, votes=job.votes)
     # A fitted run is called by its sources, as tfb(adam).
     named = {} if job.fit or job.name == job.config.method else {"run": job.name}
     return [row | named for row in rows]
@@ -103,7 +106,9 @@ def _finished(job: Job, out: Path, test: Problem | None) -> list[Row] | None:
     """
     try:
         predictors = own_predictors(job, out)
-        name = evaluation_name(predictors, "-test" * (test is not None))
+        of = "-test" * (test is not None)
+        of += job.votes.voting.name if job.votes else ""
+        name = evaluation_name(predictors, of)
         found = json.loads((out / name).read_text())
         made = [predictor_of(row) for row in found["rows"]]
         done = found["step"] == job.config.hyper.steps and made == list(predictors)

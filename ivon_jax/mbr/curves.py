@@ -55,6 +55,7 @@ def curves(
     counts: Sequence[int],
     draws: int = 100,
     seed: int = 0,
+    per_model: int | None = None,
 ) -> tuple[Curve, Curve]:
     """Computes maj@n and pass@n over random subsets of whole models.
 
@@ -69,6 +70,7 @@ def curves(
         counts: numbers of outputs.
         draws: number of subsets.
         seed: seed of the subsets.
+        per_model: number of outputs to take of a model; None for all.
 
     Returns:
         Accuracy of the vote, and share of questions with a correct output.
@@ -82,8 +84,13 @@ def curves(
         [1.0]
     """
     check("draws", draws, AT_LEAST_ONE)
+    if per_model is not None:
+        check("per_model", per_model, AT_LEAST_ONE)
     wanted = np.array(counts)
-    fewest = min((sum(map(len, question)) for question in answers), default=0)
+    fewest = min(
+        (sum(len(model[:per_model]) for model in question) for question in answers),
+        default=0,
+    )
     if not len(wanted) or not (wanted >= 1).all() or not (wanted <= fewest).all():
         raise ValueError(f"counts: {list(counts)} are not in 1 .. {fewest}")
     if len(gold) != len(answers):
@@ -97,7 +104,10 @@ def curves(
             for m in models
         ]
         for _ in range(draws):
-            order = [rng.permutation(coded[i]) for i in rng.permutation(len(coded))]
+            order = [
+                rng.permutation(coded[i])[:per_model]
+                for i in rng.permutation(len(coded))
+            ]
             hits[:, question] += _hits(np.concatenate(order), wanted, len(known))
     hits /= draws
     means = hits.mean(axis=1)

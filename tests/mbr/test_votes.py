@@ -95,6 +95,26 @@ def test_curves_are_means_over_subsets_of_whole_models():
             assert curve.error[place] == pytest.approx(error, abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("models", "outputs"), [(1, 1), (1, 2), (2, 1), (3, 1), (2, 2)]
+)
+def test_curves_of_some_outputs_of_each_model(models, outputs):
+    n, draws = models * outputs, 4000
+    votes, _ = mbr.curves(QUESTIONS, GOLD, [n], draws=draws, per_model=outputs)
+    won = []
+    for question, gold in zip(QUESTIONS, GOLD, strict=True):
+        hits = [
+            mbr.vote([a for own in choice for a in own]).answer == gold
+            for chosen in itertools.permutations(question, models)
+            for choice in itertools.product(
+                *(itertools.permutations(own, outputs) for own in chosen)
+            )
+        ]
+        won.append(np.mean(hits))
+    noise = math.sqrt(sum(p * (1 - p) for p in won) / draws) / 3
+    assert abs(votes.mean[0] - np.mean(won)) <= 6 * noise + 1e-12
+
+
 def test_pass_of_single_outputs_has_the_closed_form():
     question = [["1"], ["2"], ["1"], ["3"], ["2"]]
     _, passes = mbr.curves([question], ["1"], [1, 2, 4, 5], draws=20_000)
@@ -119,6 +139,8 @@ def test_curves_of_one_seed_are_the_same():
         ({"counts": []}, r"counts: \[\] are not in 1 .. 6"),
         ({"gold": ["1"]}, "gold: 1 answers for 3 questions"),
         ({"draws": 0}, "draws: 0 is not >= 1"),
+        ({"per_model": 0}, "per_model: 0 is not >= 1"),
+        ({"counts": [4], "per_model": 1}, r"counts: \[4\] are not in 1 .. 3"),
     ],
 )
 def test_curves_refuse_what_does_not_fit(change, message):

@@ -216,6 +216,26 @@ def test_long_rows_are_left_out_and_counted(home):
     assert set(kept.lengths.tolist()) == {6}
 
 
+@pytest.mark.filterwarnings("default")  # of the library's, not ours
+def test_a_data_set_in_a_folder_is_read_as_one_of_the_hub(
+    home, tmp_path, monkeypatch, capsys
+):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", ROWS)
+    write_rows(folder / "test.jsonl", ROWS[:4])
+    options = ["--task", "text", "--model", home / "model", "--dataset", folder]
+    assert command("data", *options) == 0
+    shown = capsys.readouterr().out
+    assert "text, train: 12 of 12 examples; format prompt and completion" in shown
+    assert "text, test: 4 of 4 examples" in shown
+    assert command("data", *options, "--dataset-splits", "train", "validation") == 2
+    error = capsys.readouterr().err.strip()
+    assert "validation" in error and "\n" not in error
+
+
 def test_data_shows_what_is_learnt(home, capsys):
     options = ["--task", "text", "--model", home / "model"]
     assert command("data", *options, "--train-file", home / "chats.jsonl") == 0

@@ -48,6 +48,11 @@ class Temperature(Fit):
     def _wanted(self) -> Wanted:
         return Wanted(self.samples, self.tau, self.prune)
 
+    def check(self, source: Source) -> None:
+        """Checks that the task has classes."""
+        if source.problem.objective.answer != "class":
+            raise ValueError("temperature: only for classes, the task has none")
+
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
         """Fits the temperature of each predictor.
 

@@ -1,5 +1,6 @@
 """Text from a model, or from many of one posterior."""
 
+from ivon_jax.train.generate.embeddings import embedder
 from ivon_jax.train.generate.engine import Options, generate
 from ivon_jax.train.generate.schedule import Output
 from ivon_jax.train.generate.writers import (
@@ -13,6 +14,7 @@ __all__ = [
     "Options",
     "Output",
     "Writer",
+    "embedder",
     "generate",
     "open_adapter",
     "open_model",

@@ -1,28 +1,17 @@
 """The command ``ivon-jax generate``: prompts in, texts out."""
 
-import dataclasses
-import hashlib
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tyro
-from jaxtyping import Int
 from tyro.conf import OmitArgPrefixes as Flat
 
 from ivon_jax.train.config import BaseName
-from ivon_jax.train.generate.engine import Options, stream
-from ivon_jax.train.generate.prompts import (
-    Prompt,
-    as_chat,
-    encode_prompts,
-    read_prompts,
-)
-from ivon_jax.train.generate.records import Records, line, record
-from ivon_jax.train.generate.schedule import Output
+from ivon_jax.train.generate.engine import Options
+from ivon_jax.train.generate.prompts import Prompt, as_chat, read_prompts
+from ivon_jax.train.generate.records import line
+from ivon_jax.train.generate.request import Request
 from ivon_jax.train.generate.writers import (
     Writer,
     open_adapter,
@@ -30,11 +19,7 @@ from ivon_jax.train.generate.writers import (
     open_run,
 )
 from ivon_jax.train.pod import runtime
-from ivon_jax.train.pod.interrupts import RESUME_HINT, Interrupted, interruptible
-from ivon_jax.train.runs.progress import progress, say
-
-# Settings of which a file may hold some outputs by one value, some by another.
-_FREE = ("models", "outputs", "batch_size")
+from ivon_jax.train.pod.interrupts import RESUME_HINT, resumed_by
 
 
 def generate(
@@ -179,99 +164,18 @@ def write(
         ValueError: see `generate` and `Records`.
         Interrupted: a signal came; what is finished is kept.
     """
-    tokens = encode_prompts(writer.tokenizer, [prompt.content for prompt in prompts])
-    work = _Work(writer, prompts, tokens, options)
+    request = Request(writer, prompts, options)
     if out is not None:
-        work.write(out, resume=resume)
+        with resumed_by(RESUME_HINT):
+            request.write(out, resume=resume)
     elif len(prompts) > 1:
-        for rows in work.rows():
+        for rows in request.rows():
             sys.stdout.writelines(line(row) for _, row in rows)
-    elif work.total > 1:
-        for rows in work.rows():
+    elif request.total > 1:
+        for rows in request.rows():
             for _, row in rows:
                 model = "" if row["model"] is None else f"model {row['model']}, "
                 print(f"--- {model}output {row['output']} ({row['finish']})")
                 print(row["text"])
     else:
-        work.show()
-
-
-@dataclasses.dataclass
-class _Work:
-    """The outputs to make, and what is known of their making."""
-
-    writer: Writer
-    prompts: Sequence[Prompt]
-    tokens: Sequence[Int[np.ndarray, " _"]]
-    options: Options
-    shapes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
-
-    @property
-    def total(self) -> int:
-        """Number of outputs."""
-        options = self.options
-        return len(self.prompts) * len(options.model_ids) * options.outputs
-
-    def write(self, out: Path, *, resume: bool) -> None:
-        """Writes the rows to a file."""
-        records = Records(out, self.prompts, self._settings(), resume=resume)
-        for rows in self.rows(records):
-            records.add(rows)
-        records.finish()
-
-    def show(self) -> None:
-        """Prints a single text as it grows."""
-        text = ""
-        for (output,) in stream(self.writer, self.tokens, self.options, steps=1):
-            now = record(output, self.prompts[0], self.writer.tokenizer)["text"]
-            # The bytes of a character may be those of several tokens.
-            if output.finish is None and now.endswith("\ufffd"):
-                continue
-            print(now[len(text) :], end="", flush=True)
-            text = now
-        print()
-
-    def rows(
-        self, records: Records | None = None
-    ) -> Iterator[list[tuple[Output, dict[str, Any]]]]:
-        """Yields finished outputs, with progress on stderr, until a signal comes."""
-        done = records.done if records else {}
-        start, made, ended = time.monotonic(), 0, len(done)
-        every = max(1, self.total // 20)
-        grown = stream(
-            self.writer, self.tokens, self.options, done=done, shapes=self.shapes
-        )
-        with (
-            interruptible() as stop,
-            progress("generate", self.total, every, ended) as report,
-        ):
-            for outputs in grown:
-                finished = [output for output in outputs if output.finish]
-                made += sum(len(output.tokens) for output in finished)
-                if finished:
-                    yield [(output, self._row(output)) for output in finished]
-                speed = made / (time.monotonic() - start)
-                report(len(finished), f"{speed:.0f} tokens/s")
-                ended += len(finished)
-                if stop(0) and ended < self.total:
-                    kept = f"{ended} of {self.total} outputs are finished"
-                    hint = f"; {RESUME_HINT}" if records else ""
-                    raise Interrupted(kept + hint, stop.signum)
-        say(f"{made} tokens; decoding was compiled for {len(self.shapes)} shapes")
-
-    def _row(self, output: Output) -> dict[str, Any]:
-        return record(output, self.prompts[output.prompt], self.writer.tokenizer)
-
-    def _settings(self) -> dict[str, Any]:
-        """Returns everything on which the outputs depend."""
-        digest = hashlib.sha256()
-        for prompt, ids in zip(self.prompts, self.tokens, strict=True):
-            digest.update(f"{prompt.id!r} {ids.tolist()}".encode())
-        options = dataclasses.asdict(self.options)
-        options |= options.pop("sampler")
-        settings = {k: v for k, v in options.items() if k not in _FREE}
-        settings |= {"models": "mean" if self.options.models == 0 else "samples"}
-        stops = list(self.writer.stops)
-        return {**self.writer.identity, **settings, "stops": stops} | {
-            "prompts": digest.hexdigest()
-        }
+        request.show()

@@ -36,6 +36,11 @@ def line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def settings_file(path: Path) -> Path:
+    """Returns the file of settings beside a file of rows."""
+    return path.with_name(path.name + ".settings.json")
+
+
 class Records:
     """A file of rows that grows as outputs are finished, and is sorted at the end.
 
@@ -67,7 +72,7 @@ class Records:
         """
         self._path, self._ids = path, {p.id: i for i, p in enumerate(prompts)}
         self.done: dict[Place, str] = {}
-        beside = path.with_name(path.name + ".settings.json")
+        beside = settings_file(path)
         if not path.exists():
             with writing(path):
                 write_bytes(beside, (json.dumps(settings, indent=2) + "\n").encode())
@@ -119,7 +124,8 @@ class Records:
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.writelines(new.values())
 
-    def finish(self) -> None:
-        """Sorts the rows by prompt, model and output."""
-        text = "".join(self.done[place] for place in sorted(self.done, key=rank))
-        write_bytes(self._path, text.encode())
+    def finish(self) -> dict[Place, dict[str, Any]]:
+        """Sorts the rows by prompt, model and output, and returns them."""
+        self.done = {place: self.done[place] for place in sorted(self.done, key=rank)}
+        write_bytes(self._path, "".join(self.done.values()).encode())
+        return {place: json.loads(row) for place, row in self.done.items()}

@@ -54,6 +54,19 @@ def first_process_reports() -> Iterator[None]:
         raise ValueError(f"another process stopped: {error}") from None
 
 
+@contextmanager
+def resumed_by(hint: str) -> Iterator[None]:
+    """Adds to an interruption how the work goes on.
+
+    Args:
+        hint: the end of the message.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; {hint}", stop.signum) from None
+
+
 class Stop:
     """A flag that a signal sets; with several processes, a signal to any of them.
 

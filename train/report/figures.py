@@ -31,7 +31,7 @@ def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
 
     Bands are the averages' 95 % intervals, as if steps were independent.
     """
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     for method, lines in logs.items():
         steps = [line["step"] for line in lines]
@@ -47,7 +47,7 @@ def training_curves(path: Path, logs: dict[str, list[Row]]) -> None:
     axes.set(xlabel="step", ylabel="training loss (at the posterior sample)")
     axes.set_ylim(bottom=0)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def reliability(
@@ -62,7 +62,7 @@ def reliability(
     """
     across = min(len(predictions), PANELS)
     down = -(-len(predictions) // across)
-    figure = _figure(4 * across, 5 * down)
+    figure = new_figure(4 * across, 5 * down)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes in panels.flat[len(predictions) :]:
         axes.set_axis_off()
@@ -84,7 +84,7 @@ def reliability(
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (blue), share of predictions (gray)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _accuracies(found: metrics.Reliability) -> dict[str, Any]:
@@ -104,20 +104,20 @@ def trade_off(path: Path, rows: Sequence[Row]) -> None:
 
     Bars are standard errors, if the rows have them.
     """
-    figure = _figure(14, 6)
+    figure = new_figure(14, 6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, x in zip(panels, AXES, strict=True):
         _trade_off(axes, rows, x)
     panels[0].set_ylabel("accuracy % (higher is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _trade_off(axes: Any, rows: Sequence[Row], x: str) -> None:
     """Draws a panel: the curves of each run, its other rows, the Pareto front."""
     drawn: list[Row] = []
     names = list(dict.fromkeys(map(name_of, rows)))
-    for name, color in zip(names, _colors(names), strict=True):
+    for name, color in zip(names, colors_of(names), strict=True):
         own = _one_ensemble([row for row in rows if name_of(row) == name])
         curves = _curves(own)
         # Labels above and below: the two curves share the point of tau 1 unpruned.
@@ -190,20 +190,26 @@ def _points(rows: Sequence[Row], x: str) -> tuple[list[float], list[float]]:
     return [scale * row[x] for row in rows], [100 * row["accuracy"] for row in rows]
 
 
-def _colors(names: Sequence[str]) -> list[str]:
-    """Returns a color for each run: its method's own, or one that no method has."""
+def colors_of(names: Sequence[str]) -> list[str]:
+    """Returns a color for each run: its method's own, or one that no method has.
+
+    Args:
+        names: the runs.
+    """
     free = itertools.cycle(FREE)
     return [METHODS[x].color if x in METHODS else next(free) for x in names]
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of this size in inches."""
     # Not pyplot: it keeps figures and a backend in global state.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
     image = io.BytesIO()
     figure.savefig(image, dpi=150)
     write_bytes(path, image.getvalue())

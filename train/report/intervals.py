@@ -11,6 +11,7 @@ from ivon_jax.metrics import bootstrap
 from ivon_jax.train.report.tables import Row
 
 INTERVAL = (0.025, 0.975)
+RESAMPLES = 2000
 Z = 1.959963984540054  # the normal distribution's quantile of 0.975
 
 
@@ -115,3 +116,31 @@ def with_resamples(
         return {"errors": errors, "differences": intervals}
 
     return [row | added(index) for index, row in enumerate(rows)]
+
+
+def with_vote_intervals(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Adds the same of the accuracies of votes, from the questions' own outcomes.
+
+    Args:
+        rows: rows of results; unless all have votes, they are returned as they are.
+        seed: seed of the resamples.
+
+    Returns:
+        The rows with ``errors`` and ``differences`` of ``vote_accuracy``.
+    """
+    if not all("vote_right" in row for row in rows):
+        return list(rows)
+    right = np.array([row["vote_right"] for row in rows], np.float64)
+    count = right.shape[1]
+    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    found = np.stack([own[drawn].mean(axis=1) for own in right])
+    return [
+        row
+        | {
+            "errors": {"vote_accuracy": float(own.std(ddof=1))},
+            "differences": {
+                "vote_accuracy": np.quantile(own - found[0], INTERVAL).tolist()
+            },
+        }
+        for row, own in zip(rows, found, strict=True)
+    ]

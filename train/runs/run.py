@@ -163,7 +163,8 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     # Settings unknown to an older version had today's default.
     unrecorded = {name: now.get(name) for name in ("dropout", "tokenizer_fingerprint")}
     before = _flat(to_json(TrainConfig())) | unrecorded | BEFORE | _renamed(before)
-    may_change = set(MAY_CHANGE)
+    # Nothing that is trained depends on how it is scored by votes.
+    may_change = {*MAY_CHANGE, *(name for name in now if name.startswith("voting."))}
     if now.get("hyper.noise") == "per-shard":
         may_change -= {"mesh"}  # determines the number of samples
     if not (now.get("lora.dropout") or now.get("dropout")):

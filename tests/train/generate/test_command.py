@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from ivon_jax.train import cli
-from ivon_jax.train.generate import command as module
+from ivon_jax.train.generate import request as module
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}"

@@ -1,0 +1,1 @@
+"""Answers that many models write, and votes on them."""
