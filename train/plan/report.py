@@ -8,7 +8,7 @@ from ivon_jax.train.plan.plan import Plan
 from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.trainable import TRAINABLES
 
-BY_CHIP = "memory, transfers and cycles: by the chip's own compiler; nothing was run"
+BY_CHIP = "compiled by the chip's own compiler; nothing was run"
 BY_SHAPES = (
     "memory: estimated from shapes, within 30 % of the compilers of v5e and v5p in the"
     " ten cases it was compared in; transfers: a CPU's program, which sends 16-bit"
