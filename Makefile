@@ -9,7 +9,7 @@ NEWEST ?= $(shell for python in python3.13 python3.12 \
 	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
 	do $$python --version >/dev/null 2>&1 && echo $$python && break; done)
 
-# Settings of `demo` and `seeds`, chosen with benchmarks/tune.py; docs/results.md says how.
+# Settings of `demo` and `seeds`, chosen with `ivon-jax tune`; docs/results.md says how.
 CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75

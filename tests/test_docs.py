@@ -85,6 +85,7 @@ def options() -> dict[str, set[str]]:
     legal = {
         "train": train,
         "plan": train | arguments(cli.plan) | fields(Sweep, prefix="sweep."),
+        "tune": train | arguments(cli.tune),
         "compare": fields(CompareConfig, DataConfig, LoraConfig, Voting)
         | each
         | {"out", "resume"},
@@ -117,12 +118,13 @@ def test_shown_options_exist(page):
 def test_shown_runs_are_legal(page, monkeypatch):
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models import peft_io
-    from ivon_jax.train import cli
+    from ivon_jax.train import cli, config_file
     from ivon_jax.train.command_line import parse
     from ivon_jax.train.config import resolve
     from ivon_jax.train.splits import find_task
 
     monkeypatch.setattr(peft_io, "read_settings", lambda folder: LoraConfig())
+    monkeypatch.setattr(config_file, "read", lambda path: {})
     commands = {"train": cli.train, "plan": cli.plan}
     text = "\n".join(blocks(page, "sh")).replace("\\\n", " ").replace("$1", "0")
     text = text.replace("$DATA", "")  # more options

@@ -94,7 +94,7 @@ ROOMS = (
     {"command_line", "evaluate", "fit", "inference", "loop"},
     {"queue"},
     {"report"},
-    {"compare", "export", "harness"},
+    {"compare", "export", "harness", "tune"},
     {"cli"},
     {"entry"},
 )

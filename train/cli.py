@@ -35,6 +35,7 @@ from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_pr
 from ivon_jax.train.predictors.linearised import Linearised, Link
 from ivon_jax.train.report.commands import report, show
 from ivon_jax.train.runs.progress import outlive_readers
+from ivon_jax.train.tune.command import tune
 
 Unprefixed = tyro.conf.arg(name="")  # a dataclass whose fields are plain options
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
@@ -327,6 +328,7 @@ def main() -> None:
         "export": export,
         "plan": plan,
         "compare": compare,
+        "tune": tune,
         "table": table,
         "show": show,
         "report": report,

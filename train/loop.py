@@ -41,10 +41,16 @@ from ivon_jax.train.step import TrainState, first_state, train_step
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
+# watch(step, values): called with the numbers of each step.
+Watch = Callable[[int, dict[str, float]], None]
 
 
 def train(
-    problem: Problem, config: TrainConfig, out: Path, resume: bool = False
+    problem: Problem,
+    config: TrainConfig,
+    out: Path,
+    resume: bool = False,
+    watch: Watch | None = None,
 ) -> Distribution:
     """Trains a model and writes the posterior of the trained parameters.
 
@@ -57,6 +63,8 @@ def train(
             training, ``best.safetensors``.
         resume: continue from the folder's newest good checkpoint, if any. On the same
             mesh the result is bitwise that of an uninterrupted run.
+        watch: called with the numbers of each step, with scores where there are any;
+            an error of it ends the run.
 
     Returns:
         The posterior.
@@ -85,7 +93,7 @@ def train(
         each = 1 if examples.learnt is None else QUARTERS
         on_first_process(lambda: _announce(padded, each * len(padded)))
         counts, posterior = _learn(
-            _Training(problem, config, out, described), interrupted
+            _Training(problem, config, out, described, watch), interrupted
         )
         done = counts.step == _steps(config)
         state: status.State = "trained" if done else "interrupted"
@@ -107,6 +115,7 @@ class _Training:
         config: the resolved run.
         out: the run's folder.
         described: see `run.describe`.
+        watch: see `train`.
     """
 
     def __init__(
@@ -115,8 +124,10 @@ class _Training:
         config: TrainConfig,
         out: Path,
         described: dict[str, Any],
+        watch: Watch | None = None,
     ) -> None:
         self.problem, self.config, self.out = problem, config, out
+        self.watch = watch
         self.described, self.steps = described, _steps(config)
         self.method = make_method(config)
         self.network = problem.network_with(self.method.branch)
@@ -223,7 +234,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
     with _checkpoints(out, config) as checkpoints:
         counts, state = training.restore(checkpoints, training.first_state())
         _note_training(out, counts.step, steps)
-        with _logging(out, config, training.described, counts.step) as log:
+        with _logging(training, counts.step) as log:
             recorder = Recorder(counts, log)
             for step in range(counts.step + 1, steps + 1):
                 if interrupted(step - 1):
@@ -311,14 +322,13 @@ _Log = Callable[[Counts, dict[str, float]], None]
 
 
 @contextmanager
-def _logging(
-    out: Path, config: TrainConfig, described: dict[str, Any], done: int
-) -> Iterator[_Log]:
+def _logging(training: _Training, done: int) -> Iterator[_Log]:
     """Opens a run's trackers and progress bar, on the first process only.
 
     Yields:
         The function to call after each step; it raises an error if the run diverges.
     """
+    config, out, described = training.config, training.out, training.described
     first, batch_size = jax.process_index() == 0, config.hyper.batch_size
     assert batch_size is not None
     title = f"train {config.method}"
@@ -338,5 +348,7 @@ def _logging(
                     f"loss: not finite in {MAX_BAD_STEPS} steps up to step"
                     f" {counts.step}; lower learning_rate"
                 )
+            if training.watch:
+                training.watch(counts.step, values)
 
         yield log

@@ -12,7 +12,7 @@ from ivon_jax.train.evaluate import evaluate, evaluation_name
 from ivon_jax.train.fit import fit
 from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.partial import PARTIAL
-from ivon_jax.train.loop import train
+from ivon_jax.train.loop import Watch, train
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predictors.base import Predictor
@@ -39,6 +39,7 @@ class Job(NamedTuple):
         fit: how to make it of finished runs; None to train it.
         sources: names of the jobs that it is made of.
         votes: how answers are written and voted on, if they are.
+        watch: called with the numbers of each training step; see `loop.train`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     fit: Fit | None = None
     sources: tuple[str, ...] = ()
     votes: Votes | None = None
+    watch: Watch | None = None
 
 
 def _complete(
@@ -69,7 +71,7 @@ def _complete(
 
 def _trained(job: Job, problem: Problem, out: Path) -> Source:
     try:
-        train(problem, job.config, out, resume=True)
+        train(problem, job.config, out, resume=True, watch=job.watch)
     except Interrupted as error:
         raise Interrupted(f"{job.name} {error}", error.signum) from None
     return source_of(out, problem, scored_split(job.config.data))
@@ -132,6 +134,25 @@ def own_predictors(job: Job, out: Path) -> Sequence[Predictor]:
     return job.predictors(run.read_posterior(out)[0], own)
 
 
+def check_jobs(jobs: Sequence[Job], problem: Problem, root: Path) -> None:
+    """Checks that jobs can be completed in their folders.
+
+    Args:
+        jobs: the jobs.
+        problem: the model and the examples.
+        root: folder of the runs.
+
+    Raises:
+        ValueError: a job's folder holds something else, or a run of other settings.
+    """
+
+    def check_all() -> None:
+        for job in jobs:
+            _check(job, problem, root)
+
+    on_first_process(check_all)
+
+
 def run_all(
     jobs: Sequence[Job], problem: Problem, root: Path, test: Problem | None = None
 ) -> dict[str, list[Row]]:
@@ -151,13 +172,8 @@ def run_all(
         ``run`` if that is not the method's.
 
     Raises:
-        ValueError: a job's folder holds a run of other settings, before any is trained.
+        ValueError: see `check_jobs`, before any is trained.
         Interrupted: see `train`; the same call resumes.
     """
-
-    def check() -> None:
-        for job in jobs:
-            _check(job, problem, root)
-
-    on_first_process(check)
+    check_jobs(jobs, problem, root)
     return {job.name: _complete(job, problem, root, test) for job in jobs}

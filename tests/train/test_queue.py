@@ -3,17 +3,13 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import pytest
 import tiny
-import tyro
 from tiny_runs import result, stop_after
 
-from benchmarks import tune
 from ivon_jax.lora import LoraConfig
-from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop, queue
-from ivon_jax.train.config import RunConfig, TrainConfig, resolve
+from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.evaluate import evaluate
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.pod.interrupts import Interrupted
@@ -185,76 +181,3 @@ def test_rows_are_named_by_their_job(finished):
     assert found[:2] == ["adam", "noisy@mean"]
     assert found[3] == "noisy, 2 samples, tau 1, prune 0"
     assert {row["method"] for row in rows["noisy"]} == {"ivon-lora"}
-
-
-@pytest.mark.parametrize(
-    ("method", "values", "names"),
-    [
-        ("adam", {}, ["adam-steps-350"]),
-        (
-            "adam",
-            {"learning_rate": (5e-5, 1e-4, 5e-5), "eps": (1e-6,), "steps": (3,)},
-            [f"adam-steps-3-learning_rate-{x}-eps-1e-06" for x in ("5e-05", "0.0001")],
-        ),
-        (
-            "ivon-lora",
-            {"noise": ("shared", "per-shard"), "gamma": (None, 75.0), "steps": ()},
-            [
-                f"ivon-lora-gamma-{gamma}-noise-{noise}"
-                for gamma in ("None", "75.0")
-                for noise in ("shared", "per-shard")
-            ],
-        ),
-    ],
-)
-def test_a_grid_is_all_combinations(method, values, names):
-    grid = tune.Grid(**values)
-    found = tune.jobs_of(RunConfig(), method, grid, 5, "commonsense", 100)
-    assert [one.name for one in found] == names
-    gaussian = Posterior({"w": jnp.zeros([])}, {"w": jnp.ones([])}, {})
-    for posterior, kinds in (
-        (Posterior.point({}), [Mean]),
-        (gaussian, [Mean, Samples]),
-    ):
-        assert [type(p) for p in found[0].predictors(posterior, None)] == kinds
-    for name, chosen in values.items():
-        preset = {"steps": 5000, "gamma": 5000.0}.get(name)
-        wanted = {value or preset for value in chosen or (None,)}
-        assert {getattr(one.config.hyper, name) for one in found} == wanted
-
-
-@pytest.mark.parametrize(
-    ("method", "values", "message"),
-    [
-        ("adam", {"gamma": (75.0,)}, "^gamma: adam has steps, .*, eps$"),
-        ("ivon-lora", {"eps": (1.0,)}, "^eps: ivon-lora has steps, .*, noise$"),
-        ("ivon-lora", {"gamma": (1.0,), "ess": (1.0,)}, "^gamma: excludes ess"),
-        ("adam", {"learning_rate": (1e-4, -1.0)}, "^learning_rate: -1.0 is not a num"),
-    ],
-)
-def test_an_illegal_grid_is_refused(method, values, message):
-    with pytest.raises(ValueError, match=message):
-        tune.jobs_of(RunConfig(), method, tune.Grid(**values), 5, "commonsense", 1)
-
-
-def test_a_search_goes_on(base, tmp_path, monkeypatch, capsys):
-    data = base.data
-    line = ["--method", "adam", "--learning-rates", "0.001", "0.01", "--steps", "3"]
-    line += ["--batch-size", "8", "--model", base.model, "--task", "custom"]
-    line += ["--train-file", str(data.train_file), "--eval-file", str(data.eval_file)]
-    line += ["--prompt", data.prompt, "--labels", *data.labels, "--out", str(tmp_path)]
-    with pytest.raises(ValueError, match="^validation_examples: required"):
-        tyro.cli(tune.main, args=line)
-    line += ["--validation-examples", "16"]
-    with monkeypatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Interrupted, match="-learning_rate-0.001 .* step 2 of 3$"):
-            tyro.cli(tune.main, args=line)
-    tyro.cli(tune.main, args=line)
-    table = capsys.readouterr().out
-    assert [row.split()[1] for row in table.splitlines()[2:]] == [
-        f"adam-steps-3-batch_size-8-learning_rate-{rate}" for rate in (0.001, 0.01)
-    ]
-    monkeypatch.setattr(loop, "train_step", None)
-    tyro.cli(tune.main, args=line)
-    assert capsys.readouterr().out == table
