@@ -13,6 +13,8 @@ from ivon_jax.train.methods.base import Hyper, Method
 from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
 from ivon_jax.train.options import unset
 from ivon_jax.train.pod.sharding import parse_mesh
+from ivon_jax.train.trackers.base import check_installed
+from ivon_jax.train.trackers.registry import TRACKERS
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
@@ -118,6 +120,10 @@ class RunConfig:
         checkpoint_steps: save a checkpoint every N steps.
         checkpoint_minutes: also save one whenever the last one is older than this.
         keep_checkpoints: number of newest checkpoints to keep.
+        trackers: programs besides the run's folder that get its numbers, of
+            tensorboard, wandb, mlflow and trackio; their settings are their own
+            environment variables.
+        profile: write a trace of STEPS steps from step START on to the run's folder.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -133,6 +139,8 @@ class RunConfig:
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
+    trackers: Annotated[tuple[str, ...], unset("NAME [NAME ...]", "none")] = ()
+    profile: Annotated[str | None, unset("START:STEPS", "none")] = None
 
     def __post_init__(self) -> None:
         """Checks the fields that do not depend on method or task."""
@@ -288,6 +296,7 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
             f" data*fsdp*accumulate*pack = {parts}"
         )
     _check_trainable(config)
+    check_installed(config.trackers, TRACKERS)
     return dataclasses.replace(config, hyper=hyper)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem
-from ivon_jax.train.runs import diagnostics, run, status
+from ivon_jax.train.runs import diagnostics, profiling, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
 from ivon_jax.train.runs.recorder import Counts, Recorder
 from ivon_jax.train.runs.tracking import tracking
+from ivon_jax.train.speed import Speed
 from ivon_jax.train.splits import scored_split
 from ivon_jax.train.step import TrainState, first_state, train_step
+from ivon_jax.train.trackers.base import Tracker
 
 # N steps in a row without a finite gradient end the run.
 MAX_BAD_STEPS = 10
@@ -78,6 +80,7 @@ def train(
     """
     described = run.describe(config, problem.run_metadata)
     check_agreement(described)
+    profiling.steps_of(config.profile, _steps(config))
     # Signals are deferred until the folder is complete.
     with interruptible() as interrupted:
 
@@ -234,12 +237,18 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
     with _checkpoints(out, config) as checkpoints:
         counts, state = training.restore(checkpoints, training.first_state())
         _note_training(out, counts.step, steps)
-        with _logging(training, counts.step) as log:
+        traced = profiling.steps_of(config.profile, steps)
+        with (
+            _logging(training, counts.step) as log,
+            profiling.Profile(out, traced) as profile,
+        ):
             recorder = Recorder(counts, log)
             for step in range(counts.step + 1, steps + 1):
                 if interrupted(step - 1):
                     break
-                state, logs = training.take_step(state)
+                with profile.step(step):
+                    state, logs = training.take_step(state)
+                profile.taken(step, logs)
                 recorder.push(logs)
                 scored = _scored(config, step)
                 if scored or checkpoints.due(step):
@@ -329,11 +338,13 @@ def _logging(training: _Training, done: int) -> Iterator[_Log]:
         The function to call after each step; it raises an error if the run diverges.
     """
     config, out, described = training.config, training.out, training.described
-    first, batch_size = jax.process_index() == 0, config.hyper.batch_size
-    assert batch_size is not None
+    first, speed = jax.process_index() == 0, Speed.of(training.problem, config)
     title = f"train {config.method}"
+    tracked: AbstractContextManager[list[Tracker]] = nullcontext([])
+    if first:
+        tracked = tracking(config.trackers, out, described, done)
     with (
-        tracking(("jsonl",) if first else (), out, described, done) as trackers,
+        tracked as trackers,
         progress(title, _steps(config), every=25, done=done, show=first) as show,
     ):
 
@@ -341,8 +352,8 @@ def _logging(training: _Training, done: int) -> Iterator[_Log]:
             for tracker in trackers:
                 seconds = round(counts.seconds, 3)
                 tracker.log(counts.step, {**values, "seconds": seconds})
-            speed = counts.step * batch_size / counts.seconds
-            show(1, f"loss {values['loss']:.3f}  {speed:.1f} examples/s")
+            text = speed.text(counts.step, counts.seconds)
+            show(1, f"loss {values['loss']:.3f}  {text}")
             if counts.skipped_in_row == MAX_BAD_STEPS:
                 raise ValueError(
                     f"loss: not finite in {MAX_BAD_STEPS} steps up to step"

@@ -135,6 +135,8 @@ MAY_CHANGE = {
     "checkpoint_steps",
     "checkpoint_minutes",
     "keep_checkpoints",
+    "trackers",
+    "profile",
 }
 
 

@@ -1,36 +1,17 @@
-"""Trackers of a run's metrics: one class and one registration each."""
+"""A run's numbers, to its folder and to the trackers that it names."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO
 
-from ivon_jax.errors import writing
+from ivon_jax.errors import one_line, prefixed, writing
 from ivon_jax.train.runs import run
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Logs a run's metrics; constructed with the run's folder."""
-
-    def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Starts, or resumes after a step.
-
-        Args:
-            config: the run's configuration and metadata, see `run.describe`.
-            step: number of previous steps.
-        """
-        ...
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs a step's metrics, which may be not finite."""
-        ...
-
-    def finish(self) -> None:
-        """Ends, also after an error."""
-        ...
+from ivon_jax.train.runs.progress import say
+from ivon_jax.train.trackers.base import Tracker
+from ivon_jax.train.trackers.registry import TRACKERS
 
 
 class Jsonl:
@@ -61,7 +42,34 @@ class Jsonl:
             self._file.close()
 
 
-TRACKERS: dict[str, type[Jsonl]] = {"jsonl": Jsonl}
+class _Lenient:
+    """A tracker whose errors after its start do not end the run, and are said once."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name, self._tracker = name, tracker
+        self._failed = False
+
+    def start(self, config: Mapping[str, Any], step: int) -> None:
+        with prefixed(f"trackers: {self._name} does not start", (Exception,)):
+            self._tracker.start(config, step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._failed:
+            try:
+                self._tracker.log(step, values)
+            except Exception as error:
+                self._failed = True
+                say(
+                    f"{self._name} has failed at step {step} and gets no more numbers;"
+                    f" training goes on: {one_line(error)}"
+                )
+
+    def finish(self) -> None:
+        try:
+            self._tracker.finish()
+        except Exception as error:
+            if not self._failed:
+                say(f"{self._name} has failed at its end: {one_line(error)}")
 
 
 @contextmanager
@@ -71,19 +79,21 @@ def tracking(
     """Starts trackers, and finishes all of them at the end.
 
     Args:
-        names: names in `TRACKERS`.
+        names: names in `TRACKERS`; the numbers are written to the folder anyway.
         out: the run's folder.
         config: see `Tracker.start`.
         step: see `Tracker.start`.
 
     Yields:
         The trackers.
+
+    Raises:
+        ValueError: one does not start.
     """
+    chosen = [_Lenient(name, TRACKERS[name](out)) for name in names]
+    trackers: list[Tracker] = [Jsonl(out), *chosen]
     with ExitStack() as stack:
-        trackers: list[Tracker] = []
-        for name in names:
-            tracker = TRACKERS[name](out)
-            tracker.start(config, step)
+        for tracker in trackers:
             stack.callback(tracker.finish)
-            trackers.append(tracker)
+            tracker.start(config, step)
         yield trackers

@@ -1,0 +1,87 @@
+"""A trace of some steps, for XProf or Perfetto."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FOLDER = "profile"
+
+
+def steps_of(text: str | None, steps: int) -> range:
+    """Reads which steps are to be traced.
+
+    Args:
+        text: START:STEPS, from 1; None for no step.
+        steps: number of steps of the run.
+
+    Raises:
+        ValueError: it is of another form, or not within the run.
+
+    Example:
+        >>> steps_of("10:3", 100)
+        range(10, 13)
+    """
+    if text is None:
+        return range(0)
+    first, colon, count = text.partition(":")
+    if not (colon and first.isdecimal() and count.isdecimal()):
+        raise ValueError(f"profile: {text} is not START:STEPS, as 10:3")
+    traced = range(int(first), int(first) + int(count))
+    if not traced or traced.start < 1 or traced.stop > steps + 1:
+        raise ValueError(f"profile: {text} is not within the {steps} steps of the run")
+    return traced
+
+
+class Profile:
+    """Traces steps, named "train" with their number.
+
+    Args:
+        out: the run's folder.
+        traced: the steps.
+    """
+
+    def __init__(self, out: Path, traced: range) -> None:
+        self._out, self._traced = out / FOLDER, traced
+        self._on = False
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Takes a step; its first one begins the trace.
+
+        Args:
+            number: the step's number.
+        """
+        if number not in self._traced:
+            yield
+            return
+        if not self._on:
+            jax.profiler.start_trace(str(self._out), create_perfetto_trace=True)
+            self._on = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def taken(self, number: int, results: Any) -> None:
+        """Ends the trace after the last of its steps, when they are computed.
+
+        Args:
+            number: the step's number.
+            results: arrays of the step.
+        """
+        if self._on and number + 1 not in self._traced:
+            jax.block_until_ready(results)
+            self.finish()
+
+    def finish(self) -> None:
+        """Writes the trace, if one has begun."""
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()

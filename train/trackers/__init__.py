@@ -1,0 +1,1 @@
+"""Programs that keep and show the numbers of runs."""
