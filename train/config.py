@@ -55,12 +55,13 @@ class DataConfig:
             instead, to choose hyper-parameters.
         prompt_style: prompts of the paper's table or of its code, where they differ.
         train_file: custom and text task: JSONL, CSV or parquet file of training rows.
-            Custom: the field "label" holds a label word or its index. Text: fields are
-            "text", "prompt" and "completion", or "messages".
+            Text: fields are "text", "prompt" and "completion", or "messages".
         eval_file: custom and text task: the same for evaluation.
-        dataset: text task: instead of files, a data set of the HF hub, as NAME or
-            NAME:CONFIGURATION.
+        dataset: custom and text task: instead of files, a data set of the HF hub, as
+            NAME or NAME:CONFIGURATION, or a folder in its layout.
         dataset_splits: its splits for training and evaluation.
+        streaming: read only the first rows of the data set, train_examples or
+            eval_examples of them, while they are downloaded. The seed draws no others.
         columns: text task: other names of the fields, as "prompt=instruction+input
             completion=output" or "messages=conversations role=from content=value".
         learn: text tasks: the tokens to learn: of the completion, of every assistant's
@@ -69,6 +70,7 @@ class DataConfig:
         too_long: text tasks: whether longer examples are an error or left out.
         prompt: custom task: template with {field} placeholders.
         labels: custom task: the label words in class order, separated by blanks.
+        label_field: custom task: the field that holds a label word or its index.
         leading_space: decoders: whether a label word is taken with a blank before it;
             auto: the task's own setting; for a custom task by the prompt's end, the
             words' script and the tokenizer.
@@ -84,9 +86,11 @@ class DataConfig:
     eval_file: Annotated[Path | None, unset("PATH", "none")] = None
     prompt: Annotated[str | None, unset("STR", "none")] = None
     labels: Annotated[tuple[str, ...], unset("STR [STR ...]", "none")] = ()
+    label_field: str = "label"
     leading_space: Literal["auto", "yes", "no"] = "auto"
     dataset: Annotated[str | None, unset("NAME", "none")] = None
     dataset_splits: tuple[str, str] = ("train", "test")
+    streaming: bool = False
     columns: Annotated[tuple[str, ...], unset("NAME=FIELD ...", "none")] = ()
     learn: Literal["completion", "assistant", "last", "all"] = "completion"
     max_length: Annotated[int | None, unset("INT", "the model's")] = None

@@ -24,9 +24,10 @@ from ivon_jax.train.tasks.text import text_task
 EVAL_SEED = 0
 DEFAULT = DataConfig()
 # Options of the tasks of one's own data, and of every text task.
+ROWS = ("train_file", "eval_file", "dataset", "dataset_splits", "streaming")
 OWN = {
-    "custom": ("train_file", "eval_file", "prompt", "labels"),
-    "text": ("train_file", "eval_file", "dataset", "dataset_splits", "columns"),
+    "custom": (*ROWS, "prompt", "labels", "label_field"),
+    "text": (*ROWS, "columns"),
 }
 TEXT = ("learn", "max_length", "too_long")
 AnyRun = TypeVar("AnyRun", bound=RunConfig)
@@ -43,7 +44,13 @@ def find_task(data: DataConfig) -> Task:
     space = {"auto": None, "yes": True, "no": False}[data.leading_space]
     if data.task == "custom":
         assert data.prompt is not None
-        return custom_task(data.prompt, data.labels, leading_space=space)
+        return custom_task(
+            data.prompt,
+            data.labels,
+            label_field=data.label_field,
+            leading_space=space,
+            source=_hub_source(data),
+        )
     task = known or text_task(data.columns, _hub_source(data))
     given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
     if task.exchange is None and given:
@@ -64,13 +71,19 @@ def _check_owners(data: DataConfig) -> None:
         owners = [kind for kind, names in OWN.items() if name in names]
         if data.task not in owners and getattr(data, name) != getattr(DEFAULT, name):
             raise ValueError(f"{name}: only with --task {' or '.join(owners)}")
-    for name in OWN["custom"] if data.task == "custom" else ():
+    files = () if data.dataset else ("train_file", "eval_file")
+    for name in (*files, "prompt", "labels") if data.task == "custom" else ():
         if not getattr(data, name):
-            raise ValueError(f"{name}: needed with --task custom")
-    if data.task == "text" and bool(data.train_file) == bool(data.dataset):
-        raise ValueError("train_file: --task text needs it or --dataset, not both")
+            other = " without --dataset" if name in files else ""
+            raise ValueError(f"{name}: needed with --task custom{other}")
+    if data.task in OWN and bool(data.train_file) == bool(data.dataset):
+        raise ValueError(
+            f"train_file: --task {data.task} needs it or --dataset, not both"
+        )
     if data.dataset and data.eval_file:
         raise ValueError("eval_file: not with --dataset, which has its own splits")
+    if data.streaming and not data.dataset:
+        raise ValueError("streaming: only with --dataset")
     if data.task in OWN and data.data_dir:
         raise ValueError(
             f"data_dir: not with --task {data.task}, which has its own files"
@@ -84,7 +97,9 @@ def _hub_source(data: DataConfig) -> Source | None:
     if data.dataset is None:
         return None
     name, _, part = data.dataset.partition(":")
-    return Source(name, part or None, "train", "eval", *data.dataset_splits)
+    return Source(
+        name, part or None, "train", "eval", *data.dataset_splits, data.streaming
+    )
 
 
 def settled(config: AnyRun, task: Task) -> AnyRun:
@@ -153,7 +168,7 @@ def find_examples(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: {seed} is not in [0, 2^32)")
-    sources = {
+    sources: dict[str, Any] = {
         "data_dir": None if data.task in OWN else data_folder(data.data_dir),
         "train_file": data.train_file,
         "eval_file": data.eval_file,
@@ -161,7 +176,8 @@ def find_examples(
     found = {}
     if {"train", "validation"} & set(splits):
         with _held_out_of("train" not in splits):
-            train = load_examples(task, "train", **sources)
+            limit = data.train_examples if data.streaming else None
+            train = load_examples(task, "train", **sources, limit=limit)
         if (n := data.train_examples) is not None:
             with prefixed("train_examples"):
                 train = subsample(train, n, seed, balanced=task.balanced)
@@ -170,7 +186,8 @@ def find_examples(
                 train, found["validation"] = validation_split(train, n, seed)
         found["train"] = train
     if "test" in splits:
-        found["test"] = load_examples(task, "eval", **sources)
+        limit = data.eval_examples if data.streaming else None
+        found["test"] = load_examples(task, "eval", **sources, limit=limit)
     scored = "test" if "test" in splits else "validation"
     if (n := data.eval_examples) is not None and scored in found:
         with prefixed("eval_examples"):

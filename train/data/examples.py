@@ -5,6 +5,7 @@ given.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,8 +37,9 @@ def load_examples(
     data_dir: Path | None = None,
     train_file: Path | None = None,
     eval_file: Path | None = None,
+    limit: int | None = None,
 ) -> list[AnyExample]:
-    """Loads all examples of one split, in the source's order, with repeats.
+    """Loads the examples of one split, in the source's order, with repeats.
 
     The source is the split's file if given, else the task's own rows, else `data_dir`,
     else the hub.
@@ -48,6 +50,7 @@ def load_examples(
         data_dir: local data sets with the hub's fields (see `data_folder`).
         train_file: JSONL, CSV or parquet file of training rows.
         eval_file: the same for evaluation.
+        limit: number of examples after which to stop reading; None for all.
 
     Raises:
         ValueError: no data, or a row that is malformed, lacks a field or has an illegal
@@ -68,7 +71,7 @@ def load_examples(
         place, rows = str(path), read_rows(path)
     else:
         place, rows = f"hub data set {task.source.hub}", _hub_rows(task.source, split)
-    examples = list(_examples(task, rows))
+    examples = list(itertools.islice(_examples(task, rows), limit))
     if not examples:
         raise ValueError(f"{place}: no rows for task {task.name!r} ({split})")
     return examples
@@ -128,15 +131,17 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Row]]:
         # Slow to import, and not needed for local files.
         import datasets
 
-        rows = datasets.load_dataset(source.hub, source.config, split=part)
+        options = {"streaming": True} if source.streaming else {}
+        rows = datasets.load_dataset(source.hub, source.config, split=part, **options)
+        # Of a stream, the rows come over the network too.
+        for number, row in enumerate(rows, 1):
+            yield f"{name} row {number}", row
     # The type of a network error depends on the HTTP client.
     except Exception as error:
         raise ValueError(
             f"{name} cannot be read; pass --data-dir or set {DATA_DIR_VARIABLE} to use "
             f"local files: {one_line(error)}"
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{name} row {number}", row
 
 
 def _by_class(

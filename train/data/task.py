@@ -51,6 +51,7 @@ class Source:
         hub_train: training split of the hub data set.
         hub_eval: evaluation split of the hub data set; the official test splits have no
             labels, so it is the validation split.
+        streaming: whether rows of the hub are read while they are downloaded.
     """
 
     hub: str
@@ -59,6 +60,7 @@ class Source:
     eval: str
     hub_train: str = "train"
     hub_eval: str = "validation"
+    streaming: bool = False
 
 
 def _keep_all(row: Row) -> bool:

@@ -56,4 +56,10 @@ def without_files(data: DataConfig) -> DataConfig:
     """Fills in the files that a custom task requires, and that are not read."""
     if data.task != "custom":
         return data
-    return dataclasses.replace(data, train_file=Path("-"), eval_file=Path("-"))
+    return dataclasses.replace(
+        data,
+        train_file=Path("-"),
+        eval_file=Path("-"),
+        dataset=None,
+        streaming=False,
+    )

@@ -1,7 +1,7 @@
 """The task of a user's own prompt, labels and files."""
 
 from ivon_jax.train.data.fields import Template, class_index, field, shown
-from ivon_jax.train.data.task import Row, Task
+from ivon_jax.train.data.task import Row, Source, Task
 from ivon_jax.train.tasks.spacing import blank_follows
 
 
@@ -11,6 +11,7 @@ def custom_task(
     *,
     label_field: str = "label",
     leading_space: bool | None = None,
+    source: Source | None = None,
 ) -> Task:
     """Makes a task of a user's prompt template and label words.
 
@@ -21,6 +22,7 @@ def custom_task(
             is itself a number, indices are not accepted.
         leading_space: see `Task`; None to decide by the prompt's end, the words' script
             and the tokenizer.
+        source: a data set of the hub; None for files.
 
     Raises:
         ValueError: the template is malformed, has no field, has the label in it, or
@@ -62,4 +64,5 @@ def custom_task(
         words,
         leading_space=space,
         other_space=leading_space is None and not blank,
+        source=source,
     )
