@@ -206,9 +206,8 @@ class _Points:
                 say(f"{name}: {error}")
                 return math.inf
             except Exception:  # given up
-                old = status.read(self.out / name)
-                assert old
-                status.write(self.out / name, old.step, old.of, "interrupted")
+                if old := status.read(self.out / name):
+                    status.write(self.out / name, old.step, old.of, "interrupted")
                 raise
         self._rows[name] = rows
         # Samples come last, and the mean of what has none first.
