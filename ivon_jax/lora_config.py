@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE, check
 
@@ -12,6 +12,7 @@ ALL_LINEAR = "all-linear"
 QUERY_VALUE = "query-value"
 _QUERY_VALUE_NAMES = ("q_proj", "v_proj", "query_proj", "value_proj")
 OUTPUT_LAYER = "lm_head"
+Init = Literal["default", "pissa"]
 _Value = TypeVar("_Value", int, float)
 
 
@@ -33,6 +34,8 @@ class LoraConfig:
         rank_pattern: pairs of layers, as in `targets`, and their rank; the first match
             counts. Layers stacked in one array share a rank.
         alpha_pattern: the same for alpha.
+        init: start of the adapters: a random A and B = 0 ("default"), or the principal
+            part of each kernel, which the frozen base then lacks ("pissa").
     """
 
     rank: int = 8
@@ -43,6 +46,7 @@ class LoraConfig:
     modules_to_save: tuple[str, ...] = ()
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
+    init: Init = "default"
 
     def __post_init__(self) -> None:
         """Checks each field."""
@@ -53,6 +57,8 @@ class LoraConfig:
         for field, alpha in [("alpha", self.alpha), *alphas]:
             check(field, alpha, FINITE_POSITIVE)
         check("dropout", self.dropout, DECAY)
+        if self.init not in (legal := get_args(Init)):
+            raise ValueError(f"init: {self.init!r} is none of {', '.join(legal)}")
         if not self.targets:
             raise ValueError("targets: name at least one layer")
         for field, patterns in self._patterns().items():

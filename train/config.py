@@ -300,6 +300,7 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
             f" data*fsdp*accumulate*pack = {parts}"
         )
     _check_trainable(config)
+    _check_start(config)
     check_installed(config.trackers, TRACKERS)
     return dataclasses.replace(config, hyper=hyper)
 
@@ -319,6 +320,26 @@ def _check_trainable(config: TrainConfig) -> None:
         )
     if config.adapter:
         raise ValueError(f"adapter: only with --train lora, not {config.train}")
+
+
+def _check_start(config: TrainConfig) -> None:
+    """Checks that method, base and adapter suit the start of the adapters."""
+    ratio = getattr(config.hyper, "b_rate_ratio", None)
+    if config.train != "lora" and ratio is not None:
+        raise ValueError(f"b_rate_ratio: only with --train lora, not {config.train}")
+    if config.lora.init == "default":
+        return
+    for name, value, wrong in (
+        ("train", config.train, config.train != "lora"),
+        ("base", config.base, config.base in ("int8", "nf4")),
+        ("adapter", config.adapter, config.adapter is not None),
+    ):
+        if wrong:
+            raise ValueError(f"init: {config.lora.init} not with --{name} {value}")
+    if reason := METHODS[config.method].own_start:
+        raise ValueError(
+            f"init: {config.lora.init} not with --method {config.method}: {reason}"
+        )
 
 
 def make_method(config: TrainConfig) -> Method:

@@ -19,6 +19,7 @@ from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.pretrained import tokenizer_fingerprint
 from ivon_jax.models.quantized import Quantization
+from ivon_jax.pissa import principal
 from ivon_jax.train.config import RunConfig, TrainConfig
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
@@ -173,11 +174,11 @@ def load_model(config: TrainConfig) -> Problem:
     check_pack(config, model_config)
     lora = adapted(config.lora, model_config)
     network = make_network(config, pretrained.model, lora)
-    trainable = network.trainable
     shapes = trained_shapes(network, config)
     if config.adapter:
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
-    start = initial_values(config, pretrained.params, shapes)
+    frozen, taken = frozen_base(config, pretrained.params, shapes)
+    start = flatten_dict(initial_values(config, pretrained.params, shapes))
     task = _spaced(task, pretrained)
     objective = objective_of(task, model_config, pretrained.tokenizer, pretrained.name)
     label_ids = jax.tree.leaves(objective)
@@ -188,8 +189,8 @@ def load_model(config: TrainConfig) -> Problem:
         network,
         lora,
         shapes,
-        start,
-        pretrained.params if trainable.frozen else {},
+        unflatten_dict(start | flatten_dict(taken)),
+        frozen,
         jax.tree.map(lambda ids: put_whole(np.asarray(ids), mesh), objective),
         pretrained.tokenizer,
         pretrained.folder,
@@ -291,6 +292,27 @@ def initial_values(config: TrainConfig, params: PyTree, shapes: PyTree) -> PyTre
                 f" {'/'.join(path[:-1])}"
             )
     return unflatten_dict(found)
+
+
+def frozen_base(
+    config: RunConfig, params: PyTree, shapes: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Returns the parameters that are not trained, and the adapters' part of them.
+
+    Args:
+        config: the run.
+        params: the base's parameters.
+        shapes: see `trained_shapes`.
+
+    Returns:
+        The parameters, and what PiSSA takes out of them to start the adapters with;
+        otherwise empty.
+    """
+    if not TRAINABLES[config.train].frozen:
+        return {}, {}
+    if config.lora.init == "pissa":
+        return principal(params, shapes, config.lora)
+    return params, {}
 
 
 def base_dtype(config: RunConfig) -> tuple[Any, Quantization | None]:

@@ -362,6 +362,11 @@ def _check_alike(directories: Sequence[Path]) -> None:
 
 def _adapter_beside(first: Source, adapter: Path) -> Source:
     """Reads another adapter of the same base and layers."""
+    if (init := first.config.lora.init) != "default":
+        raise ValueError(
+            f"adapter {adapter}: is of the whole base, and that of the run lacks what"
+            f" its adapters started with (--init {init})"
+        )
     problem = first.problem
     names = ("model", "model_fingerprint")
     check_base(adapter, *(problem.metadata[name] for name in names))

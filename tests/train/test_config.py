@@ -232,11 +232,13 @@ lora_configs = st.tuples(
     st.lists(patterns, max_size=2).map(tuple),
     st.lists(st.tuples(patterns, st.integers(1, 99)), max_size=2).map(tuple),
     st.lists(st.tuples(patterns, st.floats(0.1, 99)), max_size=2).map(tuple),
+    st.sampled_from(["default", "pissa"]),
 )
 every = dict.fromkeys(("steps", "warmup", "batch_size"), counts)
 numbers = ("learning_rate", "beta1", "beta2")
 HYPERS = {
-    "adam": every | dict.fromkeys((*numbers, "eps"), st.none() | floats),
+    "adam": every
+    | dict.fromkeys((*numbers, "eps", "b_rate_ratio"), st.none() | floats),
     "ivon-lora": every
     | dict.fromkeys(
         (*numbers, "gamma", "ess", "hess_init", "clip_radius"), st.none() | floats

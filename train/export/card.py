@@ -229,6 +229,7 @@ def _about(exported: Exported, task: Task) -> str:
         what = "A LoRA adapter at the mean of its posterior"
         if exported.samples:
             what += f", and {exported.samples} samples of it in `sample-N`"
+    pissa = config.lora.init == "pissa" and exported.format == "peft"
     rows = {
         "base model": exported.base,
         "task": task.name,
@@ -238,6 +239,7 @@ def _about(exported: Exported, task: Task) -> str:
         "training step": learned.get("step", ""),
         "lambda (`ess`)": f"{learned['ess']:g}" if "ess" in learned else "",
         "rank, alpha": f"{config.lora.rank}, {config.lora.alpha:g}",
+        "start": "PiSSA, hence twice the rank in PEFT's files" if pissa else "",
         "tau of the samples": f"{exported.tau:g}" if exported.samples else "",
         "pruned share": f"{exported.prune:g}" if exported.prune else "",
         "seed": config.seed,

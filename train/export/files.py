@@ -4,18 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PyTree
+
 from ivon_jax.checks import DECAY, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.files import new_folder, write_bytes
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_io import RUN, save_adapter
+from ivon_jax.models.pretrained import Pretrained
 from ivon_jax.models.save import save
+from ivon_jax.pissa import without_start
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.config_json import to_json
 from ivon_jax.train.export.card import Exported, write_card
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.sharding import make_mesh
-from ivon_jax.train.problem import base_dtype, load_base
+from ivon_jax.train.problem import base_dtype, frozen_base, load_base
 from ivon_jax.train.runs import run
 from ivon_jax.train.splits import find_task
 from ivon_jax.train.trainable import TRAINABLES
@@ -35,7 +39,9 @@ def export_peft(
     `out` is the adapter at the mean; its subfolders `sample-0`, `sample-1`, ... are the
     samples that ``ivon-jax evaluate`` averages. Beside the mean is the whole posterior,
     neither tempered nor pruned, with its metadata; beside every adapter are the run's
-    settings. PEFT ignores both. A model card tells what they are.
+    settings. PEFT ignores both. A model card tells what they are. Adapters that started
+    by PiSSA are converted to those of the unchanged base, of twice the rank; the
+    posterior is that of the run's own.
 
     Args:
         directory: a run's folder.
@@ -71,12 +77,21 @@ def export_peft(
     tempered = pruned.temper(tau)
     key = Streams.from_seed(config.seed).ensemble
     run.check_new(out)
+    start: PyTree = {}
+    if config.lora.init != "default":
+        params = _load_base(directory, config, metadata).params
+        _, start = frozen_base(config, params, posterior.mean)
+
+    def write(place: Path, adapters: PyTree) -> None:
+        plain = without_start(adapters, start, config.lora) if start else None
+        save_adapter(place, *(plain or (adapters, config.lora)), base)
+
     with new_folder(out) as folder:
-        save_adapter(folder, pruned.mean, config.lora, base)
+        write(folder, pruned.mean)
         for i in range(samples):
             sample = folder / f"sample-{i}"
             sample.mkdir()
-            save_adapter(sample, tempered.draw(key, i), config.lora, base)
+            write(sample, tempered.draw(key, i))
             _write_settings(sample, config, metadata | learned)
         posterior.save(folder / run.POSTERIOR, **learned)
         _write_settings(folder, config, metadata | learned)
@@ -112,16 +127,25 @@ def export_hf(
             f"format: hf merges the adapter into the base, but {directory} has"
             f" --base {config.base}; --dequantize writes that base in bfloat16"
         )
-    base = load_base(config, make_mesh("data=1"), find_task(config.data))
-    if base.fingerprint != metadata.get("model_fingerprint"):
-        raise ValueError(f"{directory}: its model {config.model} has changed since")
+    base = _load_base(directory, config, metadata)
     params = quantized.dequantize(base.params, dtype)
+    params, _ = frozen_base(config, params, posterior.mean)
     merged = TRAINABLES[config.train].merged
     params = merged(posterior.mean, params, config.lora)
     with new_folder(out) as folder:
         save(folder, base.model.config, params, base.tokenizer, base.folder)
         _write_settings(folder, config, metadata | learned)
         write_card(folder, Exported(directory, config, learned, best, "hf"))
+
+
+def _load_base(
+    directory: Path, config: TrainConfig, metadata: dict[str, Any]
+) -> Pretrained:
+    """Loads the base that a run was trained on."""
+    base = load_base(config, make_mesh("data=1"), find_task(config.data))
+    if base.fingerprint != metadata.get("model_fingerprint"):
+        raise ValueError(f"{directory}: its model {config.model} has changed since")
+    return base
 
 
 def _write_settings(

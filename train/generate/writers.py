@@ -27,6 +27,7 @@ from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import (
     adapted,
+    frozen_base,
     initial_values,
     load_base,
     make_network,
@@ -194,7 +195,7 @@ def _load(
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
         start = initial_values(config, pretrained.params, shapes)
         posterior = Posterior.point(jax.tree.map(jnp.asarray, start))
-    frozen = pretrained.params if network.trainable.frozen else {}
+    frozen, _ = frozen_base(config, pretrained.params, shapes)
     return _writer(
         name,
         pretrained,

@@ -7,6 +7,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
+from ivon_jax._tree import by_path, nest
 from ivon_jax.checks import DECAY, FINITE_NOT_NEGATIVE
 from ivon_jax.train.methods.base import (
     Hyper,
@@ -16,7 +17,7 @@ from ivon_jax.train.methods.base import (
     Result,
     linear_schedule,
 )
-from ivon_jax.train.options import preset
+from ivon_jax.train.options import preset, unset
 
 PRESETS: dict[str, dict[str, Any]] = {
     "commonsense": {"learning_rate": 2e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
@@ -34,6 +35,7 @@ class AdamHyper(Hyper):
         beta1: decay of the momentum.
         beta2: decay of the squared gradient.
         eps: added to the root of the squared gradient.
+        b_rate_ratio: learning rate of the B matrices over that of all else (LoRA+).
     """
 
     learning_rate: Annotated[
@@ -42,6 +44,7 @@ class AdamHyper(Hyper):
     beta1: Annotated[float | None, preset("FLOAT", PRESETS, "beta1")] = None
     beta2: Annotated[float | None, preset("FLOAT", PRESETS, "beta2")] = None
     eps: Annotated[float | None, preset("FLOAT", PRESETS, "eps")] = None
+    b_rate_ratio: Annotated[float | None, unset("FLOAT", "1")] = None
 
     PRESETS: ClassVar = PRESETS
     RULES: ClassVar = {"beta1": DECAY, "beta2": DECAY, "eps": FINITE_NOT_NEGATIVE}
@@ -82,6 +85,8 @@ class Adam(Method):
         # optax raises a Python float to the power of an integer array.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = self._tx.update(grads, state, params)
+        if self.hyper.b_rate_ratio is not None:
+            updates = _faster_b(updates, self.hyper.b_rate_ratio)
         params = optax.apply_updates(params, updates)
         return Result(value, optax.tree.norm(grads), params, state, {})
 
@@ -90,3 +95,9 @@ class Adam(Method):
     ) -> tuple[Float[Array, ""], PyTree]:
         """Computes the loss and its gradient."""
         return jax.value_and_grad(loss)(params, minibatch)
+
+
+def _faster_b(updates: PyTree, ratio: float) -> PyTree:
+    """Multiplies the updates of the B matrices."""
+    leaves = by_path(updates)
+    return nest({k: ratio * x if k.endswith("/b") else x for k, x in leaves.items()})

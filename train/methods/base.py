@@ -186,6 +186,7 @@ class Method:
         hyper_type: class of its hyper-parameters.
         spread: whether its posterior is more than a point.
         adapters_only: whether it needs ``--train lora``.
+        own_start: why adapters must start as usual, with B = 0; empty if they need not.
     """
 
     hyper: Any
@@ -195,6 +196,7 @@ class Method:
     hyper_type: ClassVar[type[Hyper]]
     spread: ClassVar[bool] = False
     adapters_only: ClassVar[bool] = False
+    own_start: ClassVar[str] = ""
 
     @classmethod
     def make(cls, hyper: Hyper, shards: int) -> "Method":

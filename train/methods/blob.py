@@ -129,6 +129,7 @@ class Blob(Method):
     hyper_type: ClassVar = BlobHyper
     spread: ClassVar = True
     adapters_only: ClassVar = True
+    own_start: ClassVar = "its prior pulls the base's own part to zero"
 
     @property
     def branch(self) -> Branch:

@@ -48,6 +48,7 @@ class Ensemble(Adam):
     name: ClassVar = "ensemble"
     color: ClassVar = "tab:olive"
     hyper_type: ClassVar = EnsembleHyper
+    own_start: ClassVar = "its members would start alike"
     spread: ClassVar = True
 
     @property

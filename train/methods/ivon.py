@@ -37,6 +37,7 @@ class Ivon(IvonLora):
     name: ClassVar = "ivon"
     color: ClassVar = "tab:cyan"
     hyper_type: ClassVar = IvonHyper
+    own_start: ClassVar = "its prior pulls the base's own part to zero"
 
     @property
     def _prior(self) -> Prior:
