@@ -2,9 +2,10 @@
 
     python -m benchmarks.finetune --data-dir DATA --out runs/benchmarks/finetune.json
 
-Both train rank-8 adapters on q_proj and v_proj with Adam in float32, pad each batch
-to its longest prompt (ours to the `bucket` of its longest row), and compute the output
-layer at the last positions only. Both are given the same prompts in turn.
+Both train rank-8 adapters on q_proj and v_proj with Adam in float32, and compute the
+output layer at the last positions only. PEFT pads each batch to its longest prompt.
+Ours puts the prompts one after another, with the prefix that they share once;
+`ours_padded` has a row for each, padded. All are given the same prompts in turn.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from benchmarks.timing import machine, summary, write
 from ivon_jax.models import cache
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, train_batches
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
@@ -33,9 +35,9 @@ from ivon_jax.train.step import first_state, train_step
 Step = Callable[[Batch], float]
 
 
-def ours(problem: Problem, method: Method) -> Step:
+def ours(problem: Problem, method: Method, prefix: np.ndarray | None) -> Step:
     """Our jitted step; returns the loss."""
-    fixed = problem.fixed(Streams.from_seed(0))
+    fixed = problem.fixed(Streams.from_seed(0), prefix)
     state = first_state(problem.network, method, None, fixed.streams.adapters)
     # Committed like the output of a step, so that it is compiled only once.
     state = jax.device_put(state, jax.local_devices()[0])
@@ -111,7 +113,7 @@ class Result(NamedTuple):
 
 
 def race(contestants: dict[str, Contestant]) -> dict[str, Result]:
-    """Times contestants in turn, after each has compiled every padded length."""
+    """Times contestants in turn, after each has compiled every shape."""
     runs, results = {}, {}
     for label, (make, batches) in contestants.items():
         start = time.perf_counter()
@@ -119,7 +121,7 @@ def race(contestants: dict[str, Contestant]) -> dict[str, Result]:
         runs[label](batches[0])
         results[label] = Result(time.perf_counter() - start, [], [])
     for label, (_, batches) in contestants.items():
-        for batch in {batch.tokens.shape: batch for batch in batches}.values():
+        for batch in {_shape(batch): batch for batch in batches}.values():
             runs[label](batch)
     for turn in zip(*(c.batches for c in contestants.values()), strict=True):
         for label, batch in zip(contestants, turn, strict=True):
@@ -127,6 +129,11 @@ def race(contestants: dict[str, Contestant]) -> dict[str, Result]:
             results[label].losses.append(runs[label](batch))
             results[label].seconds.append(time.perf_counter() - start)
     return results
+
+
+def _shape(batch: Batch) -> tuple[int, ...]:
+    assert batch.packed is not None
+    return (*batch.tokens.shape, *batch.packed.token.shape)
 
 
 def main(
@@ -142,7 +149,7 @@ def main(
         out: output file.
         data_dir: the task's files; default: IVON_JAX_DATA.
         task: any task of the command line.
-        steps: measured batches, after one of each padded length.
+        steps: measured batches, after one of each shape.
         batch_size: prompts per batch.
     """
     keep_freed_memory()  # as the command line does
@@ -156,16 +163,18 @@ def main(
     adam = make_method("adam", learning_rate=1e-4)
     ivon = make_method("ivon-lora", ess=1e5)
     train = problem.splits["train"]
-    plain, packed = (
-        list(islice(train_batches(train, batch_size, 0, pack=pack), steps))
-        for pack in (1, 2)
-    )
+    prefix = train.tokens[0][: objective.prefix_length(train)]
+    rest = train.without_prefix(len(prefix))
+    layout = Layout.of(rest, batch_size, prefix=len(prefix))
+    alone = Layout.of(train, batch_size, rows=batch_size)
+    packed = list(islice(train_batches(rest, layout, 0), steps))
+    padded = list(islice(train_batches(train, alone, 0), steps))
     results = race(
         {
-            "ours": Contestant(lambda: ours(problem, adam), plain),
-            "ours_packed": Contestant(lambda: ours(problem, adam), packed),
-            "ours_ivon_packed": Contestant(lambda: ours(problem, ivon), packed),
-            "peft": Contestant(lambda: peft(gguf, objective.label_ids), plain),
+            "ours": Contestant(lambda: ours(problem, adam, prefix), packed),
+            "ours_ivon": Contestant(lambda: ours(problem, ivon, prefix), packed),
+            "ours_padded": Contestant(lambda: ours(problem, adam, None), padded),
+            "peft": Contestant(lambda: peft(gguf, objective.label_ids), padded),
         }
     )
     theirs = results["peft"].seconds
@@ -176,8 +185,10 @@ def main(
             "task": task,
             "batch_size": batch_size,
             "tokens_per_batch": {
-                "ours": float(np.mean([batch.tokens.size for batch in plain])),
-                "ours_packed": float(np.mean([batch.tokens.size for batch in packed])),
+                "ours": float(
+                    np.mean([len(prefix) + batch.tokens.size for batch in packed])
+                ),
+                "ours_padded": float(np.mean([batch.tokens.size for batch in padded])),
             },
             "adapters": dataclasses.asdict(lora.config),
             "results": {

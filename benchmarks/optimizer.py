@@ -19,12 +19,11 @@ import optax
 import tyro
 
 import ivon_jax
-from benchmarks.steps import make_fixed, make_method
+from benchmarks.steps import full_batch, make_fixed, make_method
 from benchmarks.timing import interleave, machine, summary, write
 from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import load
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.problem import make_network
@@ -123,9 +122,7 @@ def whole_step(
     network: Network, params: Any, adapters: Any, method: Method, length: int
 ) -> Callable[[], None]:
     """A training step of 8 prompts of one length."""
-    full = np.full((8, 1), length, np.int32)
-    tokens = np.ones((8, length), np.int32)
-    batch = Batch(tokens, full, 0 * full, np.ones((8, 1), np.float32))
+    batch = full_batch(1, 8, length)
     copy = jax.tree.map(jnp.copy, adapters)
     state = TrainState(jnp.zeros([], jnp.int32), copy, method.init(copy))
     fixed = make_fixed(params)

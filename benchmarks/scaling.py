@@ -23,7 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 
 from benchmarks.scaling_figure import figure, tables
@@ -86,11 +85,10 @@ def ours(point: Point) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.steps import make_fixed, make_method
+    from benchmarks.steps import full_batch, make_fixed, make_method
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models import Llama
     from ivon_jax.train.config import TrainConfig
-    from ivon_jax.train.data.batches import Batch
     from ivon_jax.train.pod.host_memory import keep_freed_memory
     from ivon_jax.train.pod.sharding import make_mesh, put_batch, shardings
     from ivon_jax.train.predictors.samples import Samples
@@ -113,12 +111,9 @@ def ours(point: Point) -> Step:
     key = jax.random.key(0)
     targets = shardings(jax.eval_shape(make, key), mesh)
     params, state = jax.jit(make, out_shardings=targets)(key)
-    full = np.full((point.batch, 1), point.length, np.int32)
-    labels = np.zeros_like(full)
-    ids = np.ones((point.batch, point.length), np.int32)
-    batch = put_batch(
-        Batch(ids, full, labels, np.ones(full.shape, np.float32)), mesh, point.batch
-    )
+    texts = point.batch // point.devices
+    batch = full_batch(point.devices, texts, point.length)
+    batch = put_batch(batch, mesh, point.devices)
     fixed = make_fixed(params)
     posterior = method.posterior(state.params, state.method)
 
@@ -129,9 +124,9 @@ def ours(point: Point) -> Step:
         jax.block_until_ready(state)
 
     def predict() -> None:
-        prefix, predictor = jnp.zeros(0, jnp.int32), Samples(point.samples)
+        predictor = Samples(point.samples)
         log_probs = predict_batch(
-            network, predictor, fixed, posterior, prefix, batch, 0, point.chunk
+            network, predictor, fixed, posterior, batch, 0, point.chunk
         )
         jax.block_until_ready(log_probs)
 

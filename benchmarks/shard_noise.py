@@ -23,6 +23,7 @@ from benchmarks.timing import machine, write
 from ivon_jax._state import posterior_precision
 from ivon_jax.train.config import DataConfig, TrainConfig, make_method, resolve
 from ivon_jax.train.data.batches import Batch, train_batches
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.loop import train
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
@@ -119,7 +120,9 @@ def main(
         config = TrainConfig(data=data, hyper=hyper, mesh=f"data={groups}")
         problem = prepare(config)
         config = resolve(config, problem.task.preset, len(problem.splits["train"]))
-        batch = next(train_batches(problem.splits["train"], batch_size, 0))
+        # A row for each prompt, as groups are made of rows.
+        layout = Layout.of(problem.splits["train"], batch_size, rows=batch_size)
+        batch = next(train_batches(problem.splits["train"], layout, 0))
         same = jax.tree.map(lambda p, n=groups: np.concatenate([p[:rows]] * n), batch)
         with tempfile.TemporaryDirectory() as folder:
             posterior = train(problem, config, Path(folder) / "run")

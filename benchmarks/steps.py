@@ -3,8 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
+from ivon_jax.models.packed import Packed
+from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.methods.registry import METHODS
@@ -22,6 +25,24 @@ def make_method(name: str, **hyper: Any) -> Method:
     method = METHODS[name]
     wanted = method.hyper_type(steps=10**6, warmup=1, **hyper)
     return method.make(wanted.resolve("commonsense", num_examples=1), shards=1)
+
+
+def full_batch(rows: int, texts: int, length: int) -> Batch:
+    """Makes a batch of prompts of one length.
+
+    Args:
+        rows: number of rows.
+        texts: prompts in a row.
+        length: tokens of a prompt.
+    """
+    lengths = np.full((rows, texts), length, np.int32)
+    return Batch(
+        np.ones((rows, texts * length), np.int32),
+        lengths,
+        0 * lengths,
+        np.ones(lengths.shape, np.float32),
+        packed=Packed.of(lengths, texts * length, length),
+    )
 
 
 def make_fixed(frozen: PyTree) -> Fixed:

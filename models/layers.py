@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.kv_cache import LayerPast, attend
 from ivon_jax.models.llama_config import LlamaConfig
+from ivon_jax.models.packed import Packed, packed_attention
 from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
 
@@ -132,6 +133,18 @@ class ProjectionModule(nn.Module):
         return LayerNorm(features, epsilon, self.dtype, self.param_dtype)
 
 
+class Segments(NamedTuple):
+    """What the tokens of packed rows may attend to.
+
+    Attributes:
+        packed: where the texts are.
+        window: number of tokens; None for all.
+    """
+
+    packed: Packed
+    window: Int[Array, ""] | None
+
+
 class Attention(ProjectionModule):
     """Causal self-attention with grouped keys and values and rotary positions."""
 
@@ -158,7 +171,7 @@ class Attention(ProjectionModule):
         | LayerPast
         | None,
         rope: Rotation,
-        mask: Bool[Array, "m 1 s u"] | None,
+        mask: Bool[Array, "m 1 s u"] | Segments | None,
     ) -> tuple[
         Float[Array, "b s d"], tuple[Float[Array, "b c k h"], Float[Array, "b c k h"]]
     ]:
@@ -174,6 +187,9 @@ class Attention(ProjectionModule):
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
+        if isinstance(mask, Segments):
+            out = packed_attention(query, key, value, *mask)
+            return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
         if isinstance(past, LayerPast):
             assert mask is not None
             out = attend(query, key, value, past, mask)

@@ -15,10 +15,14 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.kv_cache import KVCache, LayerPast, Past
-from ivon_jax.models.layers import MLP, Attention, RMSNorm, split_batch
+from ivon_jax.models.layers import MLP, Attention, RMSNorm, Segments, split_batch
 from ivon_jax.models.llama_config import LlamaConfig
+from ivon_jax.models.packed import Packed
 from ivon_jax.models.rotary import Rotation, rotation
 from ivon_jax.models.stack import Remat, Stack, stack
+
+# A window that no text is as long as.
+EVERYTHING = 2**30
 
 
 class Visible(NamedTuple):
@@ -56,16 +60,28 @@ class Block(nn.Module):
         past: KVCache | LayerPast | None,
         windowed: Bool[Array, ""] | None,
         rope: Rotation,
-        visible: "Visible",
+        visible: Visible | Packed,
     ) -> tuple[Float[Array, "b s d"], KVCache | None]:
         """Applies the layer; `past` and the returned cache lack the layer axis."""
-        mask: Any = visible.all
-        if windowed is not None:
-            mask = jnp.where(windowed, visible.near, mask)  # type: ignore[arg-type]
-        attended, cache = self.self_attn(self.input_layernorm(x), past, rope, mask)
+        attended, cache = self.self_attn(
+            self.input_layernorm(x), past, rope, self._mask(visible, windowed)
+        )
         x = split_batch(x + attended)
         x = split_batch(x + self.mlp(self.post_attention_layernorm(x)))
         return x, KVCache(*cache) if self.keep_cache else None
+
+    def _mask(
+        self, visible: Visible | Packed, windowed: Bool[Array, ""] | None
+    ) -> Bool[Array, "m 1 s u"] | Segments | None:
+        """Returns what this layer's tokens may attend to."""
+        window: Any = self.config.sliding_window
+        if isinstance(visible, Packed):
+            if windowed is None:
+                return Segments(visible, None)
+            return Segments(visible, jnp.where(windowed, window, EVERYTHING))
+        if windowed is None:
+            return visible.all
+        return jnp.where(windowed, visible.near, visible.all)  # type: ignore[arg-type]
 
 
 class Unembedding(nn.Module):
@@ -131,9 +147,10 @@ class Llama(nn.Module):
         *,
         mask: Bool[Array, "b t"] | None = None,
         past: KVCache | Past | None = None,
-        segments: Int[Array, "b s"] | None = None,
+        packed: Packed | None = None,
+        reads: Int[Array, "b q"] | None = None,
         return_cache: bool = False,
-    ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], KVCache]:
+    ) -> Float[Array, "b _ d"] | tuple[Float[Array, "b _ d"], KVCache]:
         """Computes the hidden states after the final norm.
 
         Args:
@@ -142,8 +159,10 @@ class Llama(nn.Module):
                 `tokens` or, if the past has padding too, the past and `tokens`.
             past: cache of the tokens before `tokens`; with batch size 1 a prefix that
                 all sequences share. A `Past` allows one token a row, and nothing else.
-            segments: for rows of several texts: index of each token's text, rising
-                along the row. A text attends only to itself. Excludes the two above.
+            packed: for rows of several texts: where these are. `tokens` begins with the
+                prefix that they share, if it is longer than `packed` says. A text
+                attends only to the prefix and itself. Excludes the two above.
+            reads: indices of the tokens whose states are wanted; None for all.
             return_cache: also return the cache of the past and `tokens` together; after
                 a `Past`, that of `tokens`.
 
@@ -152,22 +171,24 @@ class Llama(nn.Module):
             arbitrary.
 
         Raises:
-            ValueError: `mask` has another length, or `segments` come with `mask` or
-                `past`.
+            ValueError: `mask` has another length, or `packed` comes with `mask`, `past`
+                or `return_cache`.
         """
         window = self.config.sliding_window
+        visible: Visible | Packed
         if isinstance(past, Past):
-            if not (mask is None and segments is None and tokens.shape[1] == 1):
-                raise ValueError("past: a Past excludes mask, segments and more tokens")
+            if not (mask is None and packed is None and tokens.shape[1] == 1):
+                raise ValueError("past: a Past excludes mask, packed and more tokens")
             near = past.visible(window) if window else None
             positions, visible = past.positions, Visible(past.visible(), near)
-        elif segments is None:
+        elif packed is None:
             prefix = 0 if past is None else past.keys.shape[2]
             positions, visible = _visibility(tokens, mask, prefix, window)
-        elif mask is None and past is None:
-            positions, visible = _segmented(segments, window)
+        elif mask is None and past is None and not return_cache:
+            prefix = tokens.shape[1] - packed.place.shape[1]
+            positions, visible = packed.positions(prefix), packed
         else:
-            raise ValueError("segments: exclude mask and past")
+            raise ValueError("packed: excludes mask, past and return_cache")
         if mask is not None:
             # An id without an embedding is read as NaN, which no mask removes.
             tokens = jnp.where(mask[:, -tokens.shape[1] :], tokens, 0)
@@ -178,6 +199,8 @@ class Llama(nn.Module):
         x, cache = self._layers(return_cache)(x, layers, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head.kernel  # noqa: B018, made on first access
+        if reads is not None:
+            x = jnp.take_along_axis(x, reads[..., None], axis=1)
         hidden = self.norm(x)
         return hidden if cache is None else (hidden, cache)
 
@@ -248,17 +271,3 @@ def _visibility(
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)[:, prefix:]
     mask = mask[:, None, None, :]
     return positions, Visible(causal & mask, None if near is None else near & mask)
-
-
-def _segmented(
-    segments: Int[Array, "b s"], window: int | None
-) -> tuple[Int[Array, "b s"], Visible]:
-    """Returns the same for rows of several texts; positions restart with each."""
-    index = jnp.arange(segments.shape[1])[None]
-    first = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
-    starts = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
-    back = index[:, :, None] - index[:, None]
-    own = segments[:, :, None] == segments[:, None]
-    visible = (own & (back >= 0))[:, None]
-    near = None if window is None else visible & (back < window)[:, None]
-    return index - starts, Visible(visible, near)

@@ -29,14 +29,13 @@ def machine() -> dict[str, object]:
 
 
 def summary(path: Path) -> dict[str, dict[str, object]]:
-    """Digest, norm and a projection of each tensor, too short to restore it."""
+    """Norm and a projection of each tensor, too short to restore it."""
     out: dict[str, dict[str, object]] = {}
     for name, tensor in sorted(load_file(path).items()):
         values = tensor.astype(np.float64).ravel()
         out[name] = {
             "dtype": str(tensor.dtype),
             "shape": "x".join(map(str, tensor.shape)),
-            "sha256": hashlib.sha256(tensor.tobytes()).hexdigest(),
             "norm": float(np.linalg.norm(values)),
             "projection": float(values @ np.cos(np.arange(values.size))),
         }

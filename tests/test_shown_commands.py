@@ -15,7 +15,10 @@ from safetensors.numpy import save_file
 from ivon_jax.train import cli
 
 LINES = (FIXTURES / "commands.txt").read_text().splitlines()
-SHOWN = [line for line in LINES if line and not line.startswith("#")]
+# `--pack` was removed since, with a message of its own.
+SHOWN = [
+    line.replace(" --pack 2", "") for line in LINES if line and not line.startswith("#")
+]
 COMMANDS = ("train", "evaluate", "export", "plan", "compare", "table", "data", "models")
 
 
@@ -48,6 +51,16 @@ def test_commands(line, place, monkeypatch):
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     cli.main()
     assert len(calls) == 1
+
+
+def test_a_removed_option_is_named(monkeypatch, capsys):
+    words = "ivon-jax train --pack 2 --out runs/named"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pack: was removed: batches have no padding" in line
 
 
 @pytest.mark.parametrize("line", [x for x in SHOWN if x.startswith("python -m ")])

@@ -14,6 +14,7 @@ import pytest
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.layout import Shape
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
@@ -79,6 +80,7 @@ def outputs_of(problem: Problem, adapters: Any, batch: Any, *prefix: Any):
 
 
 def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):
+    shape = None if pad_to is None else Shape(pad_to, pad_to)
     return jax.device_put(
-        collate(problem.splits["train"], np.asarray(indices)[:, None], pad_to)
+        collate(problem.splits["train"], np.asarray(indices)[:, None], shape)
     )

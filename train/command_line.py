@@ -100,6 +100,8 @@ def parse(commands: Commands) -> functools.partial[Any]:
         command = functools.partial(commands[name], **found)
         command.__doc__ = commands[name].__doc__  # which --help shows
         commands = commands | {name: command}
+    if kind in OWNERS:
+        _check_removed(args)
     if kind in OWNERS and method is not None:
         _check_owners(args, OWNERS[kind], method)
     return _run_tyro(commands)
@@ -149,6 +151,16 @@ def _choices(default: Any, args: Sequence[str]) -> Any:
         )[0]
     except SystemExit:  # parsing all arguments will give the reason
         return default
+
+
+def _check_removed(args: Sequence[str]) -> None:
+    """Checks that no option is one of older versions.
+
+    Raises:
+        ValueError: an option has been removed.
+    """
+    if any(arg.partition("=")[0] == "--pack" for arg in args):
+        raise ValueError("pack: was removed: batches have no padding; leave it out")
 
 
 def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -> None:

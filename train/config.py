@@ -111,9 +111,10 @@ class RunConfig:
             base without adapters (full).
         mesh: devices along each axis, as data=2,fsdp=4,tensor=1. The default is one
             device, however many there are.
-        pack: prompts in a row of a batch, long ones with short ones, to save padding;
-            none attends to another. Dropout masks are drawn by row, so this changes a
-            run as another seed would. Decoders only.
+        share_prefix: whether the first tokens that all training texts have in common
+            are computed once for a row of texts: where there are any (auto), or never
+            (off). The texts of a row then share the noise of dropout there. Decoders
+            only.
         accumulate: number of sequential micro-batches of a batch, each with its own
             dropout mask.
         remat: activations that the backward pass recomputes to save memory: none, all
@@ -136,7 +137,7 @@ class RunConfig:
     lora: Flat[LoraConfig] = dataclasses.field(default_factory=LoraConfig)
     train: TrainName = "lora"
     mesh: str = "data=1"
-    pack: int = 1
+    share_prefix: Literal["auto", "off"] = "auto"
     accumulate: int = 1
     remat: RematName = "none"
     base: BaseName = "f32"
@@ -291,13 +292,12 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
     hyper = config.hyper.resolve(preset, num_examples, may_skip=bool(config.adapter))
     sizes = parse_mesh(config.mesh)
     check("accumulate", config.accumulate, AT_LEAST_ONE)
-    check("pack", config.pack, AT_LEAST_ONE)
-    parts = sizes["data"] * sizes["fsdp"] * config.accumulate * config.pack
+    parts = sizes["data"] * sizes["fsdp"] * config.accumulate
     assert hyper.batch_size is not None
     if hyper.batch_size % parts:
         raise ValueError(
             f"batch_size: {hyper.batch_size} is not a multiple of"
-            f" data*fsdp*accumulate*pack = {parts}"
+            f" data*fsdp*accumulate = {parts}"
         )
     _check_trainable(config)
     _check_start(config)

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ivon_jax.train.config import CompareConfig, Hypers, TrainConfig
+from ivon_jax.train.config import CompareConfig, Hypers, RunConfig, TrainConfig
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.methods.registry import DEFAULT, METHODS
 
@@ -50,12 +50,15 @@ def _fields(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Converts configurations of version 0.1.0.
+    """Converts configurations of older versions.
 
-    They had the hyper-parameters of all methods in every run, those of other methods
-    None, and `noise` beside them; in a comparison the methods were top-level fields.
+    Those of 0.1.0 had the hyper-parameters of all methods in every run, those of other
+    methods None, and `noise` beside them; in a comparison the methods were top-level
+    fields. Until rows had no padding any more, `pack` was the number of texts in one.
     """
     values = dict(values)
+    if issubclass(cls, RunConfig):
+        values.pop("pack", None)
     if cls is TrainConfig and "noise" in values:
         noise, hyper = values.pop("noise"), values.get("hyper", {})
         has_noise = hasattr(_fields(cls, values)["hyper"], "noise")

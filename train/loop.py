@@ -14,12 +14,8 @@ from jaxtyping import Array, Key
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig, make_method
-from ivon_jax.train.data.batches import (
-    QUARTERS,
-    BatchStream,
-    padded_lengths,
-    train_batches,
-)
+from ivon_jax.train.data.batches import QUARTERS, BatchStream, train_batches
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
 from ivon_jax.train.pod.processes import (
@@ -30,7 +26,7 @@ from ivon_jax.train.pod.processes import (
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
-from ivon_jax.train.problem import Problem
+from ivon_jax.train.problem import Problem, laid_out
 from ivon_jax.train.runs import diagnostics, profiling, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
@@ -91,13 +87,9 @@ def train(
 
         on_first_process(start)
         check_shared(out / run.CONFIG)
-        examples = problem.splits["train"]
-        padded = padded_lengths(examples, config.pack)
-        each = 1 if examples.learnt is None else QUARTERS
-        on_first_process(lambda: _announce(padded, each * len(padded)))
-        counts, posterior = _learn(
-            _Training(problem, config, out, described, watch), interrupted
-        )
+        training = _Training(problem, config, out, described, watch)
+        on_first_process(training.announce)
+        counts, posterior = _learn(training, interrupted)
         done = counts.step == _steps(config)
         state: status.State = "trained" if done else "interrupted"
         on_first_process(lambda: status.write(out, counts.step, _steps(config), state))
@@ -136,10 +128,20 @@ class _Training:
         self.network = problem.network_with(self.method.branch)
         whole = NamedSharding(problem.mesh, PartitionSpec())
         streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-        self.fixed = problem.fixed(streams(config.seed))
+        self.prefix, self.layout = laid_out(problem, config)
+        self.fixed = problem.fixed(streams(config.seed), self.prefix)
         self._posterior = jax.jit(self.method.posterior, out_shardings=whole)
         self._diagnose = jax.jit(self.method.diagnose, out_shardings=whole)
-        self.batches = _batches(problem, config)
+        self.batches: BatchStream = train_batches(
+            problem.splits["train"].without_prefix(len(self.prefix)),
+            self.layout,
+            config.seed,
+            rows=local_rows(problem.mesh, self.layout.rows),
+        )
+
+    def announce(self) -> None:
+        """Prints the shapes of batches, and how often the step is compiled at most."""
+        say(announcement(self.layout, len(self.prefix), self.problem))
 
     def first_state(self) -> TrainState:
         """Makes the state on the mesh: no device holds the whole of it."""
@@ -183,7 +185,7 @@ class _Training:
     def take_step(self, state: TrainState) -> tuple[TrainState, Any]:
         """Takes a step on the next batch."""
         mesh, accumulate = self.problem.mesh, self.config.accumulate
-        batch = put_batch(next(self.batches), mesh, _num_rows(self.config))
+        batch = put_batch(next(self.batches), mesh, self.layout.rows)
         rows, tokens = batch.tokens.shape
         with (
             naming_memory(
@@ -282,22 +284,6 @@ def _steps(config: TrainConfig) -> int:
     return config.hyper.steps
 
 
-def _num_rows(config: TrainConfig) -> int:
-    assert config.hyper.batch_size is not None
-    return config.hyper.batch_size // config.pack
-
-
-def _batches(problem: Problem, config: TrainConfig) -> BatchStream:
-    num_rows = _num_rows(config)
-    return train_batches(
-        problem.splits["train"],
-        num_rows * config.pack,
-        config.seed,
-        pack=config.pack,
-        rows=local_rows(problem.mesh, num_rows),
-    )
-
-
 def _scored(config: TrainConfig, step: int) -> bool:
     """Tells whether the mean is scored after this step."""
     every = config.eval_steps
@@ -310,11 +296,16 @@ def _check_learned(counts: Counts, steps: int) -> None:
         raise ValueError(f"loss: not finite in any of the {steps} steps")
 
 
-def _announce(padded: list[int], programs: int) -> None:
-    """Prints how often the step will be compiled at most."""
-    say(
-        f"batches are padded to {', '.join(map(str, padded))} tokens:"
-        f" the step is compiled at most {programs} times"
+def announcement(layout: Layout, prefix: int, problem: Problem) -> str:
+    """Says what batches look like, and how often the step is compiled at most."""
+    learnt = problem.splits["train"].learnt
+    programs = len(layout.shapes) * (1 if learnt is None else QUARTERS)
+    sizes = ", ".join(str(prefix + n) for n in sorted({n for n, _ in layout.shapes}))
+    kind = "padded" if layout.texts == 1 else f"rows of {layout.texts} texts, padded"
+    shared = f", of which all texts share the first {prefix}" if prefix else ""
+    return (
+        f"batches are {kind} to {sizes} tokens{shared}: the step is compiled at most"
+        f" {programs} times"
     )
 
 

@@ -12,7 +12,7 @@ from ivon_jax.train.data.batches import eval_batches
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.runtime import naming_memory
-from ivon_jax.train.pod.sharding import local_rows, put_batch, put_whole, row_shards
+from ivon_jax.train.pod.sharding import local_rows, put_batch, row_shards
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -65,7 +65,7 @@ class Forward:
 
     def prefix(self, encoded: Encoded) -> Int[np.ndarray, " p"]:
         """Returns the examples' first tokens that may be computed once for all."""
-        if not self.program.shares_prefix:
+        if not self.program.packs:
             return encoded.tokens[0][:0]
         return encoded.tokens[0][: self.problem.objective.prefix_length(encoded)]
 
@@ -81,7 +81,7 @@ class Forward:
 
         Args:
             encoded: the examples.
-            prefix: their common first tokens, computed once for each batch and draw.
+            prefix: their common first tokens, computed once for each row and draw.
             batch_size: examples at a time, rounded up to a multiple that the mesh can
                 split.
             first: index of the first batch among those of all parts.
@@ -90,21 +90,23 @@ class Forward:
         Returns:
             Predictions of each draw, in the examples' order, not finished.
         """
-        mesh, fixed = self.problem.mesh, self.problem.fixed(self.streams)
+        mesh = self.problem.mesh
         passes = self.program.passes
         rest = encoded.without_prefix(len(prefix))
-        shared = put_whole(prefix, mesh)
+        fixed = self.problem.fixed(self.streams, prefix)
         shards = row_shards(mesh)
         batch_size = -(-batch_size // shards) * shards
-        rows = local_rows(mesh, batch_size)
+        packs = self.program.packs and encoded.second_starts is None
+        num_rows = shards if packs else batch_size
+        rows = local_rows(mesh, num_rows)
         size = (passes, int(rest.answers.sum()), self.problem.task.outputs)
         parts = np.zeros(size, np.float32)
         with jax.set_mesh(mesh):
-            batches = eval_batches(rest, batch_size)
+            batches = eval_batches(rest, batch_size, num_rows)
             for index, (batch, indices) in enumerate(batches, first):
                 local = jax.tree.map(lambda part: part[rows], batch)
                 with naming_memory(
-                    f"predictions of {batch_size} rows of {batch.tokens.shape[1]}"
+                    f"predictions of {num_rows} rows of {batch.tokens.shape[1]}"
                     f" tokens, {self.chunk_size or 'all'} draws at a time",
                     "lower --chunk-size, or split more with --mesh",
                 ):
@@ -113,8 +115,7 @@ class Forward:
                         self.program,
                         fixed,
                         self.posterior,
-                        shared,
-                        put_batch(local, mesh, batch_size),
+                        put_batch(local, mesh, num_rows),
                         index,
                         self.chunk_size,
                     )

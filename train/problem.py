@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from ivon_jax.lora import Branch, LoraConfig, low_rank
 from ivon_jax.models import Pretrained, load
@@ -23,13 +23,14 @@ from ivon_jax.pissa import principal
 from ivon_jax.train.config import RunConfig, TrainConfig
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.data.task import Task
 from ivon_jax.train.data.text_encoding import summary
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.objectives.base import Objective
 from ivon_jax.train.objectives.registry import objective_of
 from ivon_jax.train.pod.processes import check_agreement, on_first_process
-from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole
+from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole, row_shards
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.splits import (
     example_metadata,
@@ -103,9 +104,17 @@ class Problem:
         module = network.trainable.module(network.base, self.lora, branch)
         return dataclasses.replace(network, module=module)
 
-    def fixed(self, streams: Streams) -> Fixed:
-        """Returns the arrays that no step changes."""
-        return Fixed(self.frozen, self.objective, streams)
+    def fixed(
+        self, streams: Streams, prefix: Int[np.ndarray, " p"] | None = None
+    ) -> Fixed:
+        """Returns the arrays that no step changes.
+
+        Args:
+            streams: the run's keys.
+            prefix: common prefix of all texts, which batches lack; None without one.
+        """
+        shared = prefix if prefix is None else put_whole(prefix, self.mesh)
+        return Fixed(self.frozen, self.objective, streams, shared)
 
 
 def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Problem:
@@ -156,6 +165,30 @@ def with_test(problem: Problem, config: RunConfig) -> Problem:
     )
 
 
+def laid_out(
+    problem: Problem, config: TrainConfig
+) -> tuple[Int[np.ndarray, " p"], Layout]:
+    """Returns the prefix that a run's training texts share, and the rest's rows.
+
+    A row for each device that a batch is split over, and for each micro-batch.
+
+    Args:
+        problem: the model and the examples.
+        config: the resolved run.
+    """
+    encoded, share = problem.splits["train"], config.share_prefix == "auto"
+    length = problem.objective.prefix_length(encoded) if share else 0
+    assert config.hyper.batch_size is not None
+    layout = Layout.of(
+        encoded.without_prefix(length),
+        config.hyper.batch_size,
+        rows=row_shards(problem.mesh) * config.accumulate,
+        groups=problem.mesh.shape["data"],
+        prefix=length,
+    )
+    return encoded.tokens[0][:length], layout
+
+
 def load_model(config: TrainConfig) -> Problem:
     """Loads a run's model, without any data.
 
@@ -171,7 +204,6 @@ def load_model(config: TrainConfig) -> Problem:
     task, mesh = find_task(config.data), make_mesh(config.mesh)
     pretrained = load_base(config, mesh, task)
     model_config = pretrained.model.config
-    check_pack(config, model_config)
     lora = adapted(config.lora, model_config)
     network = make_network(config, pretrained.model, lora)
     shapes = trained_shapes(network, config)
@@ -248,14 +280,6 @@ def trained_shapes(network: Network, config: TrainConfig) -> PyTree:
         raise ValueError(
             f"adapter {config.adapter} for model {config.model}: {error}"
         ) from error
-
-
-def check_pack(config: RunConfig, model_config: Config) -> None:
-    """Checks that the model supports several prompts in a row, if configured."""
-    if config.pack > 1 and family_of(model_config).head:
-        raise ValueError(
-            f"pack: {config.model} is an encoder, which supports pack 1 only"
-        )
 
 
 def adapted(lora: LoraConfig, model_config: Config) -> LoraConfig:

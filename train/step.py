@@ -68,11 +68,13 @@ class Fixed(NamedTuple):
         frozen: parameters that are not trained.
         objective: the task's objective.
         streams: the run's keys; the step number is folded in.
+        prefix: common prefix of all texts, which batches lack; None without one.
     """
 
     frozen: PyTree
     objective: Objective
     streams: Streams
+    prefix: Int[Array, " p"] | None = None
 
 
 def first_state(
@@ -113,7 +115,7 @@ def train_step(
         network: the model.
         method: the method.
         state: the current state; its buffers are reused.
-        fixed: frozen parameters, objective and keys.
+        fixed: frozen parameters, objective, keys and prefix.
         batch: the examples.
         accumulate: micro-batches to compute the gradient in.
 
@@ -125,7 +127,7 @@ def train_step(
     def loss(params: PyTree, minibatch: Minibatch) -> Float[Array, ""]:
         model = network.bind(params, fixed.frozen, minibatch.rngs)
         return objective.loss(
-            objective.outputs(model, minibatch.batch), minibatch.batch
+            objective.outputs(model, minibatch.batch, fixed.prefix), minibatch.batch
         )
 
     weights = batch.weights / jnp.sum(batch.weights)
@@ -202,7 +204,6 @@ def predict_batch(
     predictor: Predictor,
     fixed: Fixed,
     posterior: Distribution,
-    prefix: Int[Array, " p"],
     batch: Batch,
     index: int | Int[Array, ""],
     chunk_size: int | None,
@@ -214,8 +215,7 @@ def predict_batch(
         predictor: the predictor.
         fixed: see `Fixed`; the key of the draws is `streams.ensemble`.
         posterior: posterior of the trained parameters, from `Predictor.split`.
-        prefix: common prefix of all prompts, which `batch` lacks.
-        batch: the rest of the prompts.
+        batch: the examples.
         index: index of the batch.
         chunk_size: draws at a time; None for all.
 
@@ -229,7 +229,7 @@ def predict_batch(
     ) -> Float[Array, "b c"]:
         rngs = {} if dropout is None else {"dropout": dropout}
         model = network.bind(params, fixed.frozen, rngs)
-        return objective.outputs(model, batch, prefix)
+        return objective.outputs(model, batch, fixed.prefix)
 
     key = fixed.streams.ensemble
     keys = Keys(key, jax.random.fold_in(key, index))

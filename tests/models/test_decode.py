@@ -30,6 +30,7 @@ from ivon_jax.models.decode import (
     take,
 )
 from ivon_jax.models.kv_cache import Past, Slots
+from ivon_jax.models.packed import Packed
 from ivon_jax.models.quantized import is_quantized, quantize
 from ivon_jax.models.sampler import Sampler
 
@@ -309,9 +310,9 @@ def test_a_past_excludes_what_it_holds_itself(small):
     model, variables = small
     for inputs in (
         {"mask": jnp.ones((1, 1), bool)},
-        {"segments": jnp.zeros((1, 1), jnp.int32)},
+        {"packed": Packed.of(np.ones((1, 1), int), 1, 1)},
     ):
-        with pytest.raises(ValueError, match="a Past excludes mask, segments"):
+        with pytest.raises(ValueError, match="a Past excludes mask, packed"):
             model.apply(variables, jnp.zeros((1, 1), jnp.int32), past=past, **inputs)
     with pytest.raises(ValueError, match="and more tokens"):
         model.apply(variables, jnp.zeros((1, 2), jnp.int32), past=past)

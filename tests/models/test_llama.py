@@ -49,15 +49,12 @@ def random_tokens(batch, length, vocab=1009, seed=1):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "return_cache"))
-def hidden_states(
-    model, params, tokens, mask=None, past=None, segments=None, return_cache=False
-):
+def hidden_states(model, params, tokens, mask=None, past=None, return_cache=False):
     return model.apply(
         {"params": params},
         tokens,
         mask=mask,
         past=past,
-        segments=segments,
         return_cache=return_cache,
     )
 
@@ -316,40 +313,6 @@ def test_without_mask_equals_a_mask_of_all_tokens():
     tokens = random_tokens(2, 7)
     full = hidden_states(model, params, tokens, mask=jnp.ones((2, 7), bool))
     assert relative(hidden_states(model, params, tokens), full) <= 1e-5
-
-
-@given(
-    config=hf_configs(),
-    lengths=st.lists(st.integers(1, 5), min_size=4, max_size=4),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=8, deadline=None)
-def test_texts_in_one_row_see_only_themselves(config, lengths, seed):
-    if config["rope_parameters"]["rope_type"] == "dynamic":
-        # Else its angles depend on the longest of what is computed together.
-        config = config | {"max_position_embeddings": 24}
-    model, params = random_model(LlamaConfig.from_hf(config), seed)
-    texts = random_tokens(4, 5, config["vocab_size"], seed)
-    alone = hidden_states(model, params, texts)
-    numbers = np.repeat(
-        np.arange(5), [*lengths, 21 - sum(lengths)]
-    )  # the last: padding
-    places = np.concatenate([np.arange(n) for n in np.bincount(numbers)])
-    row = texts[numbers % 4, places % 5][None]
-    found = hidden_states(model, params, row, segments=jnp.asarray(numbers)[None])
-    for i, length in enumerate(lengths):
-        np.testing.assert_allclose(
-            found[0, numbers == i], alone[i, :length], rtol=1e-4, atol=1e-5
-        )
-
-
-def test_segments_come_alone():
-    model, params = random_model()
-    tokens = random_tokens(1, 4)
-    segments = jnp.zeros((1, 4), jnp.int32)
-    for name, value in {"mask": segments == 0, "past": no_past()}.items():
-        with pytest.raises(ValueError, match="segments: exclude mask and past"):
-            model.apply({"params": params}, tokens, segments=segments, **{name: value})
 
 
 def no_past():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge
 from ivon_jax.models import load, placing
+from ivon_jax.models.packed import Packed
 from ivon_jax.models.quantized import BLOCK, by_bits, by_table, promote, quantize
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
@@ -158,7 +159,8 @@ def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
     hyper = IvonLoraHyper(steps=10, ess=1e5).resolve("commonsense", 2)
     method = IvonLora(hyper)
     full = np.full((2, 1), 5, np.int32)
-    batch = Batch(np.asarray(TOKENS), full, 0 * full, np.ones((2, 1), np.float32))
+    packed, ones = Packed.of(full, 5, 5), np.ones((2, 1), np.float32)
+    batch = Batch(np.asarray(TOKENS), full, 0 * full, ones, packed=packed)
     state = first_state(network, method, None, jax.random.key(0))
     objective = LabelWords(jnp.arange(4), (), 128)
     fixed = Fixed(base.params, objective, Streams.from_seed(0))

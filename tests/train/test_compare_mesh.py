@@ -1,4 +1,4 @@
-"""Comparisons on several devices and processes, in packed rows and micro-batches."""
+"""Comparisons on several devices and processes, in rows and micro-batches."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def assert_same(out: Path, alone: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh": "data=2", "pack": 2, "remat": "full", "accumulate": 2},
+        {"mesh": "data=2", "share_prefix": "off", "remat": "full", "accumulate": 2},
         pytest.param({"mesh": "data=2,fsdp=2,tensor=2"}, marks=pytest.mark.slow),
     ],
     ids=str,

@@ -20,6 +20,7 @@ from ivon_jax.train import cli
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.data.encoding import encode_texts
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.data.task import Example
 from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.base import Hyper
@@ -82,11 +83,9 @@ def trained(request, folder):
 
 
 def test_an_encoder_reads_one_text_a_row(folder):
-    config = dataclasses.replace(config_of(folder, "mrpc"), pack=2)
-    with pytest.raises(
-        ValueError, match="pack: .* is an encoder, which supports pack 1 only"
-    ):
-        prepare(config)
+    problem = prepare(config_of(folder, "mrpc"))
+    layout = Layout.of(problem.splits["train"], 4, rows=2)
+    assert (layout.rows, layout.texts) == (4, 1)
 
 
 def test_a_run_is_trained_and_scored(trained, capsys):

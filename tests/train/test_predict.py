@@ -10,6 +10,7 @@ import tiny
 from tiny_runs import batch_of, outputs_of
 
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.packed import Packed
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, resolve
@@ -79,11 +80,11 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
         )
 
 
-@pytest.mark.parametrize("pack", [2, 4])
-def test_packed_prompts_have_their_own_logits(pack, problem, adapters):
+@pytest.mark.parametrize("texts", [2, 8])
+def test_packed_prompts_have_their_own_logits(texts, problem, adapters):
     indices = np.array([3, 1, 4, 15, 9, 2, 6, 5])
     train = problem.splits["train"]
-    packed = jax.device_put(collate(train, indices.reshape(-1, pack)))
+    packed = jax.device_put(collate(train, indices.reshape(-1, texts)))
     np.testing.assert_allclose(
         outputs_of(problem, adapters, packed),
         outputs_of(problem, adapters, batch_of(problem, indices)),
@@ -100,7 +101,12 @@ def test_a_shared_prefix_changes_no_logit(cut, problem, adapters):
     tokens[:, :cut] = tokens[0, :cut]
     tokens = jnp.asarray(tokens)
     whole = batch._replace(tokens=tokens)
-    rest = batch._replace(tokens=tokens[:, cut:], lengths=batch.lengths - cut)
+    lengths, width = np.asarray(batch.lengths) - cut, tokens.shape[1] - cut
+    rest = batch._replace(
+        tokens=tokens[:, cut:],
+        lengths=lengths,
+        packed=Packed.of(lengths, width, width),
+    )
     np.testing.assert_allclose(
         outputs_of(problem, adapters, rest, tokens[0, :cut]),
         outputs_of(problem, adapters, whole),

@@ -16,6 +16,7 @@ from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Hyper, Method, Minibatch, Result
 from ivon_jax.train.methods.ivon_lora import IvonLora, IvonLoraHyper
@@ -94,12 +95,17 @@ def params(problems) -> Any:
 
 
 def take(
-    problem: Problem, method: Any, params: Any, batch: Any, accumulate: int = 1
+    problem: Problem,
+    method: Any,
+    params: Any,
+    batch: Any,
+    accumulate: int = 1,
+    prefix: Any = None,
 ) -> tuple[TrainState, float]:
     """Takes the first step from given parameters; returns its state and its loss."""
     params = jax.tree.map(jnp.array, params)  # donated
     state = TrainState(jnp.int32(0), params, method.init(params))
-    fixed = problem.fixed(Streams.from_seed(0))
+    fixed = problem.fixed(Streams.from_seed(0), prefix)
     state, logs = train_step(
         problem.network, method, state, fixed, batch, accumulate=accumulate
     )
@@ -172,11 +178,11 @@ def test_parts_are_all_rows_once_with_keys_of_their_own():
         assert len(words) == 5
 
 
-def weighted(problem: Problem, pack: int = 1) -> Any:
+def weighted(problem: Problem, texts: int = 1) -> Any:
     """A batch of different prompts and unequal weights, on the host."""
-    indices = np.arange(3, 3 + ROWS).reshape(-1, pack)
+    indices = np.arange(3, 3 + ROWS).reshape(-1, texts)
     batch = collate(problem.splits["train"], indices)
-    return batch._replace(weights=WEIGHTS.reshape(-1, pack))
+    return batch._replace(weights=WEIGHTS.reshape(-1, texts))
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +227,41 @@ def assert_direct(method: Any, found: tuple[Any, float], direct: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("pack", [1, 2])
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_weights_are_right_in_micro_batches(accumulate, pack, problems, params, direct):
+@pytest.mark.parametrize(
+    ("accumulate", "texts"), [(1, 1), (2, 1), (4, 1), (1, 8), (2, 4), (4, 2)]
+)
+def test_weights_are_right_in_micro_batches(
+    accumulate, texts, problems, params, direct
+):
     problem = problems[0.0]
-    batch = jax.device_put(weighted(problem, pack))
+    batch = jax.device_put(weighted(problem, texts))
     for scale in (1, 10):  # only their ratios matter
         scaled = batch._replace(weights=scale * batch.weights)
         found = take(problem, Gradient(Hyper()), params, scaled, accumulate)
         assert_direct(Gradient(Hyper()), found, direct)
+
+
+@pytest.mark.parametrize(("texts", "accumulate"), [(8, 1), (4, 2), (1, 1)])
+def test_a_prefix_computed_once_changes_no_gradient(
+    texts, accumulate, problems, params
+):
+    """Also where a prompt goes on for one token only, as another's beginning."""
+    problem, method = problems[0.0], Gradient(Hyper())
+    train = problem.splits["train"]
+    longest = max(train.tokens[:7], key=len)
+    first = np.concatenate([train.tokens[7][:4], longest])
+    tokens = [np.concatenate([first[:4], ids]) for ids in train.tokens[:7]]
+    encoded = Encoded((*tokens, first[:5]), train.labels[:8])
+    length = problem.objective.prefix_length(encoded)
+    assert length == 4
+    whole = collate(encoded, np.arange(8)[:, None])
+    rest = collate(encoded.without_prefix(length), np.arange(8).reshape(-1, texts))
+    assert rest.lengths.min() == 1
+    state, loss = take(problem, method, params, jax.device_put(whole))
+    found = take(
+        problem, method, params, jax.device_put(rest), accumulate, first[:length]
+    )
+    assert_direct(method, found, (loss, state.method))
 
 
 @pytest.mark.parametrize(("groups", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 2)])

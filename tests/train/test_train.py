@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import signal
 from pathlib import Path
@@ -136,8 +137,9 @@ def test_how_often_the_step_is_compiled_is_said(base, problem, tmp_path, capsys)
     before = step.train_step._cache_size()
     run(other, dataclasses.replace(config, hyper=hyper), tmp_path / "run")
     said = capsys.readouterr().err.splitlines()[0]
-    assert said.endswith("padded to 8, 24 tokens: the step is compiled at most 2 times")
-    assert step.train_step._cache_size() - before == 2
+    most = re.search(r"the step is compiled at most (\d+) times$", said)
+    assert most and 1 < int(most[1]) <= 3  # one and a half times two padded lengths
+    assert 1 < step.train_step._cache_size() - before <= int(most[1])
 
 
 def test_metrics_name_every_step_in_order(runs):
@@ -204,8 +206,13 @@ def test_both_methods_see_the_same(base, problem, tmp_path, monkeypatch):
     assert all(
         same(a[1], b[1]) and a[2] == b[2] for a, b in zip(adam, ivon, strict=True)
     )
-    rows = {row.tobytes() for _, batch, _ in adam[:8] for row in batch.tokens}
-    assert len(rows) == len({ids.tobytes() for ids in problem.splits["train"].tokens})
+    texts = {
+        text.tobytes()
+        for _, batch, _ in adam[:8]
+        for row, lengths in zip(batch.tokens, batch.lengths, strict=True)
+        for text in np.split(np.asarray(row), np.cumsum(lengths))[:-1]
+    }
+    assert len(texts) == len({ids.tobytes() for ids in problem.splits["train"].tokens})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -348,18 +355,18 @@ def test_an_interrupt_keeps_what_was_learned(base, problem, tmp_path, monkeypatc
     assert same(Posterior.load(tmp_path / "run" / POSTERIOR).mean, states[-1])
 
 
-def test_packing_changes_no_step_but_dropouts(base, tmp_path):
+def test_a_shared_prefix_changes_no_step_but_dropouts(base, tmp_path):
     hyper = dataclasses.replace(HYPER["ivon-lora"], steps=8)
     found = []
-    for pack in (1, 2):
+    for share in ("auto", "off"):
         config = dataclasses.replace(
             base,
             hyper=hyper,
             lora=LoraConfig(rank=4, dropout=0.0),
-            pack=pack,
+            share_prefix=share,
         )
         config = resolve(config, "custom", 64)
-        found.append(run(prepare(config), config, tmp_path / str(pack)))
+        found.append(run(prepare(config), config, tmp_path / share))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
         found[0].mean,

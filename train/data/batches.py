@@ -1,24 +1,26 @@
-"""From token ids to padded batches.
+"""From token ids to batches.
 
-Shapes: r rows of a batch, k texts in a row (1 unless packed), s padded length of a
-row, q predictions in a row: k, or its learnt tokens; b examples of a batch. All arrays
-are NumPy; the caller decides what goes to which device.
+Shapes: b rows of a batch, k texts in a row (one for encoders), t tokens of a row, q
+predictions in a row: k, or its learnt tokens. All arrays are NumPy; the caller decides
+what goes to which device.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from ivon_jax.models.packed import Packed
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.layout import Layout, Shape, arrange, own_shape
 
 # The number of learnt tokens is rounded up to such parts of a row's length.
 QUARTERS = 4
 
 
 class Batch(NamedTuple):
-    """A right-padded batch; a pytree, so it can be passed to a jitted step.
+    """A batch; a pytree, so it can be passed to a jitted step.
 
     The first axis of every array is that of rows.
 
@@ -31,99 +33,82 @@ class Batch(NamedTuple):
         second_starts: position of each text's second part; None for decoders.
         positions: position in the row of the token from which each learnt token is
             predicted, the one before it; None if there are classes or numbers.
+        packed: where the texts are; None for encoders, whose rows are one text each.
     """
 
-    tokens: Int[np.ndarray, "r s"]
-    lengths: Int[np.ndarray, "r k"]
-    labels: Int[np.ndarray, "r q"] | Float[np.ndarray, "r q"]
-    weights: Float[np.ndarray, "r q"]
-    second_starts: Int[np.ndarray, "r k"] | None = None
-    positions: Int[np.ndarray, "r q"] | None = None
+    tokens: Int[np.ndarray, "b t"]
+    lengths: Int[np.ndarray, "b k"]
+    labels: Int[np.ndarray, "b q"] | Float[np.ndarray, "b q"]
+    weights: Float[np.ndarray, "b q"]
+    second_starts: Int[np.ndarray, "b k"] | None = None
+    positions: Int[np.ndarray, "b q"] | None = None
+    packed: Packed | None = None
 
 
-def bucket(length: int) -> int:
-    """Rounds a length up to one of a few, so that few programs are compiled.
-
-    They are multiples of 8, from 64 on at least an eighth apart: 24 up to 512.
-
-    Example:
-        >>> [bucket(length) for length in (1, 8, 9, 64, 65, 73)]
-        [8, 8, 16, 64, 72, 88]
-    """
-    size = 8
-    while size < length:
-        size = max(size + 8, -(-size * 9 // 64) * 8)
-    return size
-
-
-def padded_lengths(encoded: Encoded, pack: int = 1) -> list[int]:
-    """Returns the padded lengths that rows of `pack` examples can have."""
-    ordered = np.sort(encoded.lengths)
-    shortest, longest = ordered[:pack].sum(), ordered[-pack:].sum()
-    sums = ordered if pack == 1 else np.arange(shortest, longest + 1)
-    return sorted({bucket(int(length)) for length in sums})
-
-
-def padded_size(
-    encoded: Encoded, indices: Int[np.ndarray, "r k"], pad_to: int | None = None
-) -> tuple[int, int]:
-    """Returns the padded numbers of tokens and of predictions in a row.
+def answer_count(encoded: Encoded, indices: Int[np.ndarray, "b k"], tokens: int) -> int:
+    """Returns the number of predictions in a row.
 
     Few programs are compiled: learnt tokens are rounded up to `QUARTERS` of the length.
 
     Args:
         encoded: the examples.
         indices: the examples of each row.
-        pad_to: number of tokens; None for the bucket of the longest row.
+        tokens: tokens of a row.
     """
-    tokens = pad_to or bucket(int(encoded.lengths[indices].sum(1).max()))
     if encoded.learnt is None:
-        return tokens, indices.shape[1]
+        return indices.shape[1]
     quarter = -(-tokens // QUARTERS)
     most = int(encoded.answers[indices].sum(1).max())
-    return tokens, -(-most // quarter) * quarter
+    return -(-most // quarter) * quarter
 
 
 def collate(
     encoded: Encoded,
-    indices: Int[np.ndarray, "r k"],
-    pad_to: int | None = None,
+    indices: Int[np.ndarray, "b k"],
+    shape: Shape | None = None,
     answers: int | None = None,
+    real: Bool[np.ndarray, "b k"] | None = None,
 ) -> Batch:
-    """Puts the chosen examples into rows, padded on the right to their `padded_size`.
+    """Puts the chosen examples into rows.
 
     Args:
         encoded: the examples.
         indices: the examples of each row.
-        pad_to: number of tokens of a row; None for these rows' own.
+        shape: shape of a row; None for these rows' own.
         answers: number of predictions of a row; None for these rows' own.
+        real: whether each example counts; None for all.
     """
     lengths = encoded.lengths[indices]
-    width, count = padded_size(encoded, indices, pad_to)
+    shape = shape or own_shape(lengths)
     # Not the tokenizer's padding token, which may have no embedding in the model. Every
     # model has one for 0, and padding is masked.
-    tokens = np.zeros((len(indices), width), np.int32)
+    tokens = np.zeros((len(indices), shape.tokens), np.int32)
     for row, chosen in zip(tokens, indices, strict=True):
         texts = np.concatenate([encoded.tokens[i] for i in chosen])
         row[: len(texts)] = texts
-    if encoded.learnt is not None:
-        return Batch(
-            tokens, lengths, *_targets(encoded, indices, tokens, answers or count)
-        )
-    second_starts = (
-        None if encoded.second_starts is None else encoded.second_starts[indices]
-    )
-    weights = np.ones(indices.shape, np.float32)
-    return Batch(tokens, lengths, encoded.labels[indices], weights, second_starts)
+    counts = np.ones(indices.shape, bool) if real is None else real
+    if encoded.second_starts is not None:
+        second_starts = encoded.second_starts[indices]
+        weights = counts.astype(np.float32)
+        labels = encoded.labels[indices]
+        return Batch(tokens, lengths, labels, weights, second_starts)
+    packed = Packed.of(lengths, *shape)
+    if encoded.learnt is None:
+        labels, weights = encoded.labels[indices], counts.astype(np.float32)
+        return Batch(tokens, lengths, labels, weights, packed=packed)
+    count = answers or answer_count(encoded, indices, shape.tokens)
+    labels, weights, positions = _targets(encoded, indices, tokens, counts, count)
+    return Batch(tokens, lengths, labels, weights, None, positions, packed)
 
 
 def _targets(
     encoded: Encoded,
-    indices: Int[np.ndarray, "r k"],
-    tokens: Int[np.ndarray, "r s"],
+    indices: Int[np.ndarray, "b k"],
+    tokens: Int[np.ndarray, "b t"],
+    real: Bool[np.ndarray, "b k"],
     count: int,
-) -> tuple[Int[np.ndarray, "r q"], Float[np.ndarray, "r q"], None, Any]:
-    """Returns a batch's labels, weights, no second starts, and positions."""
+) -> tuple[Int[np.ndarray, "b q"], Float[np.ndarray, "b q"], Int[np.ndarray, "b q"]]:
+    """Returns labels, weights and positions of learnt tokens."""
     assert encoded.learnt is not None
     labels, positions = np.zeros((2, len(indices), count), np.int32)
     weights = np.zeros((len(indices), count), np.float32)
@@ -132,31 +117,9 @@ def _targets(
         pairs = zip(starts, chosen, strict=True)
         learnt = np.concatenate([start + encoded.learnt[i] for start, i in pairs])
         labels[row, : learnt.size] = tokens[row, learnt]
-        weights[row, : learnt.size] = 1
+        weights[row, : learnt.size] = np.repeat(real[row], encoded.answers[chosen])
         positions[row, : learnt.size] = learnt - 1
-    return labels, weights, None, positions
-
-
-def arrange(lengths: Int[np.ndarray, " b"], pack: int) -> Int[np.ndarray, "r k"]:
-    """Puts a batch's texts into rows of `pack` texts and about equal length.
-
-    Sorted by length, they are dealt to the rows in alternating direction: with two in
-    a row the longest goes with the shortest, the second longest with the second
-    shortest.
-
-    Args:
-        lengths: lengths of the texts; `pack` divides their number.
-        pack: texts in a row; with one the order is kept.
-
-    Example:
-        >>> arrange(np.array([3, 9, 4, 7]), 2).tolist()
-        [[1, 0], [3, 2]]
-    """
-    if pack == 1:
-        return np.arange(len(lengths))[:, None]
-    dealt = np.argsort(-lengths, kind="stable").reshape(pack, -1)
-    dealt[1::2] = dealt[1::2, ::-1]
-    return dealt.T
+    return labels, weights, positions
 
 
 @runtime_checkable
@@ -178,10 +141,9 @@ class BatchStream(Protocol):
 
 def train_batches(
     encoded: Encoded,
-    batch_size: int,
+    layout: Layout,
     seed: int,
     *,
-    pack: int = 1,
     rows: Int[np.ndarray, " r"] | None = None,
 ) -> BatchStream:
     """Returns an endless stream of training batches.
@@ -192,31 +154,28 @@ def train_batches(
 
     Args:
         encoded: the examples.
-        batch_size: examples in a batch, over all processes.
+        layout: the rows of each batch; they do not change a batch's examples.
         seed: any non-negative integer.
-        pack: examples in a row, see `arrange`; it does not change a batch's examples.
-        rows: rows of each batch to return; None for all. The padded size is that of
-            the whole batch, the same on every process.
-
-    Raises:
-        ValueError: the batch size is not positive, or no multiple of `pack`.
+        rows: rows of each batch to return; None for all. Their shape is that of the
+            whole batch, the same on every process.
     """
     import grain
 
-    if batch_size < 1 or batch_size % pack:
-        raise ValueError(f"batch size {batch_size} is not a multiple of {pack}, >= 1")
     local = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
         chosen = np.asarray(indices)
-        placed = chosen[arrange(encoded.lengths[chosen], pack)]
-        return collate(encoded, placed[local], *padded_size(encoded, placed))
+        placed = chosen[layout.place(encoded.lengths[chosen])]
+        shape = layout.shape_of(encoded.lengths[placed])
+        count = answer_count(encoded, placed, shape.tokens)
+        return collate(encoded, placed[local], shape, count)
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 unhashed, the second
     # epoch of one run would be the first of the next.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(encoded)).shuffle(seed=spread).repeat()
-    stream = order.batch(batch_size, drop_remainder=True, batch_fn=batch)
+    size = layout.rows * layout.texts
+    stream = order.batch(size, drop_remainder=True, batch_fn=batch)
     # Padding takes microseconds; prefetching threads would only have to be stopped when
     # training is interrupted.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -224,21 +183,28 @@ def train_batches(
 
 
 def eval_batches(
-    encoded: Encoded, batch_size: int
-) -> list[tuple[Batch, Int[np.ndarray, " rows"]]]:
+    encoded: Encoded, batch_size: int, rows: int
+) -> list[tuple[Batch, Int[np.ndarray, " examples"]]]:
     """Returns batches of every example once, sorted by length to save padding.
 
-    All batches have `batch_size` rows; the last one ends in repeats of weight 0.
+    All batches have `batch_size` texts; the last one ends in repeats of weight 0.
+
+    Args:
+        encoded: the examples.
+        batch_size: examples in a batch, a multiple of `rows`.
+        rows: rows of a batch.
 
     Returns:
-        Batches, each with the indices of its examples in row order.
+        Batches, each with the indices of its examples in the order of their
+        predictions.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     batches = []
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        missing = batch_size - len(indices)
-        batch = collate(encoded, np.pad(indices, (0, missing), "edge")[:, None])
-        batch.weights[len(indices) :] = 0
-        batches.append((batch, indices))
+        padded = np.pad(indices, (0, batch_size - len(indices)), "edge")
+        placed = arrange(encoded.lengths[padded], batch_size // rows)
+        real = placed < len(indices)
+        batch = collate(encoded, padded[placed], real=real)
+        batches.append((batch, padded[placed][real]))
     return batches

@@ -105,7 +105,9 @@ def over_training_data(
         jax.set_mesh(mesh),
         progress("fit", len(encoded), every=len(encoded), done=done) as report,
     ):
-        for batch, indices in eval_batches(encoded, batch_size)[done // batch_size :]:
+        # One text a row: the curvature is that of each.
+        batches = eval_batches(encoded, batch_size, batch_size)
+        for batch, indices in batches[done // batch_size :]:
             if interrupted(done):
                 work.partial.save(done, total)
                 raise Interrupted(

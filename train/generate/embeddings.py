@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ivon_jax.checks import AT_LEAST_ONE, check
-from ivon_jax.train.data.batches import bucket
+from ivon_jax.train.data.layout import bucket
 from ivon_jax.train.generate.prompts import encode_prompts
 from ivon_jax.train.generate.writers import Writer
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key, PyTree
 
 from ivon_jax.models.sampler import Sampler
-from ivon_jax.train.data.batches import bucket
+from ivon_jax.train.data.layout import bucket
 from ivon_jax.train.generate import programs
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ivon_jax.train.data.batches import bucket
+from ivon_jax.train.data.layout import bucket
 from ivon_jax.train.generate.writers import Writer
 from ivon_jax.train.pod.sharding import put_batch, replicate, row_shards
 from ivon_jax.train.runs.progress import progress

@@ -72,7 +72,7 @@ class Objective(Protocol):
         Args:
             model: the model.
             batch: the texts, without the prefix if one is given.
-            prefix: common prefix of all texts, computed once for the batch.
+            prefix: common prefix of all texts, computed once for each row.
         """
         ...
 

@@ -13,7 +13,7 @@ from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.data.task import Example
 from ivon_jax.train.objectives.answers import ClassAnswer
 from ivon_jax.train.objectives.base import Bound
-from ivon_jax.train.objectives.decoder import hidden_states
+from ivon_jax.train.objectives.decoder import states_at
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +46,6 @@ class LabelWords(ClassAnswer):
         self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
     ) -> Float[Array, "b c"]:
         """Computes the label words' logits of every prompt, row by row."""
-        hidden = hidden_states(model, batch, prefix)
-        ends = jnp.cumsum(batch.lengths, axis=1)
-        last = jnp.take_along_axis(hidden, ends[:, :, None] - 1, axis=1)
-        last = last.reshape(-1, last.shape[-1])
-        return model.unembed(last, self.label_ids)
+        ends = jnp.cumsum(batch.lengths, axis=1) - 1
+        last = states_at(model, batch, ends, prefix)
+        return model.unembed(last.reshape(-1, last.shape[-1]), self.label_ids)

@@ -16,7 +16,7 @@ from ivon_jax.train.data.exchanges import Exchange
 from ivon_jax.train.data.task import Learn
 from ivon_jax.train.data.text_encoding import encode_exchanges
 from ivon_jax.train.objectives.base import Bound
-from ivon_jax.train.objectives.decoder import hidden_states
+from ivon_jax.train.objectives.decoder import states_at
 from ivon_jax.train.objectives.token_losses import token_log_probs
 
 
@@ -74,10 +74,7 @@ class Text:
         Only the states that predict a learnt token meet the output matrix.
         """
         assert batch.positions is not None
-        hidden = hidden_states(model, batch, prefix)
-        states = jnp.take_along_axis(
-            hidden, jnp.asarray(batch.positions)[..., None], axis=1
-        )
+        states = states_at(model, batch, jnp.asarray(batch.positions), prefix)
         found = token_log_probs(model.unembed, states, jnp.asarray(batch.labels))
         return found.reshape(-1, 2)
 

@@ -49,7 +49,7 @@ def flops(
     kernels, adapters = _count(params, "kernel"), _count(lora, "")
     back = 1 if frozen else 2
     heads = model_config.num_attention_heads * model_config.head_dim
-    attention = 2 * config.pack * seq_length * heads * model_config.num_hidden_layers
+    attention = 2 * seq_length * heads * model_config.num_hidden_layers
     forward = tokens * (kernels + adapters + attention)
     backward = tokens * (back * kernels + 2 * adapters + 2 * attention)
     # The logits of text are computed twice, see `token_log_probs`.

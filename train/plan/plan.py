@@ -18,7 +18,6 @@ from ivon_jax.train.plan.program import Step, compile_step, placed, step_shapes
 from ivon_jax.train.plan.shapes import estimate, shard_bytes
 from ivon_jax.train.plan.topology import Topology
 from ivon_jax.train.pod.sharding import make_mesh, parse_mesh, shardings
-from ivon_jax.train.problem import check_pack
 
 
 class Memory(NamedTuple):
@@ -113,8 +112,6 @@ def make_plans(
         raise ValueError(f"seq_length: {seq_length} is not in [1, {limit}]")
     if classes is not None:
         model_config = with_outputs(model_config, classes)
-    for config, _ in runs:
-        check_pack(config, model_config)
     reasons = [reason for _, topology in runs if (reason := missing(topology))]
     if compiler == "chip" and reasons:
         raise ValueError(f"compiler: {reasons[0]}")

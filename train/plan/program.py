@@ -9,13 +9,14 @@ from jaxtyping import PyTree
 
 from ivon_jax._tree import path_name
 from ivon_jax.models.families import Config, family_of
+from ivon_jax.models.packed import Packed
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.objectives.registry import planned_objective
-from ivon_jax.train.pod.sharding import BATCH_AXES, shardings
+from ivon_jax.train.pod.sharding import BATCH_AXES, parse_mesh, shardings
 from ivon_jax.train.problem import adapted, base_dtype, make_network
 from ivon_jax.train.step import Fixed, Network, TrainState, first_state, train_step
 from ivon_jax.train.trainable import TRAINABLES
@@ -35,7 +36,7 @@ class Step(NamedTuple):
         """Adds the shardings that a run has."""
         whole = NamedSharding(mesh, PartitionSpec())
         split = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-        params, objective, streams = self.fixed
+        params, objective, streams, _ = self.fixed
         return self._replace(
             state=placed(self.state, shardings(self.state, mesh)),
             fixed=Fixed(
@@ -97,11 +98,16 @@ def compile_step(step: Step, mesh: Mesh) -> Any:
 
 
 def _batch(config: TrainConfig, seq_length: int, *, head: bool, text: bool) -> Batch:
-    """Returns the shapes of a batch."""
+    """Returns the shapes of a batch of full prompts."""
     assert config.hyper.batch_size is not None
-    rows, pack = config.hyper.batch_size // config.pack, config.pack
-    whole = jax.ShapeDtypeStruct((rows, pack * seq_length), jnp.int32)
-    each = jax.ShapeDtypeStruct((rows, pack), jnp.int32)
+    sizes = parse_mesh(config.mesh)
+    rows = sizes["data"] * sizes["fsdp"] * config.accumulate
+    if head:
+        rows = config.hyper.batch_size
+    texts = config.hyper.batch_size // rows
+    whole = jax.ShapeDtypeStruct((rows, texts * seq_length), jnp.int32)
+    each = jax.ShapeDtypeStruct((rows, texts), jnp.int32)
+    places = jax.ShapeDtypeStruct((rows, texts, seq_length), jnp.int32)
     answers = whole if text else each
     weights = jax.ShapeDtypeStruct(answers.shape, jnp.float32)
     parts: Any = {
@@ -111,6 +117,7 @@ def _batch(config: TrainConfig, seq_length: int, *, head: bool, text: bool) -> B
         "weights": weights,
         "second_starts": each if head else None,
         "positions": answers if text else None,
+        "packed": None if head else Packed(places, whole),
     }
     return Batch(**parts)
 

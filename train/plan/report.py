@@ -97,7 +97,7 @@ def _advice(plan: Plan) -> list[str]:
         lines.append(f"  large {advice}")
     if memory.activations >= large:
         sizes = parse_mesh(config.mesh)
-        parts = sizes["data"] * sizes["fsdp"] * config.accumulate * config.pack
+        parts = sizes["data"] * sizes["fsdp"] * config.accumulate
         ways = [] if config.remat == "full" else ["--remat full"]
         if config.hyper.batch_size > parts:  # type: ignore[operator]
             ways += ["--accumulate", "a smaller batch", "more devices along data"]

@@ -131,7 +131,7 @@ def estimate(
     rows = config.hyper.batch_size // sizes["data"] // sizes["fsdp"]  # type: ignore[operator]
     hyper: Any = dataclasses.replace(config.hyper, batch_size=rows)
     part = step_shapes(
-        dataclasses.replace(config, hyper=hyper),
+        dataclasses.replace(config, hyper=hyper, mesh="data=1"),
         _part(model_config, sizes["tensor"]),
         seq_length,
         classes,

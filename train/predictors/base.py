@@ -19,7 +19,7 @@ class Outputs:
 
     Attributes:
         forward: maps parameters, a batch, and a dropout key or None to outputs.
-        batch: the batch, of one text a row.
+        batch: the batch.
     """
 
     forward: Callable[[PyTree, Batch, Any], Float[Array, "b c"]]
@@ -28,13 +28,15 @@ class Outputs:
     def __call__(
         self, params: PyTree, dropout: Key[Array, ""] | None = None
     ) -> Float[Array, "b c"]:
-        """Computes the outputs of all rows."""
+        """Computes the outputs of all texts."""
         return self.forward(params, self.batch, dropout)
 
     def map_rows(
         self, fn: Callable[[Callable[[PyTree], Float[Array, " c"]]], PyTree], size: int
     ) -> PyTree:
         """Applies a function to the outputs of every row alone, without dropout.
+
+        A row must hold one text: `packs` is False.
 
         Args:
             fn: takes a function from parameters to a row's outputs.
@@ -82,13 +84,13 @@ class Predictor:
     Attributes:
         kind: its name in a row of results.
         classes_only: whether it predicts classes only.
-        shares_prefix: whether the prompts' common prefix may be computed once for all
-            examples of a batch.
+        packs: whether a row of a batch may hold several texts, and compute their common
+            prefix once.
     """
 
     kind: ClassVar[str]
     classes_only: ClassVar[bool] = False
-    shares_prefix: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -25,7 +25,8 @@ class Dropout(Predictor):
     samples: int = 10
 
     kind: ClassVar = "dropout"
-    shares_prefix: ClassVar = False  # its mask would be the same for all examples
+    # Masks are drawn by row and position: a prefix's would be that of all examples.
+    packs: ClassVar = False
 
     def __post_init__(self) -> None:
         """Checks each field."""

@@ -42,6 +42,7 @@ class Linearised(Predictor):
 
     kind: ClassVar = "linearised"
     classes_only: ClassVar = True
+    packs: ClassVar = False  # a row's Jacobian is that of one example
 
     def __post_init__(self) -> None:
         """Checks each field."""

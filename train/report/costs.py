@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ivon_jax.train.config import TrainConfig, make_method
-from ivon_jax.train.data.batches import collate, padded_lengths
+from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.plan.memory import peak_bytes
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
-from ivon_jax.train.problem import Problem
+from ivon_jax.train.problem import Problem, laid_out
 from ivon_jax.train.queue import Job
 from ivon_jax.train.runs import fitted, run
 from ivon_jax.train.step import TrainState, first_state, train_step
@@ -77,7 +78,8 @@ def step_bytes(problem: Problem, config: TrainConfig) -> int:
     network = problem.network_with(method.branch)
     whole = NamedSharding(mesh, PartitionSpec())
     streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-    fixed = problem.fixed(streams(config.seed))
+    prefix, layout = laid_out(problem, config)
+    fixed = problem.fixed(streams(config.seed), prefix)
 
     def init(key: Any) -> TrainState:
         return first_state(network, method, problem.start, key)
@@ -96,18 +98,17 @@ def step_bytes(problem: Problem, config: TrainConfig) -> int:
             method,
             state,
             fixed,
-            _longest_batch(problem, config),
+            _longest_batch(problem, len(prefix), layout),
             accumulate=config.accumulate,
         )
-        return peak_bytes(step.compile())  # the loop's program, compiled already
+        return peak_bytes(step.compile())  # a program as the loop compiles
 
 
-def _longest_batch(problem: Problem, config: TrainConfig) -> Any:
-    """Returns a batch of the largest padded length that training has."""
-    encoded, pack = problem.splits["train"], config.pack
-    assert config.hyper.batch_size is not None
-    rows = config.hyper.batch_size // pack
+def _longest_batch(problem: Problem, prefix: int, layout: Layout) -> Any:
+    """Returns a batch of the largest shape that training may have."""
+    rows = len(local_rows(problem.mesh, layout.rows))
+    encoded = problem.splits["train"].without_prefix(prefix)
     shortest = int(np.argmin(encoded.lengths))  # fits into any row
-    local = np.full((len(local_rows(problem.mesh, rows)), pack), shortest)
-    longest = max(padded_lengths(encoded, pack))
-    return put_batch(collate(encoded, local, longest), problem.mesh, rows)
+    local = np.full((rows, layout.texts), shortest)
+    batch = collate(encoded, local, layout.shapes[-1])
+    return put_batch(batch, problem.mesh, layout.rows)

@@ -127,7 +127,8 @@ def start(
     write_config(out, config, **metadata)
 
 
-# Settings that may change when a run is resumed: no result depends on them.
+# Settings that may change when a run is resumed: no result depends on them. The draws
+# of dropout and flipout do on the mesh, which says how many rows a batch has.
 MAY_CHANGE = {
     "mesh",
     "remat",

@@ -1,6 +1,5 @@
-"""Padding, packing, order."""
+"""Rows of batches, and their order."""
 
-import itertools
 from collections import Counter
 
 import chex
@@ -10,15 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivon_jax.train.data.batches import (
-    arrange,
-    bucket,
-    collate,
-    eval_batches,
-    padded_lengths,
-    train_batches,
-)
+from ivon_jax.train.data.batches import collate, eval_batches, train_batches
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.layout import Layout, Shape
 
 
 def encoded(lengths: list[int]) -> Encoded:
@@ -27,103 +20,42 @@ def encoded(lengths: list[int]) -> Encoded:
     return Encoded(tokens, np.arange(len(lengths), dtype=np.int32))
 
 
-# Padding.
+# Rows.
 
 
 def test_collate_pads_on_the_right():
-    batch = collate(encoded([2, 9, 1]), np.array([[2], [0]]), pad_to=4)
+    batch = collate(encoded([2, 9, 1]), np.array([[2], [0]]), Shape(4, 4))
     assert batch.tokens.tolist() == [[102, 0, 0, 0], [100, 100, 0, 0]]
     assert batch.lengths.tolist() == [[1], [2]]
     assert batch.labels.tolist() == [[2], [0]]
     assert batch.weights.tolist() == [[1], [1]]
     kinds = [part.dtype.name for part in jax.tree.leaves(batch)]
-    assert kinds == ["int32"] * 3 + ["float32"]
-
-
-@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9))
-def test_padding_is_to_the_bucket_of_the_longest(lengths):
-    prompts = encoded(lengths)
-    batch = collate(prompts, np.arange(len(lengths))[:, None])
-    width = batch.tokens.shape[1]
-    assert width == bucket(max(lengths))
-    assert width in padded_lengths(prompts)
-    for i, length in enumerate(lengths):
-        expected = [100 + i] * length + [0] * (width - length)
-        assert batch.tokens[i].tolist() == expected
-
-
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(lambda x: x + x)
-)
-def test_two_in_a_row_are_the_shortest_rows_there_are(lengths):
-    def padded_lengths(pairs):
-        return max(sum(lengths[i] for i in pair) for pair in pairs)
-
-    found = arrange(np.array(lengths), 2)
-    assert sorted(found.ravel().tolist()) == list(range(len(lengths)))
-    orders = itertools.permutations(range(len(lengths)))
-    assert padded_lengths(found) == min(
-        padded_lengths(zip(o[::2], o[1::2], strict=True)) for o in orders
-    )
-
-
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=12, max_size=12),
-    pack=st.sampled_from([1, 2, 3, 4, 6, 12]),
-)
-def test_rows_are_about_equally_long(lengths, pack):
-    rows = arrange(np.array(lengths), pack)
-    assert rows.shape == (12 // pack, pack)
-    assert sorted(rows.ravel().tolist()) == list(range(12))
-    if pack == 1:
-        assert rows.ravel().tolist() == list(range(12))
-    else:
-        sums = np.array(lengths)[rows].sum(1)
-        # Each round of dealing brings two rows apart by no more than its own spread,
-        # and these spreads do not overlap.
-        assert np.ptp(sums) <= np.ptp(lengths)
+    assert kinds == ["int32"] * 3 + ["float32"] + ["int32"] * 2
 
 
 def test_texts_of_a_row_follow_one_another():
-    batch = collate(encoded([2, 9, 1, 3]), np.array([[3, 0], [2, 1]]))
-    pad = [0] * 6
+    batch = collate(encoded([2, 9, 1, 3]), np.array([[3, 0], [2, 1]]), Shape(12, 9))
     assert batch.tokens.tolist() == [
-        [103] * 3 + [100] * 2 + [0] * 5 + pad,
-        [102] + [101] * 9 + pad,
+        [103] * 3 + [100] * 2 + [0] * 7,
+        [102] + [101] * 9 + [0] * 2,
     ]
     assert batch.lengths.tolist() == [[3, 2], [1, 9]]
     assert batch.labels.tolist() == [[3, 0], [2, 1]]
     assert batch.weights.tolist() == [[1, 1], [1, 1]]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), min_size=6, max_size=20),
-    pack=st.sampled_from([2, 3]),
-)
-@settings(deadline=None, max_examples=30)
-def test_packing_keeps_batches_and_pads_to_what_is_announced(lengths, pack):
-    data = encoded(lengths)
-    plain, packed = train_batches(data, 6, 0), train_batches(data, 6, 0, pack=pack)
-    for _ in range(5):
-        one, other = next(plain), next(packed)
-        assert other.tokens.shape[0] == 6 // pack
-        assert other.tokens.shape[1] in padded_lengths(data, pack)
-        assert sorted(one.labels.ravel()) == sorted(other.labels.ravel())
-        np.testing.assert_array_equal(
-            data.lengths[other.labels.ravel()], other.lengths.ravel()
-        )
-
-
-def test_buckets_are_few_and_near():
-    sizes = {length: bucket(length) for length in range(1, 2049)}
-    for length, size in sizes.items():
-        assert size % 8 == 0
-        assert length <= size < max(length + 8, 9 / 8 * length + 8)
-        assert bucket(size) == size
-    assert len({sizes[length] for length in range(1, 513)}) <= 24
+    places = np.pad(batch.tokens, ((0, 0), (0, 1)))[
+        np.arange(2)[:, None, None], batch.packed.token
+    ]
+    wanted = [[(103, 3), (100, 2)], [(102, 1), (101, 9)]]
+    for row, texts in zip(places, wanted, strict=True):
+        for place, (token, length) in zip(row, texts, strict=True):
+            assert place.tolist() == [token] * length + [0] * (9 - length)
 
 
 # Training order.
+
+
+def batches_of(data: Encoded, size: int, seed: int, rows: int = 1, **more):
+    return train_batches(data, Layout.of(data, size, rows), seed, **more)
 
 
 def labels_of(stream, batches: int) -> list[int]:
@@ -135,7 +67,7 @@ def labels_of(stream, batches: int) -> list[int]:
 def test_every_example_once_an_epoch(n, batch_size, seed):
     epochs = 3
     drawn = labels_of(
-        train_batches(encoded([1] * n), batch_size, seed), -(-n * epochs // batch_size)
+        batches_of(encoded([1] * n), batch_size, seed), -(-n * epochs // batch_size)
     )
     for epoch in range(epochs):
         part = drawn[epoch * n : (epoch + 1) * n]
@@ -144,25 +76,25 @@ def test_every_example_once_an_epoch(n, batch_size, seed):
 
 def test_order_depends_on_the_seed_and_nothing_else():
     short, mixed = encoded([1] * 50), encoded([3, 17] * 25)
-    base = labels_of(train_batches(short, 5, 0), 20)
-    assert labels_of(train_batches(short, 5, 0), 20) == base
+    base = labels_of(batches_of(short, 5, 0), 20)
+    assert labels_of(batches_of(short, 5, 0), 20) == base
     np.random.default_rng(1).random()
-    assert labels_of(train_batches(mixed, 5, 0), 20) == base
-    assert labels_of(train_batches(short, 10, 0), 10) == base
-    assert labels_of(train_batches(short, 5, 1), 20) != base
+    assert labels_of(batches_of(mixed, 5, 0), 20) == base
+    assert labels_of(batches_of(short, 10, 0), 10) == base
+    assert labels_of(batches_of(short, 5, 1), 20) != base
     assert base[:50] != base[50:], "every epoch is shuffled anew"
 
 
 def test_neighbouring_seeds_share_no_epoch():
     epochs = Counter()
     for seed in range(4):
-        drawn = labels_of(train_batches(encoded([1] * 30), 30, seed), 4)
+        drawn = labels_of(batches_of(encoded([1] * 30), 30, seed), 4)
         epochs.update(tuple(drawn[i : i + 30]) for i in range(0, 120, 30))
     assert max(epochs.values()) == 1
 
 
 def test_training_batches_are_full_and_all_count():
-    stream = train_batches(encoded([3, 12, 5]), 2, 0)
+    stream = batches_of(encoded([3, 12, 5]), 2, 0, rows=2)
     for _ in range(6):
         batch = next(stream)
         assert batch.weights.tolist() == [[1], [1]]
@@ -172,21 +104,46 @@ def test_training_batches_are_full_and_all_count():
 
 def test_a_stored_position_resumes_exactly():
     data = encoded([1] * 11)
-    stream = train_batches(data, 4, 5)
+    stream = batches_of(data, 4, 5)
     labels_of(stream, 7)
     state = stream.get_state()
     ahead = labels_of(stream, 6)
-    resumed = train_batches(data, 4, 5)
+    resumed = batches_of(data, 4, 5)
     resumed.set_state(state)
     assert labels_of(resumed, 6) == ahead
 
 
-@pytest.mark.parametrize("pack", [1, 2])
-def test_slices_of_processes_make_up_the_batch(pack):
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=6, max_size=20),
+    rows=st.sampled_from([1, 2, 3]),
+)
+@settings(deadline=None, max_examples=30)
+def test_rows_keep_batches_and_have_the_shapes_of_the_layout(lengths, rows):
+    data = encoded(lengths)
+    layout = Layout.of(data, 6, rows)
+    alone, stream = batches_of(data, 6, 0, rows=6), train_batches(data, layout, 0)
+    for _ in range(5):
+        one, other = next(alone), next(stream)
+        shape = Shape(other.tokens.shape[1], other.packed.token.shape[2])
+        assert other.tokens.shape[0] == rows
+        assert shape in layout.shapes
+        assert sorted(one.labels.ravel()) == sorted(other.labels.ravel())
+        np.testing.assert_array_equal(
+            data.lengths[other.labels.ravel()], other.lengths.ravel()
+        )
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_slices_of_processes_make_up_the_batch(texts):
     data = encoded([3, 20, 5, 9, 30, 1, 2])
-    whole = train_batches(data, 4 * pack, 0, pack=pack)
+    whole = batches_of(data, 4 * texts, 0, rows=4)
     parts = [
-        train_batches(data, 4 * pack, 0, pack=pack, rows=np.arange(2 * i, 2 * i + 2))
+        train_batches(
+            data,
+            Layout.of(data, 4 * texts, 4),
+            0,
+            rows=np.arange(2 * i, 2 * i + 2),
+        )
         for i in range(2)
     ]
     for _ in range(5):
@@ -194,34 +151,28 @@ def test_slices_of_processes_make_up_the_batch(pack):
         chex.assert_trees_all_equal(joined, next(whole))
 
 
-@pytest.mark.parametrize(("batch_size", "pack"), [(0, 1), (-4, 2), (4, 3)])
-def test_illegal_batch_sizes(batch_size, pack):
-    message = f"batch size {batch_size} is not a multiple of {pack}"
-    with pytest.raises(ValueError, match=message):
-        train_batches(encoded([1]), batch_size, 0, pack=pack)
-
-
 # Evaluation order.
 
 
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=25),
-    batch_size=st.integers(1, 9),
+    texts=st.integers(1, 4),
+    rows=st.integers(1, 3),
 )
-def test_evaluation_covers_every_example_once(lengths, batch_size):
-    data = encoded(lengths)
-    batches = eval_batches(data, batch_size)
+def test_evaluation_covers_every_example_once(lengths, texts, rows):
+    data, batch_size = encoded(lengths), texts * rows
+    batches = eval_batches(data, batch_size, rows)
     assert len(batches) == -(-len(lengths) // batch_size)
     restored = np.full((len(lengths), 2), -1)
     for batch, indices in batches:
-        assert batch.tokens.shape[0] == batch_size
-        assert batch.weights.tolist() == [[1]] * len(indices) + [[0]] * (
-            batch_size - len(indices)
-        )
+        assert batch.tokens.shape[0] == rows
+        assert batch.lengths.shape == (rows, texts)
+        real = batch.weights > 0
+        assert real.sum() == len(indices)
         assert batch.lengths.min() >= 1
-        rows = np.concatenate([batch.labels, batch.lengths], 1)
-        restored[indices] = rows[: len(indices)]
-    padded_lengths = [batch.tokens.shape[1] for batch, _ in batches]
-    assert padded_lengths == sorted(padded_lengths)
+        found = np.stack([batch.labels[real], batch.lengths[real]], 1)
+        restored[indices] = found
+    widths = [batch.packed.token.shape[2] for batch, _ in batches]
+    assert widths == sorted(widths)
     expected = np.stack([np.arange(len(lengths)), lengths], 1)
     np.testing.assert_array_equal(restored, expected)

@@ -15,6 +15,7 @@ from tiny_runs import batch_of, outputs_of
 
 from ivon_jax._tree import by_path
 from ivon_jax.lora import LoraConfig, factors
+from ivon_jax.models.packed import Packed
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import Batch, collate
@@ -185,11 +186,12 @@ def test_one_token_of_one_example_is_the_exact_gauss_newton_matrix(problem, adap
             np.ones((copies, 1), np.int32),
             np.ones((copies, 1), np.int32),
             np.ones((copies, 1), np.float32),
+            packed=Packed.of(np.ones((copies, 1), int), 8, 8),
         )
     )
     eigen = decomposed(summed(problem, adapters, [batch]), 2, "expand")
     logits = outputs_of(problem, adapters, batch)[0]
-    jacobian = by_path(jax.jacfwd(lambda p: outputs_of(problem, p, batch)[0])(adapters))
+    jacobian = by_path(jax.jacrev(lambda p: outputs_of(problem, p, batch)[0])(adapters))
     p = np.asarray(jax.nn.softmax(logits), np.float64)
     hessian = np.diag(p) - np.outer(p, p)
     for name, one in eigen.items():

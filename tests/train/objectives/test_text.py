@@ -14,6 +14,7 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.testing.tiny import write_rows, write_text_model
 from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import collate, eval_batches, train_batches
+from ivon_jax.train.data.layout import Layout, Shape
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Minibatch
 from ivon_jax.train.objectives.text import Text
@@ -85,11 +86,11 @@ def test_the_loss_is_torchs_cross_entropy(problem, folder):
     assert float(loss(params, minibatch)) == pytest.approx(wanted.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("pack", [1, 2, 4])
-def test_packed_texts_are_as_if_alone(problem, pack):
+@pytest.mark.parametrize("texts", [1, 2, 4, 8])
+def test_packed_texts_are_as_if_alone(problem, texts):
     found, params = problem
     encoded = found.splits["train"]
-    indices = np.array([11, 0, 5, 2, 7, 3, 9, 1]).reshape(-1, pack)
+    indices = np.array([11, 0, 5, 2, 7, 3, 9, 1]).reshape(-1, texts)
     batch = collate(encoded, indices)
     got = outputs_of(found, params, jax.device_put(batch))
     wanted = np.concatenate(
@@ -128,8 +129,9 @@ def test_a_shared_prefix_changes_no_prediction(problem):
     encoded = found.splits["train"]
     length = found.objective.prefix_length(encoded)
     assert length == len("add ")
-    batch = jax.device_put(collate(encoded, np.arange(4)[:, None], 32, 16))
-    rest = collate(encoded.without_prefix(length), np.arange(4)[:, None], 32, 16)
+    shape, indices = Shape(32, 32), np.arange(4)[:, None]
+    batch = jax.device_put(collate(encoded, indices, shape, 16))
+    rest = collate(encoded.without_prefix(length), indices, shape, 16)
     prefix = jnp.asarray(encoded.tokens[0][:length])
     got = outputs_of(found, params, jax.device_put(rest), prefix)
     wanted = outputs_of(found, params, batch)
@@ -159,10 +161,11 @@ def test_predictions_are_in_the_examples_order(problem):
 
 def test_every_learnt_token_is_in_a_batch_once(problem):
     encoded = problem[0].splits["train"]
-    for batch, indices in eval_batches(encoded, 5):
+    for batch, indices in eval_batches(encoded, 6, 2):
         assert batch.weights.sum() == encoded.answers[indices].sum()
         assert batch.labels.shape == batch.weights.shape == batch.positions.shape
-    batch = next(train_batches(encoded, 4, 0, pack=2, rows=np.array([1])))
+    layout = Layout.of(encoded, 4, rows=2)
+    batch = next(train_batches(encoded, layout, 0, rows=np.array([1])))
     assert batch.tokens.shape[0] == len(batch.positions) == 1
 
 

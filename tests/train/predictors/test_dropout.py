@@ -56,7 +56,7 @@ def test_the_mean_is_that_of_masks_drawn_by_hand(trained):
     found = predict(problem, test, posterior, Dropout(PASSES), streams, batch_size=8)
     wanted = np.zeros_like(found)
     with jax.set_mesh(problem.mesh):
-        for number, (batch, indices) in enumerate(eval_batches(test, 8)):
+        for number, (batch, indices) in enumerate(eval_batches(test, 8, 8)):
             key = jax.random.fold_in(streams.ensemble, number)
             batch = jax.tree.map(jnp.asarray, batch)
             for index in range(PASSES):
@@ -112,7 +112,7 @@ def test_what_prompts_begin_with_is_masked_for_each_example(tmp_path):
     masks = np.asarray(cache.values)[:, :, :length]
     assert not np.allclose(masks[:, 0], masks[:, 1])
     # The program of the predictor has the same: no cache that all examples share.
-    assert not Dropout.shares_prefix
+    assert not Dropout.packs
 
 
 def test_draws_at_a_time_change_nothing(trained):

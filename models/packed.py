@@ -1,0 +1,168 @@
+"""Texts one after another in a row, without padding, and attention within each.
+
+Layers work on rows of tokens. Attention alone needs the tokens of a text side by side:
+it is computed on places, of which every text has as many as the longest.
+
+Shapes: b rows, k texts in each, t tokens of the texts; w places of a text; p tokens of
+a prefix that all texts share, which is computed once a row; u = p + t.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Packed(NamedTuple):
+    """Where the texts are in their rows; an index out of range means padding.
+
+    Attributes:
+        token: index among a row's t tokens of the one at each place.
+        place: index among a row's k * w places of the one of each token.
+    """
+
+    token: Int[Any, "b k w"]
+    place: Int[Any, "b t"]
+
+    @classmethod
+    def of(cls, lengths: Int[np.ndarray, "b k"], tokens: int, width: int) -> "Packed":
+        """Computes the indices, on the host.
+
+        Args:
+            lengths: tokens of each text, without the prefix.
+            tokens: t, at least their sum in every row.
+            width: w, at least the longest.
+
+        Raises:
+            ValueError: the texts do not fit.
+
+        Example:
+            >>> found = Packed.of(np.array([[2, 1]]), tokens=4, width=2)
+            >>> found.token.tolist(), found.place.tolist()
+            ([[[0, 1], [2, 4]]], [[0, 1, 2, 4]])
+        """
+        ends = np.cumsum(lengths, axis=1)
+        if ends[:, -1].max() > tokens or lengths.max() > width:
+            raise ValueError(
+                f"texts of up to {lengths.max()} tokens, {ends[:, -1].max()} in a row,"
+                f" do not fit into {tokens} tokens and {width} places"
+            )
+        offset = np.arange(width)
+        inside = offset < lengths[..., None]
+        token = np.where(inside, (ends - lengths)[..., None] + offset, tokens)
+        place = np.full((len(lengths), tokens), lengths.shape[1] * width)
+        row, text, at = np.nonzero(inside)
+        place[row, token[inside]] = text * width + at
+        return cls(token.astype(np.int32), place.astype(np.int32))
+
+    def positions(self, prefix: int) -> Int[Array, "b u"]:
+        """Returns the position in its text of every token of a row.
+
+        Args:
+            prefix: number of tokens of the prefix, which come first.
+        """
+        _, texts, width = self.token.shape
+        own = jnp.where(self.place < texts * width, prefix + self.place % width, 0)
+        first = jnp.broadcast_to(jnp.arange(prefix)[None], (len(own), prefix))
+        return jnp.concatenate([first, own], axis=1)
+
+
+@jax.custom_vjp
+def to_places(x: Float[Array, "b t *f"], packed: Packed) -> Float[Array, "b k w *f"]:
+    """Puts tokens at their places; those without a token are 0."""
+    return _take(x, packed.token)
+
+
+@jax.custom_vjp
+def to_tokens(x: Float[Array, "b k w *f"], packed: Packed) -> Float[Array, "b t *f"]:
+    """Takes tokens from their places; those without a place are 0."""
+    return _take(x.reshape(len(x), -1, *x.shape[3:]), packed.place)
+
+
+# Each is the other's transpose. Said so, the gradient is a gather too, not a scatter;
+# the price is that there is no forward mode.
+to_places.defvjp(
+    lambda x, packed: (to_places(x, packed), packed),
+    lambda packed, ct: (to_tokens(ct, packed), None),
+)
+to_tokens.defvjp(
+    lambda x, packed: (to_tokens(x, packed), packed),
+    lambda packed, ct: (to_places(ct, packed), None),
+)
+
+
+def _take(x: Float[Array, "b n *f"], index: Int[Array, "b *m"]) -> Array:
+    """Takes from every row; 0 where the index is out of range."""
+    take = jax.vmap(lambda row, at: row.at[at].get(mode="fill", fill_value=0))
+    return take(x, index)
+
+
+def packed_attention(
+    query: Float[Array, "b u n h"],
+    key: Float[Array, "b u m h"],
+    value: Float[Array, "b u m h"],
+    packed: Packed,
+    window: Int[Array, ""] | None,
+) -> Float[Array, "b u n h"]:
+    """Attends from every token to the prefix and to those before it in its text.
+
+    Args:
+        query: rotated queries of the prefix and of the texts, n heads.
+        key: rotated keys, m heads, which divides n.
+        value: the values.
+        packed: where the texts are.
+        window: only to this many tokens, its own included; None for all.
+
+    Returns:
+        The means of the values; 0 at padding.
+    """
+    prefix = query.shape[1] - packed.place.shape[1]
+    rows, texts, width = packed.token.shape
+
+    def side_by_side(x: Float[Array, "b u _ h"]) -> Float[Array, "c w _ h"]:
+        return to_places(x[:, prefix:], packed).reshape(-1, width, *x.shape[2:])
+
+    def after_prefix(x: Float[Array, "b u m h"]) -> Float[Array, "c v m h"]:
+        shape = (rows, texts, prefix, *x.shape[2:])
+        shared = jnp.broadcast_to(x[:, None, :prefix], shape)
+        shared = shared.reshape(rows * texts, *shape[2:])
+        return jnp.concatenate([shared, side_by_side(x)], axis=1)
+
+    own = _dot_product(
+        side_by_side(query),
+        after_prefix(key),
+        after_prefix(value),
+        _visible(prefix, prefix + width, window),
+    )
+    own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
+    if not prefix:
+        return own
+    first = _dot_product(
+        query[:, :prefix],
+        key[:, :prefix],
+        value[:, :prefix],
+        _visible(0, prefix, window),
+    )
+    return jnp.concatenate([first, own], axis=1)
+
+
+def _visible(
+    start: int, stop: int, window: Int[Array, ""] | None
+) -> Bool[Array, "1 1 s v"]:
+    """Returns which of all positions those from `start` on may attend to."""
+    back = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None]
+    seen = back >= 0
+    return (seen if window is None else seen & (back < window))[None, None]
+
+
+def _dot_product(
+    query: Float[Array, "c s n h"],
+    key: Float[Array, "c v m h"],
+    value: Float[Array, "c v m h"],
+    mask: Bool[Array, "1 1 s v"],
+) -> Float[Array, "c s n h"]:
+    # JAX's function mixes 16 and 32 bits, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)

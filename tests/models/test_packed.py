@@ -1,0 +1,191 @@
+"""Rows of several texts: each is as if it were alone, with its prefix before it."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_llama import SMALL, hf_configs, no_past, random_model, relative
+
+from ivon_jax.models import Llama, LlamaConfig
+from ivon_jax.models.packed import Packed, to_places, to_tokens
+from ivon_jax.models.stack import unstack_layers
+
+LENGTHS = st.integers(1, 7)
+
+
+@st.composite
+def texts(draw, vocabulary=1009):
+    """A prefix, rows of texts, and how many tokens and places are left empty."""
+    count = draw(st.integers(1, 3))
+    row = st.lists(LENGTHS, min_size=count, max_size=count)
+    rows = np.array(draw(st.lists(row, min_size=1, max_size=2)))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    prefix = rng.integers(vocabulary, size=draw(st.integers(0, 5)))
+    found = [[rng.integers(vocabulary, size=n) for n in row] for row in rows]
+    return prefix, found, draw(st.integers(0, 3)), draw(st.integers(0, 3))
+
+
+def in_rows(prefix, rows, tokens=0, places=0):
+    """The tokens of rows, and where the texts are."""
+    lengths = np.array([[len(text) for text in row] for row in rows])
+    size, width = lengths.sum(1).max() + tokens, lengths.max() + places
+    packed = Packed.of(lengths, int(size), int(width))
+    made = np.zeros((len(rows), len(prefix) + packed.place.shape[1]), np.int32)
+    for row, own in zip(rows, made, strict=True):
+        joined = np.concatenate([prefix, *row])
+        own[: len(joined)] = joined
+    return jnp.asarray(made), jax.tree.map(jnp.asarray, packed)
+
+
+def texts_of(hidden, prefix, rows):
+    """The states of each text's own tokens, one text after another."""
+    ends = [np.cumsum([0, *map(len, row)]) + len(prefix) for row in rows]
+    return [
+        own[start:stop]
+        for own, edges in zip(hidden, ends, strict=True)
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def weighted(states):
+    """A number that depends on every entry, each in its own way."""
+    flat = jnp.concatenate([jnp.ravel(state) for state in states])
+    return jnp.sum(jnp.sin(flat) * jnp.cos(jnp.arange(flat.size, dtype=jnp.float32)))
+
+
+def by_rows(model, params, prefix, rows, *more):
+    tokens, packed = in_rows(prefix, rows, *more)
+    hidden = model.apply({"params": params}, tokens, packed=packed)
+    return texts_of(hidden, prefix, rows)
+
+
+def padded(model, params, prefix, rows, *_):
+    """Each text in a row of its own after the prefix, padded on the right."""
+    texts = [np.concatenate([prefix, text]) for row in rows for text in row]
+    tokens = np.zeros((len(texts), max(map(len, texts))), np.int32)
+    for own, text in zip(tokens, texts, strict=True):
+        own[: len(text)] = text
+    hidden = model.apply({"params": params}, jnp.asarray(tokens))
+    return [
+        own[len(prefix) : len(text)] for own, text in zip(hidden, texts, strict=True)
+    ]
+
+
+def assert_same(model, params, case):
+    """States, and the gradients of a number that depends on each of them."""
+    found = []
+    for states_of in (by_rows, padded):
+
+        def loss(params, states_of=states_of):
+            states = states_of(model, params, *case)
+            return weighted(states), states
+
+        found.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+    (grads, states), (wanted, expected) = found
+    for one, two in zip(states, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=1e-4 * size),
+        grads,
+        wanted,
+    )
+
+
+@given(config=hf_configs(), data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_texts_of_a_row_are_as_if_alone(config, data, seed):
+    """Windows, norms of queries and keys, biases and all kinds of rope."""
+    if config["rope_parameters"]["rope_type"] == "dynamic":
+        # Else its angles depend on the longest of what is computed together.
+        config = config | {"max_position_embeddings": 24}
+    model, params = random_model(LlamaConfig.from_hf(config), seed)
+    assert_same(model, params, data.draw(texts(config["vocab_size"])))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rows_are_the_same_with_recomputation(remat):
+    _, params = random_model()
+    model = Llama(SMALL, remat=remat)
+    rng = np.random.default_rng(0)
+    rows = [[rng.integers(1009, size=n) for n in (1, 70, 9)]]
+    assert_same(model, params, (rng.integers(1009, size=40), rows, 5, 2))
+
+
+def test_rows_are_the_same_unscanned():
+    model, params = random_model()
+    case = ([3, 1], [[[4], [1, 5]], [[9, 2], [6]]])
+    plain = Llama(SMALL, scan_layers=False)
+    got = by_rows(plain, unstack_layers(params), *case)
+    for one, two in zip(got, by_rows(model, params, *case), strict=True):
+        assert relative(one, two) <= 1e-5
+
+
+def test_only_the_states_that_are_read_are_returned():
+    model, params = random_model()
+    prefix, rows = [3, 1], [[[4], [1, 5]], [[9, 2], [6]]]
+    tokens, packed = in_rows(prefix, rows)
+    whole = model.apply({"params": params}, tokens, packed=packed)
+    reads = jnp.array([[0, 4, 2], [3, 3, 1]])
+    got = model.apply({"params": params}, tokens, packed=packed, reads=reads)
+    np.testing.assert_allclose(
+        got, np.take_along_axis(np.asarray(whole), reads[..., None], 1), rtol=1e-5
+    )
+
+
+@given(case=texts())
+@settings(max_examples=5, deadline=None)
+def test_places_and_tokens_are_each_others_transpose(case):
+    prefix, rows, *more = case
+    _, packed = in_rows(prefix, rows, *more)
+    rng = np.random.default_rng(0)
+    x, y = (
+        jnp.asarray(rng.normal(size=(*shape, 2)), jnp.float32)
+        for shape in (packed.place.shape, packed.token.shape)
+    )
+    there, back = to_places(x, packed), to_tokens(y, packed)
+    assert float(jnp.vdot(there, y)) == pytest.approx(
+        float(jnp.vdot(x, back)), rel=1e-4
+    )
+    # As their gradients are, and as those of a sum that knows nothing of gathers.
+    np.testing.assert_array_equal(
+        jax.vjp(functools.partial(to_places, packed=packed), x)[1](y)[0], back
+    )
+    np.testing.assert_array_equal(
+        jax.vjp(functools.partial(to_tokens, packed=packed), y)[1](x)[0], there
+    )
+    np.testing.assert_array_equal(to_tokens(there, packed), x * inside(packed))
+
+
+def inside(packed):
+    _, texts, width = packed.token.shape
+    return (packed.place < texts * width)[..., None].astype(jnp.float32)
+
+
+def test_texts_that_do_not_fit_are_refused():
+    for tokens, width in ((4, 3), (5, 2)):
+        with pytest.raises(ValueError, match="texts of up to 3 tokens, 5 in a row"):
+            Packed.of(np.array([[2, 3], [1, 1]]), tokens, width)
+
+
+def test_packed_comes_alone():
+    model, params = random_model()
+    tokens, packed = in_rows([], [[[1, 2], [3]]])
+    for inputs in ({"mask": tokens > 0}, {"past": no_past()}, {"return_cache": True}):
+        with pytest.raises(ValueError, match="packed: excludes mask, past and"):
+            model.apply({"params": params}, tokens, packed=packed, **inputs)
+
+
+def test_a_token_without_an_embedding_in_another_text_changes_nothing():
+    """It is read as NaN, which must not reach its neighbours."""
+    model, params = random_model()
+    prefix, rows = [3], [[[4, 7], [1009]]]
+    tokens, packed = in_rows(prefix, rows)
+    hidden = model.apply({"params": params}, tokens, packed=packed)
+    wanted = padded(model, params, prefix, [rows[0][:1]])
+    np.testing.assert_allclose(hidden[0, 1:3], wanted[0], rtol=1e-4, atol=1e-5)
