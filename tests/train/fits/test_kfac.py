@@ -19,6 +19,7 @@ from ivon_jax.models.packed import Packed
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import Batch, collate
+from ivon_jax.train.fits import kfac
 from ivon_jax.train.fits.curvature import Total
 from ivon_jax.train.fits.kfac import add_batch, decomposed, zero_factors
 from ivon_jax.train.keys import Streams
@@ -304,3 +305,14 @@ def test_a_lower_rank_keeps_the_largest_part(problem, adapters):
     kept = np.square(np.linalg.svd(np.asarray(limited.curvature[name].inputs))[1])
     # The inputs are added once for each class: the sum of twice the largest two.
     np.testing.assert_allclose(kept, full[:, ::-1][:, :2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [3, 6, 8, 20])
+def test_a_root_is_the_best_of_its_rank(count):
+    """Fewer rows than the rank, or than columns, or more."""
+    rows = np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+    root = kfac._factor(jnp.asarray(rows), 4)
+    assert root.shape == (8, 4)
+    _, values, vectors = np.linalg.svd(rows.astype(np.float64), full_matrices=False)
+    best = vectors[:4].T * np.square(values[:4]) @ vectors[:4]
+    np.testing.assert_allclose(root @ root.T, best, rtol=1e-4, atol=1e-4)
