@@ -394,23 +394,6 @@ def test_other_commands_refuse(ivon_jax_command, place):
         refused(ivon_jax_command, place, args, names)
 
 
-@pytest.mark.parametrize(
-    ("args", "names"),
-    [
-        ([], "train, evaluate, fit"),
-        (["bake"], "bake"),
-        (["train"], "--out"),
-        (["train", "--out", "new", "--colour", "red"], "--colour"),
-        (["train", "--out", "new", "--method", "sgd"], "sgd"),
-        (["train", "--out", "new", "--rank", "0"], "rank: 0"),
-        (["train", "--out", "new", "--steps", "many"], "many"),
-        (["evaluate"], "directory: name a run"),
-    ],
-)
-def test_usage_errors(args, names, ivon_jax_command, place):
-    refused(ivon_jax_command, place, args, names)
-
-
 def test_predictions_that_are_not_finite(runs, ivon_jax_command, place):
     args = ["evaluate", runs["ivon-lora"], "--samples", 2, "--tau", 1e-60]
     names = "predictions: not finite for 12 of 12 examples (2-tau1e-60)"
@@ -418,17 +401,3 @@ def test_predictions_that_are_not_finite(runs, ivon_jax_command, place):
     assert (code, stdout) == (2, "")
     assert stderr.splitlines()[-1] == f"ivon-jax: {names}"
     assert not list(runs["ivon-lora"].glob("evaluation*1e-60*"))
-
-
-def test_a_tokenizer_of_another_vocabulary(ivon_jax_command, place, tmp_path):
-    """The word `big` gets an identifier that the model has no embedding for."""
-    shutil.copytree(place / "model", tmp_path / "model")
-    path = tmp_path / "model" / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    tokenizer["model"]["vocab"]["▁big"] = 50  # the vocabulary has 0 to 49
-    path.write_text(json.dumps(tokenizer))
-    args = task(model=tmp_path / "model", out=tmp_path / "out")
-    code, _, stderr = ivon_jax_command("train", *args)
-    assert (code, stderr.count("\n")) == (2, 1)
-    assert "its tokenizer has token 50, but its vocabulary size is 50" in stderr
-    assert not (tmp_path / "out").exists()

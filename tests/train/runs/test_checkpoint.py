@@ -1,25 +1,16 @@
 """A run that is stopped, killed or damaged ends as one that was left alone."""
 
-import contextlib
 import dataclasses
-import gc
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import threading
-import time
 from pathlib import Path
 
-import children
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from children import finish, kill, taken, wait_for_steps
 from tiny_runs import STEPS, result, stop_after, train, train_in_two
 
 from ivon_jax.lora import LoraConfig
@@ -30,12 +21,11 @@ from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.problem import prepare
-from ivon_jax.train.runs import checkpoint, run, status
-from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints, Saved
+from ivon_jax.train.runs import run, status
+from ivon_jax.train.runs.checkpoint import SEAL
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, POSTERIOR
 from ivon_jax.train.sources import read_run
 
-MIXED = "data=2,fsdp=2,tensor=2"
 SHARED = {"steps": STEPS, "warmup": 1, "batch_size": 8, "learning_rate": 0.01}
 HYPER = {"adam": AdamHyper(**SHARED), "ivon-lora": IvonLoraHyper(**SHARED)}
 
@@ -51,6 +41,9 @@ def base(tmp_path_factory) -> TrainConfig:
         checkpoint_steps=4,
         keep_checkpoints=3,
     )
+
+
+MIXED = "data=2,fsdp=2,tensor=2"
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
@@ -212,31 +205,6 @@ def test_the_newest_checkpoints_are_kept(alone):
     assert kept == [4, 8, 12]
 
 
-def test_the_only_checkpoint_stays_until_the_next_is_sealed(tmp_path, monkeypatch):
-    state = {"x": jnp.arange(3.0)}
-
-    def killed(folder: Path) -> None:
-        assert folder.name == "2"
-        assert folder.is_dir()  # written, and not yet known to be whole
-        raise OSError("killed")
-
-    with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
-        checkpoints.save(Saved(1, state, {}))
-    monkeypatch.setattr(checkpoint, "_seal", killed)
-    with (
-        pytest.raises(OSError, match="killed"),
-        Checkpoints(tmp_path, None, 10, keep=1) as checkpoints,
-    ):
-        checkpoints.save(Saved(2, state, {}))
-    monkeypatch.undo()
-    with Checkpoints(tmp_path, None, 10, keep=1) as checkpoints:
-        found = checkpoints.restore(state, lambda notes: None)
-        assert found is not None
-        assert found.step == 1
-        checkpoints.save(Saved(2, state, {}))
-    assert [path.name for path in tmp_path.iterdir()] == ["2"]
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_damaged_checkpoint_is_passed_over(seed, base, alone, tmp_path, capsys):
     out = Path(shutil.copytree(alone, tmp_path / "copy"))
@@ -314,283 +282,3 @@ def test_other_data_are_refused(base, alone, tmp_path):
 def test_counts_out_of_range(name):
     with pytest.raises(ValueError, match=f"^{name}: 0 is not a number > 0"):
         TrainConfig(**{name: 0})
-
-
-STATE = {"x": jnp.arange(3.0), "y": (jnp.ones((4, 5), jnp.bfloat16), jnp.int32(7))}
-
-
-def save(folder: Path, *steps: int) -> None:
-    with Checkpoints(folder, None, 10, keep=5) as checkpoints:
-        for step in steps:
-            checkpoints.save(Saved(step, STATE, {"step": step}))
-
-
-def test_saving_leaves_no_thread_behind(tmp_path):
-    save(tmp_path / "first", 1)  # what Orbax keeps for all of a process
-    before = threading.active_count()
-    save(tmp_path / "second", *range(1, 6))
-    assert threading.active_count() <= before
-
-
-def restored(folder: Path) -> Saved | None:
-    with Checkpoints(folder, None, 10, keep=5) as checkpoints:
-        return checkpoints.restore(STATE, lambda notes: None)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("[x]", "a[b", "a]b", "x*", "x?", "a\\b", "a b", "é", "a#b", "a%20b", "{a,b}"),
-        *("~x", "$HOME", "a|b", "a:b", "'q\"", "..x", ".hidden", "7", "a\nb", "<x>"),
-        *("gs:", "file:", "\udcff", "x.orbax-checkpoint-tmp", "commit_success.txt"),
-    ],
-)
-def test_a_path_is_refused_or_its_checkpoints_restore(name, tmp_path):
-    folder = tmp_path / name / "checkpoints"
-    try:
-        save(folder, 1)
-    except ValueError as error:
-        assert "no checkpoints can be kept in a path with" in str(error)
-        assert not folder.exists()
-        assert any(mark in name for mark in ("[", "*", "?", "\\", ":", "\udcff"))
-    else:
-        found = restored(folder)
-        assert found is not None
-        assert (found.step, found.metadata) == (1, {"step": 1})
-        jax.tree.map(np.testing.assert_array_equal, found.state, STATE)
-
-
-def test_a_relative_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save(Path("run/checkpoints"), 1, 2)
-    found = restored(Path("run/checkpoints"))
-    assert found is not None
-    assert found.step == 2
-
-
-def test_the_working_directorys_name_counts_too(tmp_path, monkeypatch):
-    (tmp_path / "[x]").mkdir()
-    monkeypatch.chdir(tmp_path / "[x]")
-    with pytest.raises(ValueError, match=r"path with \["):
-        run.check_out(Path("run"), resume=False)
-
-
-def lose(folder: Path) -> None:
-    """What Orbax leaves where it does not find the files that it is to merge."""
-    (folder / "state" / "manifest.ocdbt").unlink()
-    shutil.rmtree(folder / "state" / "d")
-
-
-def other_arrays(folder: Path) -> None:
-    shutil.rmtree(folder / "state")
-    with Checkpoints(folder.parent / "other", None, 10, keep=1) as checkpoints:
-        checkpoints.save(Saved(1, STATE | {"x": jnp.arange(4.0)}, {}))
-    shutil.copytree(folder.parent / "other" / "1" / "state", folder / "state")
-    shutil.rmtree(folder.parent / "other")
-
-
-@pytest.fixture
-def collected():
-    """Collects what a test leaves behind while that test's filters hold."""
-    yield
-    gc.collect()
-
-
-# Orbax leaves coroutines behind that nobody awaits.
-@pytest.mark.usefixtures("collected")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine")
-@pytest.mark.parametrize("read_bytes", [1, 30, 2**30])
-@pytest.mark.parametrize("damage", [lose, other_arrays])
-def test_what_does_not_restore_is_not_sealed(damage, read_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "READ_BYTES", read_bytes)
-    save(tmp_path, 1)
-    real = checkpoint._verify
-
-    def verify(folder: Path, shapes) -> None:
-        monkeypatch.setattr(checkpoint, "_verify", real)
-        damage(folder)
-        real(folder, shapes)
-
-    monkeypatch.setattr(checkpoint, "_verify", verify)
-    with pytest.raises(OSError, match="cannot be written .*last good one is kept"):
-        save(tmp_path, 2)
-    assert not (tmp_path / "2" / SEAL).exists()
-    found = restored(tmp_path)
-    assert found is not None
-    assert found.step == 1
-
-
-def no_arrays(folder: Path) -> None:
-    shutil.rmtree(folder / "state")
-
-
-# Orbax leaves coroutines behind that nobody awaits.
-@pytest.mark.usefixtures("collected")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine")
-@pytest.mark.parametrize("damage", [lose, other_arrays, no_arrays])
-def test_sealed_but_unreadable_is_one_line(damage, tmp_path):
-    """As another version of Orbax, or of this library, may have left it."""
-    save(tmp_path, 1, 2)
-    damage(tmp_path / "2")
-    checkpoint._seal(tmp_path / "2")
-    with pytest.raises(OSError, match="2: the checkpoint cannot be read") as error:
-        restored(tmp_path)
-    assert "\n" not in str(error.value)
-    shutil.rmtree(tmp_path / "2")
-    found = restored(tmp_path)
-    assert found is not None
-    assert found.step == 1
-
-
-# Real processes.
-
-LONG = 60
-
-
-def process(
-    base: TrainConfig, out: Path, *, steps: int = LONG, limit: str = ""
-) -> subprocess.Popen:
-    options = {
-        "model": base.model,
-        "task": "custom",
-        "train-file": base.data.train_file,
-        "eval-file": base.data.eval_file,
-        "prompt": tiny.PROMPT,
-        "rank": 4,
-        "steps": steps,
-        "batch-size": 8,
-        "checkpoint-steps": 3,
-        "out": out,
-    }
-    words = [f"--{name}={value}" for name, value in options.items()]
-    words += ["--labels", *tiny.LABELS, "--resume"]
-    return children.start("train", *words, limit=limit)
-
-
-def test_sigterm_saves_and_exits_143(base, tmp_path):
-    out = tmp_path / "run"
-    child = process(base, out)
-    wait_for_steps(out, 2, child)
-    child.send_signal(signal.SIGTERM)
-    (stderr,) = finish(child)
-    assert child.returncode == 143, stderr
-    done = taken(out)
-    assert 2 <= done < LONG
-    assert f"interrupted after step {done} of {LONG}; the same command" in stderr
-    assert (out / CHECKPOINTS / str(done) / SEAL).exists()
-    assert status.read(out) == (done, LONG, "interrupted")
-
-
-@pytest.mark.parametrize("gone", ["stdout", "stderr", "both"])
-def test_readers_may_go_away(gone, base, tmp_path):
-    out = tmp_path / "run"
-    child = process(base, out, steps=30)
-    if gone != "stderr":
-        child.stdout.close()
-    if gone != "stdout":
-        child.stderr.close()
-    assert child.wait(timeout=240) == 0
-    for stream in (child.stdout, child.stderr):
-        stream.close()
-    assert taken(out) == 30
-    assert Posterior.load(out / POSTERIOR).precision
-    assert status.read(out) == (30, 30, "trained")
-
-
-@pytest.mark.slow
-def test_a_full_disk_keeps_the_last_good_checkpoint(base, tmp_path):
-    out = tmp_path / "run"
-    child = process(base, out)
-    wait_for_steps(out, 4, child)
-    child.send_signal(signal.SIGTERM)
-    finish(child)
-    good = max(int(path.name) for path in (out / CHECKPOINTS).iterdir())
-    # No file may grow beyond 4 KiB: to the writer that is a disk without room.
-    child = process(base, out, limit="ulimit -f 4")
-    (stderr,) = finish(child)
-    assert child.returncode == 2
-    last = stderr.splitlines()[-1]
-    assert last.startswith(f"ivon-jax: {out / CHECKPOINTS}: the checkpoint cannot be")
-    assert (out / CHECKPOINTS / str(good) / SEAL).exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 16 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def sealed(out: Path) -> list[int]:
-    return sorted(
-        int(seal.parent.name) for seal in (out / CHECKPOINTS).glob(f"*/{SEAL}")
-    )
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_in_truth(base, small_disk):
-    out, filler = small_disk / "run", small_disk / "filler"
-    child = process(base, out, steps=100_000)
-    wait_for_steps(out, 8, child)
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(2**16))
-    (stderr,) = finish(child)
-    assert child.returncode == 2
-    last = stderr.splitlines()[-1]
-    assert last.startswith(f"ivon-jax: {out}")
-    assert "cannot be written" in last
-    good = sealed(out)
-    assert good
-    filler.unlink()
-    before = taken(out)
-    child = process(base, out, steps=100_000)
-    wait_for_steps(out, before + 1, child)
-    child.send_signal(signal.SIGTERM)
-    (stderr,) = finish(child)
-    assert child.returncode == 143, stderr
-    assert taken(out) > before
-
-
-def chaos(base: TrainConfig, folder: Path, kills: int, seed: int) -> None:
-    """Kills a run again and again, and compares what it ends with."""
-    rng = random.Random(seed)
-    steps = 40 * kills  # more than it can take between kills
-    wanted, out = folder / "alone", folder / "killed"
-    finish(process(base, wanted, steps=steps))
-    for _ in range(kills):
-        child = process(base, out, steps=steps)
-        if rng.random() < 0.8:
-            # Beyond what it had: the steps since the checkpoint are taken again.
-            wait_for_steps(out, taken(out) + 1, child)
-            time.sleep(rng.random() * 0.1)
-        else:
-            time.sleep(rng.random() * 3)
-        assert child.poll() is None, child.communicate()[1]
-        kill(child)
-    assert 0 < taken(out) < steps
-    child = process(base, out, steps=steps)
-    (stderr,) = finish(child)
-    assert child.returncode == 0, stderr
-    assert taken(out) == steps
-    assert result(out) == result(wanted)
-
-
-def test_killed_runs_end_with_the_same_bytes(base, tmp_path):
-    chaos(base, tmp_path, kills=2, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)  # 600 s are too few on a busy machine
-def test_killed_25_times(base, tmp_path):
-    chaos(base, tmp_path, kills=25, seed=1)
