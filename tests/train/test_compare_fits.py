@@ -138,6 +138,14 @@ def test_a_fit_of_a_posterior_without_what_it_needs(fit, message, config, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_too_few_examples_for_a_temperature(config, tmp_path):
+    few = dataclasses.replace(config.data, validation_examples=1)
+    changes = {"data": few, "methods": ("adam",), "fit": ("temperature:adam",)}
+    with pytest.raises(ValueError, match="^fit: temperature:adam: temperature: 1 ex"):
+        cli.compare(dataclasses.replace(config, **changes), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_fit_used_is_not_scored(every):
     """The task's own 40 examples are, by every run."""
     results = json.loads((every / "results.json").read_text())

@@ -87,6 +87,16 @@ def test_what_members_cannot_do(words, message, folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_average_alone_is_not_exported(folder, tmp_path):
+    for words, message in (
+        ({}, "samples: .* has several members, whose average is no model"),
+        ({"format": "hf"}, "format: hf has one model, and .* several members"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            cli.export(folder[0], tmp_path / "out", **words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_member_is_an_adapter(folder, tmp_path):
     out, config, members = folder
     cli.export(out, tmp_path / "out", samples=COUNT)

@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.checks import DECAY, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.files import new_folder, write_bytes
+from ivon_jax.kinds import has_members
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_io import RUN, save_adapter
@@ -53,7 +54,7 @@ def export_peft(
 
     Raises:
         ValueError: the folder is no run of adapters, there is no posterior to draw
-            from, or a number is out of range.
+            from, there are members and no samples, or a number is out of range.
     """
     check("samples", samples, NOT_NEGATIVE)
     check("tau", tau, FINITE_POSITIVE)
@@ -67,6 +68,11 @@ def export_peft(
     for name, value in (("samples", samples), ("prune", prune)):
         if value and not posterior.spread:
             raise ValueError(f"{name}: method {config.method} has no posterior")
+    if has_members(posterior) and not samples:
+        raise ValueError(
+            f"samples: {directory} has several members, whose average is no model;"
+            " --samples writes them"
+        )
     if posterior.size is not None and samples > posterior.size:
         raise ValueError(
             f"samples: {samples} is not <= {posterior.size}, the number of members of"
@@ -115,11 +121,16 @@ def export_hf(
             from the original, is written in bfloat16 with the adapter merged in.
 
     Raises:
-        ValueError: the folder is no run, its base is quantised and `dequantize` is
-            not set, or its base model has changed.
+        ValueError: the folder is no run or one of several members, its base is
+            quantised and `dequantize` is not set, or its base model has changed.
     """
     config, metadata = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
+    if has_members(posterior):
+        raise ValueError(
+            f"format: hf has one model, and {directory} several members; use peft with"
+            " --samples"
+        )
     run.check_new(out)
     dtype, quantization = base_dtype(config)
     if quantization and not dequantize:

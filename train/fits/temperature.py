@@ -49,17 +49,11 @@ class Temperature(Fit):
         return Wanted(self.samples, self.tau, self.prune)
 
     def check(self, source: Source) -> None:
-        """Checks that the task has classes."""
-        if source.problem.objective.answer != "class":
-            raise ValueError("temperature: only for classes, the task has none")
+        """Checks that the task has classes, and that there are examples enough."""
+        _check(source)
 
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
-        """Fits the temperature of each predictor.
-
-        Raises:
-            ValueError: the task has no classes, or there are fewer than two
-                examples.
-        """
+        """Fits the temperature of each predictor."""
         (source,) = sources
         posterior = source.posterior
         found = self._wanted.predictors(posterior, source.predictors)
@@ -85,10 +79,8 @@ def on_held_out(
         ValueError: the task has no classes, a prediction is not finite, or there
             are fewer than two examples.
     """
+    _check(source)
     problem, held_out = source.problem, source.problem.splits["validation"]
-    if problem.objective.answer != "class":
-        kind = problem.objective.answer
-        raise ValueError(f"temperature: only for classes, the task asks for a {kind}")
     predictions = source.predict(
         "validation", [predictor.base for predictor in predictors], chunk_size
     )
@@ -98,6 +90,16 @@ def on_held_out(
         fitted.append(scaled(predictor, values, held_out.labels))
     on_first_process(lambda: _report_bounds(fitted, len(held_out)))
     return fitted
+
+
+def _check(source: Source) -> None:
+    """Checks that temperatures can be fitted on a run's held-out examples."""
+    problem = source.problem
+    if problem.objective.answer != "class":
+        kind = problem.objective.answer
+        raise ValueError(f"temperature: only for classes, the task asks for a {kind}")
+    if (count := len(problem.splits["validation"])) < 2:
+        raise ValueError(f"temperature: {count} examples are too few to fit it")
 
 
 def _report_bounds(fitted: Sequence[Scaled], count: int) -> None:
