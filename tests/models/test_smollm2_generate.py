@@ -28,10 +28,8 @@ def test_the_capital_of_france(writer):
     assert "Paris" in writer.tokenizer.decode(output.tokens)
 
 
-@pytest.mark.parametrize(
-    ("count", "length"), [(3, 12), pytest.param(50, 48, marks=pytest.mark.slow)]
-)
-def test_greedy_tokens_equal_those_of_transformers(writer, count, length):
+@pytest.mark.slow  # small models do so in test_decode.py
+def test_greedy_tokens_equal_those_of_transformers(writer):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
@@ -39,7 +37,7 @@ def test_greedy_tokens_equal_those_of_transformers(writer, count, length):
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     )
-    prompts = questions(count)
+    length, prompts = 48, questions(50)
     prompts[1] = [{"role": "user", "content": prompts[1]}]
     ours = generate(writer, prompts, Options(max_tokens=length, sampler=GREEDY))
     for prompt, output in zip(prompts, ours, strict=True):

@@ -71,7 +71,7 @@ def problems(home):
     return prepare(config_of(home)), prepare(config_of(home, **SPLIT))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["adam", "ivon-lora", "blob", "ensemble"])
 def test_a_mesh_and_accumulation_change_no_loss(home, method, problems, tmp_path):
     """Rows have unequal numbers of learnt tokens, in unequal parts of the batch."""
     whole = train(config_of(home, method), tmp_path / "whole", problems[0])

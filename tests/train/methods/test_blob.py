@@ -1,6 +1,5 @@
 """BLoB: its KL, its update by hand, and its posterior from training to export."""
 
-import itertools
 import json
 import math
 import sys
@@ -28,7 +27,7 @@ from ivon_jax.train.methods.blob import Blob, BlobHyper, kl_gradients, kl_weight
 from ivon_jax.train.runs.run import POSTERIOR
 from ivon_jax.train.step import microbatched
 
-ORDERS, FORMS = ("official", "separate"), ("flipout", "shared")
+ORDERS = ("official", "separate")
 
 
 @pytest.fixture
@@ -196,8 +195,15 @@ def noisy_loss(params, minibatch):
     return jnp.sum(left**2) / 16
 
 
+# Every pair of settings.
 @pytest.mark.parametrize(
-    ("order", "form", "parts"), list(itertools.product(ORDERS, FORMS, (1, 2)))
+    ("order", "form", "parts"),
+    [
+        ("official", "flipout", 1),
+        ("official", "shared", 2),
+        ("separate", "flipout", 2),
+        ("separate", "shared", 1),
+    ],
 )
 def test_the_update_is_that_by_hand(order, form, parts, float64):
     # Rates that are exact in optax's float32 schedules.
