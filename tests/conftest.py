@@ -35,7 +35,7 @@ from hypothesis import settings
 
 # The same cases in every run, so that what fails is what was changed. `make test-slow`
 # tries new ones, and more of them.
-settings.register_profile("same", derandomize=True, max_examples=25)
+settings.register_profile("same", derandomize=True, max_examples=25, deadline=None)
 settings.load_profile("same")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
