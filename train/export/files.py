@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.checks import DECAY, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.files import new_folder, write_bytes
-from ivon_jax.kinds import has_members
+from ivon_jax.kinds import Distribution, has_members
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_io import RUN, save_adapter
@@ -65,19 +65,7 @@ def export_peft(
         raise ValueError(
             f"format: {directory} has no adapters (--train {config.train}); use hf"
         )
-    for name, value in (("samples", samples), ("prune", prune)):
-        if value and not posterior.spread:
-            raise ValueError(f"{name}: method {config.method} has no posterior")
-    if has_members(posterior) and not samples:
-        raise ValueError(
-            f"samples: {directory} has several members, whose average is no model;"
-            " --samples writes them"
-        )
-    if posterior.size is not None and samples > posterior.size:
-        raise ValueError(
-            f"samples: {samples} is not <= {posterior.size}, the number of members of"
-            " the posterior"
-        )
+    _check_draws(posterior, config.method, directory, samples, prune)
     base = hub_id(config.model)
     pruned = posterior.prune(prune)
     tempered = pruned.temper(tau)
@@ -147,6 +135,25 @@ def export_hf(
         save(folder, base.model.config, params, base.tokenizer, base.folder)
         _write_settings(folder, config, metadata | learned)
         write_card(folder, Exported(directory, config, learned, best, "hf"))
+
+
+def _check_draws(
+    posterior: Distribution, method: str, directory: Path, samples: int, prune: float
+) -> None:
+    """Checks that a posterior has what is to be drawn from it."""
+    for name, value in (("samples", samples), ("prune", prune)):
+        if value and not posterior.spread:
+            raise ValueError(f"{name}: method {method} has no posterior")
+    if has_members(posterior) and not samples:
+        raise ValueError(
+            f"samples: {directory} has several members, whose average is no model;"
+            " --samples writes them"
+        )
+    if posterior.size is not None and samples > posterior.size:
+        raise ValueError(
+            f"samples: {samples} is not <= {posterior.size}, the number of members of"
+            " the posterior"
+        )
 
 
 def _load_base(
