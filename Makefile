@@ -23,7 +23,7 @@ SUMS := --task sums --eval-examples 64 --samples 8 --outputs 4 \
 SUMS_TUNED := --adam.steps 120 --adam.batch-size 8 --adam.learning-rate 1e-3 \
 	--ivon-lora.steps 120 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1
 
-.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks lint format package clean
+.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks docs lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -86,6 +86,9 @@ tasks: $(VENV)/installed  ## three steps of every task, with IVON_JAX_DATA
 		$(BIN)/ivon-jax evaluate $(OUT)/tasks/$$task --samples 2 || exit; \
 	done
 
+docs: $(VENV)/developing  ## the documentation, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/developing  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -111,4 +114,4 @@ package: $(VENV)/developing  ## build, install into an empty environment, run
 	rm -rf $(VENV)-package
 
 clean:  ## remove environments and builds, not runs
-	rm -rf $(VENV) $(VENV)-* dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* dist site .mypy_cache .pytest_cache .ruff_cache

@@ -60,13 +60,16 @@ def scale_by_ivon(
 
     With the noise eps = theta - m of the sample that gave the gradient,
 
-    .. math::
-        \hat h &= \lambda (h+\delta)\, \epsilon \hat g
-            \quad (\text{price}) \quad \text{or} \quad \lambda \hat g^2
-            \quad (\text{gradsq}) \\
-        g &\leftarrow \beta_1 g + (1-\beta_1) \hat g \\
-        h &\leftarrow h + s (x + x^2/2), \quad x = (1-\beta_2)(\hat h - h)/s \\
-        u &= (g/(1-\beta_1^t) + \eta m) / (h+\delta)
+    $$
+    \begin{split}
+    \hat h &= \lambda (h+\delta)\, \epsilon \hat g
+        \quad (\text{price}) \quad \text{or} \quad \lambda \hat g^2
+        \quad (\text{gradsq}) \\
+    g &\leftarrow \beta_1 g + (1-\beta_1) \hat g \\
+    h &\leftarrow h + s (x + x^2/2), \quad x = (1-\beta_2)(\hat h - h)/s \\
+    u &= (g/(1-\beta_1^t) + \eta m) / (h+\delta)
+    \end{split}
+    $$
 
     where s = h + delta with a fixed prior, which is IVON's published update, and
     s = h where delta moves, which keeps h positive for any gradient.

@@ -87,9 +87,10 @@ class Iterates(NamedTuple):
 
         Its covariance is the published one,
 
-        .. math::
-            \tfrac12 \mathrm{diag}(\overline{\theta^2} - \bar\theta^2)
-            + \tfrac{1}{2(R-1)} D^T D
+        $$
+        \tfrac12 \mathrm{diag}(\overline{\theta^2} - \bar\theta^2)
+        + \tfrac{1}{2(R-1)} D^T D
+        $$
 
         where D has the deviations of the last R = min(n, K) iterates (the published
         code for LoRA omits both halves, which is tau = 1/2, and divides by K - 1 also
