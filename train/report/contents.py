@@ -1,5 +1,6 @@
 """What a page about runs holds, as JSON: texts of tables, numbers of figures."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -167,7 +168,7 @@ def cell(name: str, row: Row) -> Values | str:
         return NONE
     _, scale, digits = METRICS[name]
     value: Values = {"value": f"{scale * row[name]:.{digits}f}"}
-    if name in row.get("errors", {}):
+    if math.isfinite(row.get("errors", {}).get(name, math.nan)):
         low, high = normal(name, row[name], row["errors"][name])[1:]
         if name == "accuracy":
             count = row["examples"]
@@ -192,7 +193,8 @@ def _differences(lines: Sequence[Line]) -> Values | None:
     others = [line for line in others if "differences" in line.row]
     if not others or "differences" not in first.row:
         return None
-    names = [n for n in METRICS if n in first.row["differences"]]
+    found = first.row["differences"]
+    names = [n for n in METRICS if n in found and math.isfinite(found[n][0])]
 
     def difference(name: str, row: Row) -> Values:
         _, scale, digits = METRICS[name]

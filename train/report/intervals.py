@@ -108,10 +108,9 @@ def with_resamples(
     """
 
     def added(index: int) -> Row:
-        errors = {name: float(x[:, index].std(ddof=1)) for name, x in found.items()}
+        errors = {name: standard_error(x[:, index]) for name, x in found.items()}
         intervals = {
-            name: [float(q) for q in np.quantile(x[:, index] - x[:, 0], INTERVAL)]
-            for name, x in found.items()
+            name: _interval(x[:, index] - x[:, 0]) for name, x in found.items()
         }
         return {"errors": errors, "differences": intervals}
 
@@ -144,3 +143,19 @@ def with_vote_intervals(rows: Sequence[Row], seed: int) -> list[Row]:
         }
         for row, own in zip(rows, found, strict=True)
     ]
+
+
+def standard_error(resamples: Float[np.ndarray, " r"]) -> float:
+    """Returns a metric's standard deviation over resamples; NaN without any.
+
+    Resamples where it is not defined, as a correlation of equal numbers, are left out.
+    """
+    finite = resamples[np.isfinite(resamples)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
+
+
+def _interval(resamples: Float[np.ndarray, " r"]) -> list[float]:
+    finite = resamples[np.isfinite(resamples)]
+    if not len(finite):
+        return [math.nan, math.nan]
+    return [float(q) for q in np.quantile(finite, INTERVAL)]

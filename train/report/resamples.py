@@ -72,8 +72,10 @@ def number_terms(
 def number_metrics(means: Float[np.ndarray, "r m k"]) -> Metrics:
     """Computes RMSE, NLL and Pearson's correlation of the means of `number_terms`."""
     square, nll, x, y, xx, yy, xy = np.moveaxis(means, -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pearson = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
+    spread = (xx - x * x) * (yy - y * y)  # of equal numbers nothing, but for rounding
+    defined = spread > 1e-12 * xx * yy
+    safe = np.sqrt(np.where(defined, spread, 1.0))
+    pearson = np.where(defined, (xy - x * y) / safe, np.nan)
     return {
         "rmse": np.sqrt(square),
         "mse": square,

@@ -8,6 +8,7 @@ from tiny_results import numbers, tokens
 
 from ivon_jax.metrics import resampled_means
 from ivon_jax.train.objectives.text import Text
+from ivon_jax.train.report.intervals import standard_error, with_resamples
 from ivon_jax.train.report.resamples import gaussian_nll, resampled
 
 RNG = np.random.default_rng(0)
@@ -76,6 +77,18 @@ def test_numbers_that_are_all_alike(value):
     assert values["rmse"] == value
     assert np.isfinite(values["density_nll"])
     assert np.isnan(values["pearson"])
+
+
+def test_few_numbers_have_resamples_that_are_all_alike():
+    """Of two examples half of the resamples have one of them twice."""
+    predictions = np.float32([[[0.0], [1.0]]])
+    labels = np.array([0.0, 2.0], np.float32)
+    (values,), found = resampled("number", [predictions], labels, seed=0)
+    assert values["pearson"] == pytest.approx(1)
+    assert np.isnan(found["pearson"]).mean() == pytest.approx(0.5, abs=0.06)
+    (row,) = with_resamples([values], found)
+    assert row["errors"]["pearson"] == pytest.approx(0, abs=1e-9)
+    assert np.isnan(standard_error(np.full(3, np.nan)))
 
 
 def test_metrics_of_text_are_those_of_the_objective():
