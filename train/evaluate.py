@@ -170,7 +170,6 @@ def evaluate_folder(
             )
         # Answers are gone on with.
         run.check_new(out, [path.name for path in out.glob("outputs-*")])
-        wanted_votes(find_task(adapter.data), voting, 1)
         source = read_adapter(adapter, mesh, test=test)
         data = source.config.data
         foreign = find_foreign(source.problem.task, data, ood_task, ood_file)

@@ -47,7 +47,7 @@ def problem(home):
         (["--seed", "-1"], "seed: -1 is not"),
         (["--eps", "1e-8"], "eps: method ivon-lora has"),
         (["--method", "adam", "--gamma", "5"], "gamma: method adam has"),
-        (["--gamma=5", "--method=adam"], "gamma: method adam has batch_size, beta1"),
+        (["--gamma=5", "--method=adam"], "gamma: method adam has b_rate_ratio, batch"),
         (["--method", "adam", "--hess_init", "1"], "hess_init: method adam has"),
         (["--adam.steps", "5"], "options: --adam.steps"),
         (["--gamma", "5", "--ess", "5"], "gamma: excludes ess"),

@@ -50,7 +50,7 @@ def test_detection_is_that_of_scikit_learn(run, home, capsys):
         auroc = sklearn.metrics.roc_auc_score(truth, both)
         aupr = sklearn.metrics.average_precision_score(truth, both)
         # Scores that are equal but for rounding may change places.
-        np.testing.assert_allclose(row[f"ood_auroc{by}"], auroc, atol=5e-3)
+        np.testing.assert_allclose(row[f"ood_auroc{by}"], auroc, atol=2e-2)
         np.testing.assert_allclose(row[f"ood_aupr{by}"], aupr, atol=2e-2)
         assert 0 <= row[f"ood_fpr95{by}"] <= 1
     assert 0 <= row["coverage5"] <= 1 and row["augrc"] <= row["aurc"]

@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 
 
 def by_hand(place, rows):
-    """The probit probabilities, with Jacobians forwards and dense covariances."""
+    """The probit probabilities, with Jacobians and dense covariances."""
     source = ivon_jax.load(place / "laplace").source
     posterior, _ = load_posterior(place / "laplace" / "posterior.safetensors")
     problem = source.problem
@@ -42,7 +42,7 @@ def by_hand(place, rows):
             return problem.objective.outputs(model, batch)[0]
 
         mean = logits(posterior.mean)
-        jacobian = by_path(jax.jacfwd(logits)(posterior.mean))
+        jacobian = by_path(jax.jacrev(logits)(posterior.mean))
         variance = np.zeros(len(mean))
         for c in range(len(mean)):
             one = {name: leaf[c : c + 1] for name, leaf in jacobian.items()}

@@ -157,7 +157,7 @@ def test_a_step_out_of_memory_says_what_and_what_to_change(
     words = options(place, *SHORT, "--accumulate", "2", "--out", tmp_path / "out")
     code, line = command("train", *words)
     assert code == 2
-    expected = "ivon-jax: out of memory: a step of 4 rows of 8 tokens, 2 parts "
+    expected = "ivon-jax: out of memory: a step of 2 rows of 16 tokens, 2 parts "
     assert line.startswith(expected), line
     assert f"needs {2**46} bytes" in line
     assert "--accumulate" in line and "--remat" in line and "--mesh" in line
@@ -170,7 +170,7 @@ def test_predictions_out_of_memory_say_what_and_what_to_change(
     words = options(place, *SHORT, "--eval-steps", "1", "--out", tmp_path / "out")
     code, line = command("train", *words)
     assert code == 2
-    assert line.startswith("ivon-jax: out of memory: predictions of 32 rows of "), line
+    assert line.startswith("ivon-jax: out of memory: predictions of 1 rows of "), line
     assert "--chunk-size" in line
 
 
