@@ -65,6 +65,7 @@ def test_all_fits_are_in_the_table(compared):
     assert all(np.isfinite(row["nll"]) for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS)
 def test_a_fit_alone_is_that_of_the_comparison(fit, compared, tmp_path):
     out, sources = tmp_path / "out", [compared / name for name in sources_of(fit)]

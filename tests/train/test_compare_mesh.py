@@ -83,6 +83,7 @@ def test_how_it_is_computed_changes_no_number(changes, config, alone, tmp_path):
     assert_same(tmp_path / "compare", alone)
 
 
+@pytest.mark.slow
 def test_two_processes_change_no_number(config, alone, tmp_path):
     out = tmp_path / "compare"
     words = [

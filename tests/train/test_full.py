@@ -104,6 +104,7 @@ def test_every_parameter_is_trained_and_only_a_head_is_fresh(trained):
     assert trained.posterior.spread == METHODS[config.method].spread
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_number(trained, tmp_path):
     config = dataclasses.replace(trained.config, mesh="data=2,fsdp=2,tensor=2")
     problem = prepare(config)
@@ -119,6 +120,7 @@ def test_a_mesh_changes_no_number(trained, tmp_path):
     assert max(jax.tree.leaves(apart)) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:

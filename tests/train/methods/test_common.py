@@ -249,7 +249,11 @@ class Run(NamedTuple):
     out: Path
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# Whole runs of the encoder are slow; its steps above are not.
+WHOLE = ["llama", pytest.param("deberta", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WHOLE)
 def trained(request, method, tasks, problems, tmp_path_factory) -> Iterator[Run]:
     config = config_of(tasks[request.param], method)
     out = tmp_path_factory.mktemp("run") / method

@@ -47,7 +47,9 @@ def test_operations_are_those_xla_counts(shape, remat, monkeypatch):
 
 
 @pytest.mark.parametrize("base", ["f32", "bf16"])
-@pytest.mark.parametrize("mesh", ["data=1", "fsdp=2,tensor=2"])
+@pytest.mark.parametrize(
+    "mesh", ["fsdp=2,tensor=2", pytest.param("data=1", marks=pytest.mark.slow)]
+)
 def test_all_of_the_model_is_trained_and_nothing_frozen(mesh, base):
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(Llama(LLAMA).init, jax.random.key(0), tokens)

@@ -58,7 +58,9 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("method", ["adam", "ivon-lora"])
+@pytest.mark.parametrize(
+    "method", ["ivon-lora", pytest.param("adam", marks=pytest.mark.slow)]
+)
 def test_a_run_is_the_same_whatever_the_flags(method, place, tmp_path, monkeypatch):
     """Every byte of the posterior, and every score."""
     words = ("train", *options(place, *SHORT, "--method", method))
