@@ -133,7 +133,10 @@ def method(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "llama-unscanned"])
+UNSCANNED = pytest.param("llama-unscanned", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[*MODELS, UNSCANNED])
 def bench(request, method, tasks, problems) -> Bench:
     name, _, unscanned = request.param.partition("-")
     return bench_of(tasks[name], problems[name], method, scanned=not unscanned)
