@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.kv_cache import LayerPast, attend
 from ivon_jax.models.llama_config import LlamaConfig
-from ivon_jax.models.packed import Packed, packed_attention
+from ivon_jax.models.packed import Packed, dot_product, packed_attention
 from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
 
@@ -196,11 +196,7 @@ class Attention(ProjectionModule):
             return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
         if past is not None:
             key, value = _prepend(past[0], key), _prepend(past[1], value)
-        # JAX's function mixes 16 and 32 bits, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            out = jax.nn.dot_product_attention(
-                query, key, value, mask=mask, is_causal=mask is None
-            )
+        out = dot_product(query, key, value, mask)
         return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
 
 

@@ -130,7 +130,7 @@ def packed_attention(
         shared = shared.reshape(rows * texts, *shape[2:])
         return jnp.concatenate([shared, side_by_side(x)], axis=1)
 
-    own = _dot_product(
+    own = dot_product(
         side_by_side(query),
         after_prefix(key),
         after_prefix(value),
@@ -139,7 +139,7 @@ def packed_attention(
     own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
     if not prefix:
         return own
-    first = _dot_product(
+    first = dot_product(
         query[:, :prefix],
         key[:, :prefix],
         value[:, :prefix],
@@ -157,12 +157,15 @@ def _visible(
     return (seen if window is None else seen & (back < window))[None, None]
 
 
-def _dot_product(
+def dot_product(
     query: Float[Array, "c s n h"],
     key: Float[Array, "c v m h"],
     value: Float[Array, "c v m h"],
-    mask: Bool[Array, "1 1 s v"],
+    mask: Bool[Array, "_ 1 s v"] | None,
 ) -> Float[Array, "c s n h"]:
+    """Attends to what the mask shows; without one to all before, of equally many."""
     # JAX's function mixes 16 and 32 bits, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, is_causal=mask is None
+        )
