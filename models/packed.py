@@ -21,10 +21,13 @@ class Packed(NamedTuple):
     Attributes:
         token: index among a row's t tokens of the one at each place.
         place: index among a row's k * w places of the one of each token.
+        branch: of texts that fork, the branch of each place: 0 before the fork, then 1,
+            2, ...; no branch sees another. None if no text forks.
     """
 
     token: Int[Any, "b k w"]
     place: Int[Any, "b t"]
+    branch: Int[Any, "b k w"] | None = None
 
     @classmethod
     def of(cls, lengths: Int[np.ndarray, "b k"], tokens: int, width: int) -> "Packed":
@@ -64,9 +67,24 @@ class Packed(NamedTuple):
             prefix: number of tokens of the prefix, which come first.
         """
         _, texts, width = self.token.shape
-        own = jnp.where(self.place < texts * width, prefix + self.place % width, 0)
+        own = prefix + self.place % width
+        if self.branch is not None:
+            depth = self.depth().reshape(len(own), -1)
+            own = prefix + jnp.take_along_axis(depth, self.place, 1, mode="clip")
+        own = jnp.where(self.place < texts * width, own, 0)
         first = jnp.broadcast_to(jnp.arange(prefix)[None], (len(own), prefix))
         return jnp.concatenate([first, own], axis=1)
+
+    def depth(self) -> Int[Array, "b k w"]:
+        """Returns how many places of its text each place of a forked text follows."""
+        return jnp.sum(self.seen(), axis=-1) - 1
+
+    def seen(self) -> Bool[Array, "b k w w"]:
+        """Returns which places of its text each place of a forked text sees."""
+        assert self.branch is not None
+        query, key = self.branch[..., :, None], self.branch[..., None, :]
+        width = self.branch.shape[-1]
+        return ((key == 0) | (key == query)) & jnp.tri(width, dtype=bool)[None, None]
 
 
 @jax.custom_vjp
@@ -130,11 +148,11 @@ def packed_attention(
         shared = shared.reshape(rows * texts, *shape[2:])
         return jnp.concatenate([shared, side_by_side(x)], axis=1)
 
+    visible = _visible(prefix, prefix + width, window)
+    if packed.branch is not None:
+        visible = _forked(packed, prefix, window)
     own = dot_product(
-        side_by_side(query),
-        after_prefix(key),
-        after_prefix(value),
-        _visible(prefix, prefix + width, window),
+        side_by_side(query), after_prefix(key), after_prefix(value), visible
     )
     own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
     if not prefix:
@@ -155,6 +173,20 @@ def _visible(
     back = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None]
     seen = back >= 0
     return (seen if window is None else seen & (back < window))[None, None]
+
+
+def _forked(
+    packed: Packed, prefix: int, window: Int[Array, ""] | None
+) -> Bool[Array, "c 1 w v"]:
+    """Returns what places of forked texts may attend to, of the prefix and the text."""
+    own, depth = packed.seen(), prefix + packed.depth()
+    first = jnp.broadcast_to(jnp.arange(prefix), (*own.shape[:2], prefix))
+    at = jnp.concatenate([first, depth], axis=-1)
+    shape = (*own.shape[:3], prefix)
+    seen = jnp.concatenate([jnp.broadcast_to(True, shape), own], axis=-1)
+    if window is not None:
+        seen &= depth[..., :, None] - at[..., None, :] < window
+    return seen.reshape(-1, 1, *seen.shape[2:])
 
 
 def dot_product(

@@ -53,7 +53,8 @@ class DataConfig:
         eval_examples: number of evaluation examples, the same for every seed.
         validation_examples: number of training examples to hold out and evaluate on
             instead, to choose hyper-parameters.
-        prompt_style: prompts of the paper's table or of its code, where they differ.
+        prompt_style: prompts of the paper's table or of its code, where they differ; or
+            the texts of the choices, not their letters, in lm-eval's prompts.
         train_file: custom and text task: JSONL, CSV or parquet file of training rows.
             Text: fields are "text", "prompt" and "completion", or "messages".
         eval_file: custom and text task: the same for evaluation.
@@ -81,7 +82,7 @@ class DataConfig:
     train_examples: Annotated[int | None, unset("INT", "all")] = None
     eval_examples: Annotated[int | None, unset("INT", "all")] = None
     validation_examples: Annotated[int | None, unset("INT", "none")] = None
-    prompt_style: Literal["paper_code", "paper_table"] = "paper_code"
+    prompt_style: Literal["paper_code", "paper_table", "choice_text"] = "paper_code"
     train_file: Annotated[Path | None, unset("PATH", "none")] = None
     eval_file: Annotated[Path | None, unset("PATH", "none")] = None
     prompt: Annotated[str | None, unset("STR", "none")] = None

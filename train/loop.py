@@ -298,8 +298,8 @@ def _check_learned(counts: Counts, steps: int) -> None:
 
 def announcement(layout: Layout, prefix: int, problem: Problem) -> str:
     """Says what batches look like, and how often the step is compiled at most."""
-    learnt = problem.splits["train"].learnt
-    programs = len(layout.shapes) * (1 if learnt is None else QUARTERS)
+    train = problem.splits["train"]
+    programs = len(layout.shapes) * (QUARTERS if train.reads_tokens else 1)
     sizes = ", ".join(str(prefix + n) for n in sorted({n for n, _ in layout.shapes}))
     kind = "padded" if layout.texts == 1 else f"rows of {layout.texts} texts, padded"
     shared = f", of which all texts share the first {prefix}" if prefix else ""

@@ -40,7 +40,12 @@ def show(config: RunConfig) -> None:
     )
     for example in train[:SHOWN]:
         assert isinstance(example, Example)
-        if isinstance(example.label, int):
+        if example.choices:
+            for index, choice in enumerate(example.choices):
+                right = " <" if index == example.label else ""
+                print(f"{example.prompt}{choice.given}[{choice.scored}]{right}")
+            print()
+        elif isinstance(example.label, int):
             space = " " if task.leading_space else ""
             print(f"{example.prompt}[{space}{task.label_words[example.label]}]\n")
         else:

@@ -65,7 +65,7 @@ class Speed:
         share = None
         if chip:
             task = problem.task
-            classes = None if task.exchange else task.outputs
+            classes = None if task.exchange or task.choices else task.outputs
             work = flops(config, problem.model_config, round(length), classes)
             share = work / problem.mesh.size / chip.flops
         return cls(batch_size, batch_size * length, share)

@@ -108,6 +108,36 @@ def test_texts_of_a_row_are_as_if_alone(config, data, seed):
     assert_same(model, params, data.draw(texts(config["vocab_size"])))
 
 
+@given(config=hf_configs(), data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_branches_of_a_text_are_as_if_alone(config, data, seed):
+    """Each after the prefix and what is before the fork; windows too."""
+    if config["rope_parameters"]["rope_type"] == "dynamic":
+        config = config | {"max_position_embeddings": 24}
+    model, params = random_model(LlamaConfig.from_hf(config), seed)
+    prefix, rows, *more = data.draw(texts(config["vocab_size"]))
+    # Each row is one text: its first part, then the others as branches.
+    tokens, _ = in_rows(prefix, rows, *more)
+    lengths = np.array([[sum(map(len, row))] for row in rows])
+    size = int(tokens.shape[1]) - len(prefix)
+    packed = Packed.of(lengths, size, size)
+    starts = np.cumsum([[len(text) for text in row] for row in rows], axis=1)
+    branch = (starts[..., :-1, None] <= np.arange(size)).sum(1)
+    packed = packed._replace(branch=branch[:, None].astype(np.int32))
+    got = model.apply(
+        {"params": params}, tokens, packed=jax.tree.map(jnp.asarray, packed)
+    )
+    states = texts_of(got, prefix, rows)
+    every = list(itertools.chain(*rows))
+    for row in rows:
+        first, *branches = row
+        for text in branches or [first]:
+            before = [*prefix, *first] if branches else prefix
+            (wanted,) = padded(model, params, before, [[text]])
+            place = next(i for i, one in enumerate(every) if one is text)
+            np.testing.assert_allclose(states[place], wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rows_are_the_same_with_recomputation(remat):
     _, params = random_model()

@@ -1,8 +1,8 @@
 """From token ids to batches.
 
 Shapes: b rows of a batch, k texts in a row (one for encoders), t tokens of a row, q
-predictions in a row: k, or its learnt tokens. All arrays are NumPy; the caller decides
-what goes to which device.
+predictions in a row: k, or its learnt or scored tokens. All arrays are NumPy; the
+caller decides what goes to which device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ivon_jax.models.packed import Packed
+from ivon_jax.train.data.choice_encoding import ScoredTokens, branches, scored_tokens
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.layout import Layout, Shape, arrange, own_shape
 
@@ -31,9 +32,10 @@ class Batch(NamedTuple):
         labels: index of the right class, the number or the token to predict.
         weights: 1, or 0 for what only fills the batch.
         second_starts: position of each text's second part; None for decoders.
-        positions: position in the row of the token from which each learnt token is
-            predicted, the one before it; None if there are classes or numbers.
+        positions: position in the row of the token from which each learnt or scored
+            token is predicted; None if there are words of classes, or numbers.
         packed: where the texts are; None for encoders, whose rows are one text each.
+        scored: the scored tokens, if classes have texts.
     """
 
     tokens: Int[np.ndarray, "b t"]
@@ -43,22 +45,24 @@ class Batch(NamedTuple):
     second_starts: Int[np.ndarray, "b k"] | None = None
     positions: Int[np.ndarray, "b q"] | None = None
     packed: Packed | None = None
+    scored: ScoredTokens | None = None
 
 
 def answer_count(encoded: Encoded, indices: Int[np.ndarray, "b k"], tokens: int) -> int:
     """Returns the number of predictions in a row.
 
-    Few programs are compiled: learnt tokens are rounded up to `QUARTERS` of the length.
+    Few programs are compiled: learnt and scored tokens are rounded up to `QUARTERS` of
+    the length.
 
     Args:
         encoded: the examples.
         indices: the examples of each row.
         tokens: tokens of a row.
     """
-    if encoded.learnt is None:
+    if not encoded.reads_tokens:
         return indices.shape[1]
     quarter = -(-tokens // QUARTERS)
-    most = int(encoded.answers[indices].sum(1).max())
+    most = int(encoded.scored[indices].sum(1).max())
     return -(-most // quarter) * quarter
 
 
@@ -93,12 +97,17 @@ def collate(
         labels = encoded.labels[indices]
         return Batch(tokens, lengths, labels, weights, second_starts)
     packed = Packed.of(lengths, *shape)
-    if encoded.learnt is None:
-        labels, weights = encoded.labels[indices], counts.astype(np.float32)
-        return Batch(tokens, lengths, labels, weights, packed=packed)
     count = answers or answer_count(encoded, indices, shape.tokens)
-    labels, weights, positions = _targets(encoded, indices, tokens, counts, count)
-    return Batch(tokens, lengths, labels, weights, None, positions, packed)
+    if encoded.learnt is not None:
+        labels, weights, positions = _targets(encoded, indices, tokens, counts, count)
+        return Batch(tokens, lengths, labels, weights, None, positions, packed)
+    labels, weights = encoded.labels[indices], counts.astype(np.float32)
+    batch = Batch(tokens, lengths, labels, weights, packed=packed)
+    if encoded.choices is None:
+        return batch
+    scored, positions = scored_tokens(encoded, indices, tokens, count)
+    packed = packed._replace(branch=branches(encoded, indices, shape.width))
+    return batch._replace(positions=positions, packed=packed, scored=scored)
 
 
 def _targets(

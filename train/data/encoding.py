@@ -27,12 +27,16 @@ class Encoded:
         second_starts: position of each second text; None for decoders.
         learnt: positions of each example's learnt tokens, rising from 1 at least; None
             if there are classes or numbers.
+        choices: of texts that fork into a branch for each class, by branch: its
+            position, that of its first scored token, and the characters scored; None
+            if classes have no texts.
     """
 
     tokens: tuple[Int[np.ndarray, " _"], ...]
     labels: Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | Int[np.ndarray, "t 2"]
     second_starts: Int[np.ndarray, " n"] | None = None
     learnt: tuple[Int[np.ndarray, " _"], ...] | None = None
+    choices: Int[np.ndarray, "n c 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,6 +53,20 @@ class Encoded:
             return np.ones(len(self), np.int32)
         return np.array([len(positions) for positions in self.learnt], np.int32)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether there are tokens to learn or to score, not one answer a text."""
+        return self.learnt is not None or self.choices is not None
+
+    @functools.cached_property
+    def scored(self) -> Int[np.ndarray, " n"]:
+        """Number of tokens of each example whose probability is computed."""
+        if self.choices is None:
+            return self.answers
+        ends = np.append(self.choices[:, 1:, 0], self.lengths[:, None], axis=1)
+        counts: np.ndarray = (ends - self.choices[:, :, 1]).sum(1)
+        return counts
+
     def places(self, indices: Int[np.ndarray, " r"]) -> Int[np.ndarray, " t"]:
         """Returns the indices, among all predictions, of those for some examples."""
         ends = np.cumsum(self.answers)
@@ -56,10 +74,13 @@ class Encoded:
         return np.concatenate([np.arange(starts[i], ends[i]) for i in indices])
 
     def without_prefix(self, length: int) -> "Encoded":
-        """Returns the examples without their first tokens, none of which is learnt."""
+        """Returns the examples without their first tokens, none of which is scored."""
         learnt = self.learnt and tuple(positions - length for positions in self.learnt)
         tokens = tuple(ids[length:] for ids in self.tokens)
-        return dataclasses.replace(self, tokens=tokens, learnt=learnt)
+        choices = self.choices
+        if choices is not None:
+            choices = choices - np.array([length, length, 0], np.int32)
+        return dataclasses.replace(self, tokens=tokens, learnt=learnt, choices=choices)
 
 
 def encode(
@@ -84,13 +105,7 @@ def encode(
     if not examples:
         raise ValueError("no examples to encode")
     prompts = [example.prompt for example in examples]
-    before, after = special_tokens_around(tokenizer, prompts)
-
-    def tokenise(share: Sequence[str]) -> Sequence[Sequence[int]]:
-        rows = token_ids(tokenizer, share, add_special_tokens=True)
-        return [_as_prompt(ids, before, after) for ids in rows]
-
-    tokens = tuple(divide(tokenise, prompts))
+    tokens = prompt_ids(tokenizer, prompts)
     for number, ids in enumerate(tokens, 1):
         if not ids.size:
             raise ValueError(f"the prompt of example {number} has no tokens")
@@ -103,7 +118,20 @@ def encode(
                 f"{max_length} tokens; the longest, example {longest + 1}, has "
                 f"{tokens[longest].size}: {shown(prompts[longest])}"
             )
-    return Encoded(tokens, _labels(examples))
+    return Encoded(tokens, labels_of(examples))
+
+
+def prompt_ids(
+    tokenizer: Any, prompts: Sequence[str]
+) -> tuple[Int[np.ndarray, " _"], ...]:
+    """Returns the tokens of prompts, see `encode`."""
+    before, after = special_tokens_around(tokenizer, prompts)
+
+    def tokenise(share: Sequence[str]) -> Sequence[Sequence[int]]:
+        rows = token_ids(tokenizer, share, add_special_tokens=True)
+        return [_as_prompt(ids, before, after) for ids in rows]
+
+    return tuple(divide(tokenise, prompts))
 
 
 def encode_texts(
@@ -144,7 +172,7 @@ def encode_texts(
     tokens = tuple(row[1:] for row in rows)
     if not all(ids.size for ids in tokens):
         raise ValueError("the tokenizer makes no tokens of a text")
-    return Encoded(tokens, _labels(examples), second_starts)
+    return Encoded(tokens, labels_of(examples), second_starts)
 
 
 def common_prefix_length(encoded: Encoded) -> int:
@@ -202,6 +230,7 @@ def _as_prompt(ids: list[int], before: list[int], after: list[int]) -> list[int]
     return ids[count:] if before and ids[count : 2 * count] == before else ids
 
 
-def _labels(examples: Sequence[Example]) -> np.ndarray:
+def labels_of(examples: Sequence[Example]) -> np.ndarray:
+    """Returns class indices, or numbers."""
     labels = [example.label for example in examples]
     return np.array(labels, np.float32 if isinstance(labels[0], float) else np.int32)

@@ -1,9 +1,10 @@
 """Tasks: conversion of a raw row to a prompt and a class, and the source of rows.
 
 A decoder reads the prompt and is compared by the next-token logits of
-`Task.label_words`. An encoder reads the texts, and its head returns a logit for each
-class, or, for a task without label words, a number. A text task has exchanges instead,
-and a decoder learns to write their completions.
+`Task.label_words`, or by the probability of each choice's text, `Task.choices`. An
+encoder reads the texts, and its head returns a logit for each class, or, for a task
+without label words, a number. A text task has exchanges instead, and a decoder learns
+to write their completions.
 """
 
 import dataclasses
@@ -17,6 +18,18 @@ Split = Literal["train", "eval"]
 Learn = Literal["completion", "assistant", "last", "all"]
 
 
+class Choice(NamedTuple):
+    """The text of a choice, after the prompt.
+
+    Attributes:
+        given: its beginning, which is not scored.
+        scored: the rest.
+    """
+
+    given: str
+    scored: str
+
+
 class Example(NamedTuple):
     """One question and its answer.
 
@@ -24,16 +37,18 @@ class Example(NamedTuple):
         prompt: input of a decoder; empty if the task is for encoders only.
         label: index of the right word in `Task.label_words`, or the right number.
         texts: input of an encoder, one text or two; if empty, the prompt.
+        choices: the text of each class, if that is what a decoder is compared by.
     """
 
     prompt: str
     label: int | float
     texts: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def parts(self) -> list[Any]:
         """Everything it holds, as JSON."""
-        return [self.prompt, self.label, *self.texts]
+        return [self.prompt, self.label, *self.texts, *self.choices]
 
 
 AnyExample = Example | Exchange
@@ -78,6 +93,8 @@ class Task:
         target: maps a raw row to the class index, or to the number; None for text.
         label_words: words in class order, without leading blank.
         inputs: fields of an encoder's texts; if empty, it reads the prompt.
+        choices: maps a raw row to the text of each class, by which a decoder is then
+            compared, not by the label words; None if the classes have none.
         leading_space: whether the answer token is that of " word" (which follows
             "Answer:") or of the bare word.
         other_space: whether `leading_space` is inverted for a tokenizer that only then
@@ -101,6 +118,7 @@ class Task:
     target: Callable[[Row], int | float] | None = None
     label_words: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
+    choices: Callable[[Row], tuple[Choice, ...]] | None = None
     leading_space: bool = True
     other_space: bool = False
     keep: Callable[[Row], bool] = _keep_all
@@ -141,7 +159,8 @@ class Task:
             raise ValueError(f"task {self.name} asks for text, not a class or a number")
         texts = tuple(text(row, name) for name in self.inputs)
         prompt = self.prompt(row) if self.prompt else ""
-        return Example(prompt, 0 if self.label_words else 0.0, texts)
+        choices = self.choices(row) if self.choices else ()
+        return Example(prompt, 0 if self.label_words else 0.0, texts, choices)
 
     def example(self, row: Row) -> AnyExample | None:
         """Converts a row to an example; None if the task drops it.

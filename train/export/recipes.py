@@ -96,7 +96,7 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
         return [_WHOLE.format(**names)]
     outputs = f", num_labels={task.outputs}" if encoder else ""
     sections = [_LOAD.format(base=json.dumps(base), outputs=outputs, **names)]
-    if samples and task.label_words:
+    if samples and task.label_words and not task.choices:
         sections.append(_average(task, samples, encoder=encoder))
     elif samples and task.exchange:
         sections.append(_TEXTS)
@@ -105,6 +105,8 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
         options = " --eval-file FILE --prompt PROMPT --labels " + " ".join(
             task.label_words
         )
+    if task.choices:
+        options = " --prompt-style choice_text"
     return [*sections, _OURS.format(base=base, task=task.name, options=options)]
 
 

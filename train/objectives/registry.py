@@ -9,6 +9,7 @@ from ivon_jax.models.families import family_of
 from ivon_jax.train.data.answers import answer_tokens
 from ivon_jax.train.data.task import Task
 from ivon_jax.train.objectives.base import Objective
+from ivon_jax.train.objectives.choice_text import ChoiceText
 from ivon_jax.train.objectives.head import HeadClass, HeadNumber
 from ivon_jax.train.objectives.label_words import LabelWords
 from ivon_jax.train.objectives.text import Text
@@ -32,11 +33,14 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
     """
     limit = model_config.max_position_embeddings
     head = family_of(model_config).head
+    if head and (task.exchange or task.choices):
+        style = " with choice_text" if task.choices else ""
+        raise ValueError(
+            f"task: {task.name}{style} is for decoders, and {name} is an encoder"
+        )
+    if task.choices:
+        return ChoiceText(task.metrics, limit)
     if task.exchange:
-        if head:
-            raise ValueError(
-                f"task: {task.name} is for decoders, and {name} is an encoder"
-            )
         return Text(task.learn, min(task.max_length or limit, limit), task.drop_long)
     if head:
         return HeadClass(task.metrics, limit) if task.label_words else HeadNumber(limit)

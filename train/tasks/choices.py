@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ivon_jax.train.data.fields import field, shown, text
+from ivon_jax.train.data.task import Choice
 
 Row = Mapping[str, Any]
 
@@ -58,6 +59,12 @@ def choice_prompt(question: str) -> Callable[[Row], str]:
         )
 
     return prompt
+
+
+def choice_texts(row: Row) -> tuple[Choice, ...]:
+    """Returns the text of every choice in the order of `LETTERS`, as it is written."""
+    lettered = _lettered(row)
+    return tuple(Choice("", f" {lettered[letter]}") for letter in LETTERS)
 
 
 def choice_target(row: Row) -> int:
