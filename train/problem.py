@@ -20,7 +20,7 @@ from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.pretrained import tokenizer_fingerprint
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.pissa import principal
-from ivon_jax.train.config import RunConfig, TrainConfig
+from ivon_jax.train.config import RunConfig, TrainConfig, make_method
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.layout import Layout
@@ -185,6 +185,7 @@ def laid_out(
         rows=row_shards(problem.mesh) * config.accumulate,
         groups=problem.mesh.shape["data"],
         prefix=length,
+        orders=make_method(config).orders,
     )
     return encoded.tokens[0][:length], layout
 

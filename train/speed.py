@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.plan.chips import CHIPS, Chip, ChipName
 from ivon_jax.train.plan.plan import flops
 from ivon_jax.train.problem import Problem
@@ -59,7 +59,7 @@ class Speed:
             config: the resolved run.
         """
         assert config.hyper.batch_size is not None
-        batch_size = config.hyper.batch_size
+        batch_size = config.hyper.batch_size * make_method(config).orders
         length = float(problem.splits["train"].lengths.mean())
         chip = chip_of(jax.devices()[0].device_kind)
         share = None

@@ -159,7 +159,7 @@ def train_batches(
 
     Every epoch is a new permutation of all examples, a function of the seed only. An
     epoch's last examples share a batch with the first ones of the next, so all batches
-    are full and no example is dropped.
+    are full and no example is dropped. Of several shuffles the first is that of one.
 
     Args:
         encoded: the examples.
@@ -173,7 +173,7 @@ def train_batches(
     local = slice(None) if rows is None else rows
 
     def batch(indices: Sequence[int]) -> Batch:
-        chosen = np.asarray(indices)
+        chosen = np.asarray(indices).reshape(-1, layout.orders).T.ravel()
         placed = chosen[layout.place(encoded.lengths[chosen])]
         shape = layout.shape_of(encoded.lengths[placed])
         count = answer_count(encoded, placed, shape.tokens)
@@ -181,8 +181,11 @@ def train_batches(
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 unhashed, the second
     # epoch of one run would be the first of the next.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    order = grain.MapDataset.range(len(encoded)).shuffle(seed=spread).repeat()
+    seeds = np.random.SeedSequence(seed).generate_state(layout.orders)
+    examples = grain.MapDataset.range(len(encoded))
+    order = grain.MapDataset.mix(
+        [examples.shuffle(seed=int(s)).repeat() for s in seeds]
+    )
     size = layout.rows * layout.texts
     stream = order.batch(size, drop_remainder=True, batch_fn=batch)
     # Padding takes microseconds; prefetching threads would only have to be stopped when

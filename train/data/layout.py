@@ -62,12 +62,14 @@ class Layout:
         texts: texts in a row.
         groups: parts of the rows that have each a block of the batch's texts.
         shapes: the shapes that rows have; the largest fits any batch.
+        orders: shuffles of the examples, whose rows alternate.
     """
 
     rows: int
     texts: int
     groups: int
     shapes: tuple[Shape, ...]
+    orders: int = 1
 
     @classmethod
     def of(
@@ -77,6 +79,7 @@ class Layout:
         rows: int = 1,
         groups: int = 1,
         prefix: int = 0,
+        orders: int = 1,
     ) -> "Layout":
         """Chooses shapes that waste little on random batches.
 
@@ -85,10 +88,11 @@ class Layout:
 
         Args:
             encoded: the examples, without the prefix.
-            batch_size: examples in a batch.
-            rows: number of rows. An encoder's texts have a row each.
-            groups: number of groups, which divides that of rows.
+            batch_size: examples of each shuffle in a batch.
+            rows: number of their rows. An encoder's texts have a row each.
+            groups: number of their groups, which divides that of rows.
             prefix: tokens of the prefix that all texts share.
+            orders: number of shuffles.
 
         Raises:
             ValueError: the batch size is not positive, or no multiple of `rows`.
@@ -100,9 +104,10 @@ class Layout:
                 f"batch size {batch_size} is not a multiple of {rows}, >= 1"
             )
         texts, padded = batch_size // rows, padded_lengths(encoded.lengths)
+        batch_size, rows, groups = (orders * n for n in (batch_size, rows, groups))
         if texts == 1:
             shapes = tuple(Shape(size, size) for size in padded)
-            return cls(rows, texts, groups, shapes)
+            return cls(rows, texts, groups, shapes, orders)
         rng = np.random.default_rng(0)
         drawn = encoded.lengths[rng.integers(len(encoded), size=(DRAWN, batch_size))]
         sums = [own[_placed(own, texts, groups)].sum(1).max() for own in drawn]
@@ -113,14 +118,19 @@ class Layout:
         largest = Shape(-(-int(most.sum()) // 8) * 8, bucket(int(most[-1])))
         count = int(SHARE * len(padded))
         shapes = _chosen(needed, largest, texts, prefix, count)
-        return cls(rows, texts, groups, shapes)
+        return cls(rows, texts, groups, shapes, orders)
 
     def place(self, lengths: Int[np.ndarray, " n"]) -> Int[np.ndarray, "b k"]:
         """Puts a batch's texts into rows; see `arrange`.
 
         What is in a group depends on the number of groups, not on that of rows.
+
+        Args:
+            lengths: lengths of the texts, those of one shuffle after the other.
         """
-        return _placed(lengths, self.texts, self.groups)
+        placed = _placed(lengths, self.texts, self.groups)
+        by_order = placed.reshape(self.orders, -1, self.texts)
+        return np.swapaxes(by_order, 0, 1).reshape(placed.shape)
 
     def shape_of(self, lengths: Int[np.ndarray, "b k"]) -> Shape:
         """Returns the first shape, and so the cheapest, that fits rows of texts."""

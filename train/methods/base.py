@@ -227,6 +227,14 @@ class Method:
         return self.gradients
 
     @property
+    def orders(self) -> int:
+        """Number of shuffles that a step takes a batch of.
+
+        With several, row r of the i-th one's batch is row ``r * orders + i``.
+        """
+        return 1
+
+    @property
     def metadata(self) -> dict[str, float]:
         """Numbers to store beside the posterior."""
         return {}

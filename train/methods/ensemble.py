@@ -1,12 +1,12 @@
 """Ensembles of adapters, trained side by side by Adam (Wang et al., 2023).
 
-See arXiv:2310.00035. Members differ in their draw of A and in their dropout masks; all
-see the same batches. Predictions average their probabilities.
+See arXiv:2310.00035. Members differ in their draw of A, in their dropout masks and, if
+so chosen, in the order of their examples. Predictions average their probabilities.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,15 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.checks import Rule
 from ivon_jax.particles import Particles
+from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods import adam
 from ivon_jax.train.methods.adam import Adam, AdamHyper
 from ivon_jax.train.methods.base import Loss, Minibatch
-from ivon_jax.train.options import preset
+from ivon_jax.train.options import preset, unset
 
 PRESETS: dict[str, dict[str, Any]] = {
-    name: values | {"members": 5} for name, values in adam.PRESETS.items()
+    name: values | {"members": 5, "order": "same"}
+    for name, values in adam.PRESETS.items()
 }
 
 
@@ -30,9 +32,12 @@ class EnsembleHyper(AdamHyper):
 
     Attributes:
         members: sets of adapters.
+        order: whether all members see the same batches (same), or each has a shuffle
+            of its own, of which a step takes batch_size examples (own).
     """
 
     members: Annotated[int | None, preset("INT", PRESETS, "members")] = None
+    order: Annotated[Literal["same", "own"] | None, unset("{same,own}", "same")] = None
 
     PRESETS: ClassVar = PRESETS
     RULES: ClassVar = AdamHyper.RULES | {"members": Rule(">= 2", lambda n: n >= 2)}
@@ -61,6 +66,11 @@ class Ensemble(Adam):
         """All members share the base's reads."""
         return 1
 
+    @property
+    def orders(self) -> int:
+        """One for each member, or one for all."""
+        return self.hyper.members if self.hyper.order == "own" else 1
+
     def start(
         self, fresh: Callable[[Key[Array, ""]], PyTree], key: Key[Array, ""]
     ) -> PyTree:
@@ -77,11 +87,16 @@ class Ensemble(Adam):
     ) -> tuple[Float[Array, ""], PyTree]:
         """Returns the members' mean loss, and each one's gradient of its own loss."""
 
-        def of_member(params: PyTree, rngs: Any) -> tuple[Float[Array, ""], PyTree]:
-            return jax.value_and_grad(loss)(params, minibatch._replace(rngs=rngs))
+        def of_member(
+            params: PyTree, batch: Batch, rngs: Any
+        ) -> tuple[Float[Array, ""], PyTree]:
+            return jax.value_and_grad(loss)(params, Minibatch(batch, rngs))
 
+        own = self.orders > 1
+        batch = _each_own(minibatch, self.orders) if own else minibatch.batch
         rngs = {name: self._keys(key) for name, key in minibatch.rngs.items()}
-        values, grads = jax.vmap(of_member)(params, rngs)
+        of_all = jax.vmap(of_member, (0, 0 if own else None, 0))
+        values, grads = of_all(params, batch, rngs)
         return jnp.mean(values), grads
 
     def _keys(self, key: Key[Array, ""]) -> Key[Array, " m"]:
@@ -89,3 +104,10 @@ class Ensemble(Adam):
         others = jnp.arange(1, self.hyper.members)
         folded = jax.vmap(jax.random.fold_in, (None, 0))(key, others)
         return jnp.concatenate([key[None], folded])
+
+
+def _each_own(minibatch: Minibatch, members: int) -> Batch:
+    """Returns the members' batches, stacked; the weights of each sum to 1."""
+    batch = minibatch.split(members, strided=True).batch
+    totals = jnp.sum(batch.weights, axis=(1, 2), keepdims=True)
+    return batch._replace(weights=batch.weights / totals)

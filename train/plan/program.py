@@ -86,7 +86,13 @@ def step_shapes(
             planned_objective(model_config, classes),
             jax.eval_shape(lambda: Streams.from_seed(0)),
         ),
-        _batch(config, seq_length, head=bool(family.head), text=classes is None),
+        _batch(
+            config,
+            seq_length,
+            method.orders,
+            head=bool(family.head),
+            text=classes is None,
+        ),
         config.accumulate,
     )
 
@@ -97,7 +103,9 @@ def compile_step(step: Step, mesh: Mesh) -> Any:
         return step.placed(mesh).trace().lower().compile()
 
 
-def _batch(config: TrainConfig, seq_length: int, *, head: bool, text: bool) -> Batch:
+def _batch(
+    config: TrainConfig, seq_length: int, orders: int, *, head: bool, text: bool
+) -> Batch:
     """Returns the shapes of a batch of full prompts."""
     assert config.hyper.batch_size is not None
     sizes = parse_mesh(config.mesh)
@@ -105,6 +113,7 @@ def _batch(config: TrainConfig, seq_length: int, *, head: bool, text: bool) -> B
     if head:
         rows = config.hyper.batch_size
     texts = config.hyper.batch_size // rows
+    rows *= orders
     whole = jax.ShapeDtypeStruct((rows, texts * seq_length), jnp.int32)
     each = jax.ShapeDtypeStruct((rows, texts), jnp.int32)
     places = jax.ShapeDtypeStruct((rows, texts, seq_length), jnp.int32)

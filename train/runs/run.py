@@ -165,6 +165,7 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     """
     # Settings unknown to an older version had today's default.
     unrecorded = {name: now.get(name) for name in ("dropout", "tokenizer_fingerprint")}
+    unrecorded["hyper.order"] = "same"  # of an ensemble's members
     before = _flat(to_json(TrainConfig())) | unrecorded | BEFORE | _renamed(before)
     # Nothing that is trained depends on how it is scored by votes.
     may_change = {*MAY_CHANGE, *(name for name in now if name.startswith("voting."))}

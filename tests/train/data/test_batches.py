@@ -102,15 +102,38 @@ def test_training_batches_are_full_and_all_count():
         np.testing.assert_array_equal(batch.tokens[:, :1], 100 + batch.labels)
 
 
-def test_a_stored_position_resumes_exactly():
+@pytest.mark.parametrize("orders", [1, 3])
+def test_a_stored_position_resumes_exactly(orders):
     data = encoded([1] * 11)
-    stream = batches_of(data, 4, 5)
+    layout = Layout.of(data, 4, orders=orders)
+    stream = train_batches(data, layout, 5)
     labels_of(stream, 7)
     state = stream.get_state()
     ahead = labels_of(stream, 6)
-    resumed = batches_of(data, 4, 5)
+    resumed = train_batches(data, layout, 5)
     resumed.set_state(state)
     assert labels_of(resumed, 6) == ahead
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (4, 1), (4, 2), (8, 2)])
+def test_rows_of_several_orders_alternate(rows, groups):
+    data = encoded([3, 20, 5, 9, 30, 1, 2, 17] * 2)
+    layout = Layout.of(data, 8, rows, groups, orders=3)
+    stream = train_batches(data, layout, 0)
+    alone = train_batches(data, Layout.of(data, 8, rows, groups), 0)
+    drawn: list[list[int]] = [[], [], []]
+    for _ in range(6):  # three epochs
+        batch = next(stream)
+        assert len(batch.tokens) == 3 * rows
+        width = batch.packed.token.shape[2]
+        assert Shape(batch.tokens.shape[1], width) in layout.shapes
+        np.testing.assert_array_equal(batch.labels[::3], next(alone).labels)
+        for order, labels in enumerate(drawn):
+            labels += batch.labels[order::3].ravel().tolist()
+    epochs = [labels[at : at + 16] for labels in drawn for at in (0, 16, 32)]
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    halves = [frozenset(epoch[:8]) for epoch in epochs]
+    assert len(set(halves)) == len(halves), "orders differ, and epochs do"
 
 
 @given(
@@ -133,18 +156,14 @@ def test_rows_keep_batches_and_have_the_shapes_of_the_layout(lengths, rows):
         )
 
 
-@pytest.mark.parametrize("texts", [1, 2])
-def test_slices_of_processes_make_up_the_batch(texts):
+@pytest.mark.parametrize(("texts", "orders"), [(1, 1), (2, 1), (2, 3)])
+def test_slices_of_processes_make_up_the_batch(texts, orders):
     data = encoded([3, 20, 5, 9, 30, 1, 2])
-    whole = batches_of(data, 4 * texts, 0, rows=4)
+    layout = Layout.of(data, 4 * texts, 4, orders=orders)
+    whole = train_batches(data, layout, 0)
     parts = [
-        train_batches(
-            data,
-            Layout.of(data, 4 * texts, 4),
-            0,
-            rows=np.arange(2 * i, 2 * i + 2),
-        )
-        for i in range(2)
+        train_batches(data, layout, 0, rows=rows)
+        for rows in np.split(np.arange(4 * orders), 2)
     ]
     for _ in range(5):
         joined = jax.tree.map(lambda *p: np.concatenate(p), *map(next, parts))
