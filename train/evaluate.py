@@ -158,28 +158,25 @@ def evaluate_folder(
         raise ValueError("directory: name a run, or an adapter with --adapter")
     if directory:
         _check_run(adapter, out, wanted, test=test)
-        splits = ["validation", "test"] if wanted.temperature else None
-        data = run.read_config(directory)[0].data
-        wanted_votes(find_task(data), voting, 1)
-        foreign = find_foreign(find_task(data), data, ood_task, ood_file)
-        source, out = read_run(directory, mesh, splits, best=best, test=test), directory
+        folder, data = directory, run.read_config(directory)[0].data
     else:
-        if not (adapter.model and out) or best or wanted.temperature:
-            raise ValueError(
-                "adapter: needs --model and --out, and has no --best or --temperature"
-            )
-        # Answers are gone on with.
-        run.check_new(out, [path.name for path in out.glob("outputs-*")])
+        folder = _check_adapter(adapter, out, wanted, best=best)
+        data = adapter.scored
+    task = find_task(data)
+    wanted_votes(task, voting, 1)
+    foreign = find_foreign(task, data, ood_task, ood_file)
+    if directory:
+        splits = ["validation", "test"] if wanted.temperature else None
+        source = read_run(directory, mesh, splits, best=best, test=test)
+    else:
         source = read_adapter(adapter, mesh, test=test)
-        data = source.config.data
-        foreign = find_foreign(source.problem.task, data, ood_task, ood_file)
     predictors = predictors_for(source, wanted, chunk_size)
     models = wanted.samples or source.posterior.size or Samples().samples
     with resumed_by("the same command goes on with them"):
         return evaluate(
             source,
             predictors,
-            out,
+            folder,
             best=best,
             test=test,
             chunk_size=chunk_size,
@@ -200,6 +197,19 @@ def _check_run(
             "temperature: is fitted on held-out training examples and scored on"
             " others; needs --test"
         )
+
+
+def _check_adapter(
+    adapter: AdapterSource, out: Path | None, wanted: Wanted, *, best: bool
+) -> Path:
+    """Checks that the options are those of an adapter, and returns its new folder."""
+    if not (adapter.model and out) or best or wanted.temperature:
+        raise ValueError(
+            "adapter: needs --model and --out, and has no --best or --temperature"
+        )
+    # Answers are gone on with.
+    run.check_new(out, [path.name for path in out.glob("outputs-*")])
+    return out
 
 
 def evaluation_name(predictors: Sequence[Predictor], of: str = "") -> str:

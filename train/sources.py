@@ -44,6 +44,16 @@ class AdapterSource(NamedTuple):
     data: DataConfig = DataConfig()
     base: BaseName = "f32"
 
+    @property
+    def scored(self) -> DataConfig:
+        """The data options where no training examples are read.
+
+        A custom task then needs no file of them.
+        """
+        if self.data.train_file is not None:
+            return self.data
+        return dataclasses.replace(self.data, train_file=self.data.eval_file)
+
     def check(self, *, runs: bool) -> None:
         """Checks that the adapters have a model, their own or that of a run.
 
@@ -268,10 +278,9 @@ def read_adapter(
         ValueError: anything wrong with adapter, model or data, or their fit.
     """
     assert source.adapters and source.model
-    adapter, data = source.adapters[0], source.data
-    if data.train_file is None and not {"train", "validation"} & set(splits or ()):
-        # A custom task requires it, but it will not be read.
-        data = dataclasses.replace(data, train_file=data.eval_file)
+    adapter = source.adapters[0]
+    trained = {"train", "validation"} & set(splits or ())
+    data = source.data if trained else source.scored
     config = TrainConfig(
         source.model,
         data=data,

@@ -1,6 +1,6 @@
 """The examples that a page shows: those that are least certain, and wrong ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -99,15 +99,10 @@ def classes(
 
     # Right ones are below any confidence.
     confident = highest(np.where(wrong, found.confidence, -1.0))[: int(wrong.sum())]
-    uncertain = highest(found.entropy)
+    none = {"empty": "No example was predicted wrong."}
     return [
-        {"caption": "Most uncertain", "head": head, "rows": list(map(row, uncertain))},
-        {
-            "caption": "Most confidently wrong",
-            "head": head,
-            "rows": list(map(row, confident)),
-            "empty": "No example was predicted wrong.",
-        },
+        table("Most uncertain", head, row, highest(found.entropy)),
+        table("Most confidently wrong", head, row, confident) | none,
     ]
 
 
@@ -132,17 +127,9 @@ def numbers(
         numbers = (labels[i], mean[i], spread[i], error[i])
         return [{"text": shown_text(examples[i])}, *(f"{x:.3f}" for x in numbers)]
 
-    tables = {"Largest error": error}
-    if len(draws) > 1:
-        tables = {"Most uncertain": spread} | tables
-    return [
-        {
-            "caption": name,
-            "head": head,
-            "rows": list(map(row, highest(values))),
-        }
-        for name, values in tables.items()
-    ]
+    uncertain = table("Most uncertain", head, row, highest(spread))
+    wrong = table("Largest error", head, row, highest(error))
+    return [*[uncertain] * (len(draws) > 1), wrong]
 
 
 def texts(
@@ -175,13 +162,18 @@ def texts(
             f"{int(tokens[i])}",
         ]
 
-    return [
-        {
-            "caption": "Least expected completions",
-            "head": ["example", "NLL a token", "tokens right", "tokens"],
-            "rows": list(map(row, highest(nll / tokens))),
-        }
-    ]
+    head = ["example", "NLL a token", "tokens right", "tokens"]
+    return [table("Least expected completions", head, row, highest(nll / tokens))]
+
+
+def table(
+    caption: str,
+    head: Sequence[str],
+    row: Callable[[int], list[Any]],
+    places: Sequence[int],
+) -> Table:
+    """Returns a table of the examples at some places."""
+    return {"caption": caption, "head": head, "rows": list(map(row, places))}
 
 
 def highest(values: Float[np.ndarray, " n"]) -> list[int]:
