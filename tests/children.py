@@ -26,11 +26,11 @@ def start(
     program: tuple[object, ...] = COMMAND_LINE,
 ) -> subprocess.Popen:
     """Start a command; `limit` is said to the shell before it, as `ulimit -f 4`."""
-    env = dict(
-        os.environ,
-        # Not the flags of the tests.
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
-    )
+    # Of a repeated flag the last counts. With the others of the tests, a child finds
+    # what they have compiled.
+    flags = os.environ["XLA_FLAGS"]
+    flags += f" --xla_force_host_platform_device_count={devices}"
+    env = dict(os.environ, XLA_FLAGS=flags)
     command = [sys.executable, *map(str, program), *map(str, words)]
     if limit:
         command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]

@@ -141,10 +141,10 @@ def test_evaluations_give_the_recorded_rows(name, home, written, capsys):
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        ("adam", "interrupted"),
+        pytest.param("adam", "interrupted", marks=pytest.mark.slow),
         ("ivon-lora", "interrupted"),
         ("adam", "killed"),
-        ("ivon-lora", "killed"),
+        pytest.param("ivon-lora", "killed", marks=pytest.mark.slow),
         ("encoder", "killed"),
         ("packed", "killed"),
     ],

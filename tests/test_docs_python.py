@@ -199,6 +199,7 @@ def ensembles(page):
     assert np.isfinite(page.curve).all()
 
 
+@pytest.mark.slow  # `make docs` runs them too, and ends at an error
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs(path, execute, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")

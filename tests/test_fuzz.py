@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deberta_peer
 import fuzzing
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_deberta
 import test_deberta_tokenizer
 import test_gguf_tokenizer
 import test_posterior
@@ -188,7 +188,7 @@ CASES = {
         "config.json",
         lambda folder: (folder / "config.json").write_text(
             json.dumps(
-                test_deberta.LIKE_V3
+                deberta_peer.LIKE_V3
                 | {
                     "hidden_act": "gelu",
                     "layer_norm_eps": 1e-7,

@@ -32,7 +32,14 @@ def test_files_and_functions_are_short(name):
     assert {k: n for k, n in functions(text) if n > MOST_CODE} == {}
 
 
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def test_test_files_are_short():
+    lines = {path.name: len(path.read_text().splitlines()) for path in TESTS}
+    assert {name: n for name, n in lines.items() if n > MOST_LINES} == {}
+
+
 def test_test_files_have_names_of_their_own():
     """pytest imports them by name: a second one of a name is an error."""
-    paths = sorted((ROOT / "tests").rglob("test_*.py"))
-    assert len({path.name for path in paths}) == len(paths)
+    assert len({path.name for path in TESTS}) == len(TESTS)

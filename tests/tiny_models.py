@@ -67,3 +67,23 @@ def gguf_name(name: str) -> str:
     found = table.get_name(name, try_suffixes=(".weight", ".bias"))
     assert found is not None
     return found
+
+
+def gguf_with(path, add, architecture="llama"):
+    """A GGUF file with a few fields or tensors more."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_context_length(128)
+    writer.add_tensor("token_embd.weight", np.ones((50, 32), np.float32))
+    add(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -21,9 +21,8 @@ from metric_cases import (
 )
 
 
-@pytest.mark.parametrize("bins", [1, 10, 15])
+@pytest.mark.parametrize(("bins", "scale"), [(1, 1.0), (10, 0.3), (15, 3.0)])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 def test_ece_equals_torchmetrics(shape, bins, scale):
     torch = pytest.importorskip("torch")
     torchmetrics = pytest.importorskip("torchmetrics")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_llama import (
+from llama_peer import (
     SMALL,
     from_torch,
     hf_configs,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_llama import SMALL, hf_configs, no_past, random_model, relative
+from llama_peer import SMALL, hf_configs, no_past, random_model, relative
 
 from ivon_jax.models import Llama, LlamaConfig
 from ivon_jax.models.packed import Packed, to_places, to_tokens

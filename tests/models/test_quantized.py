@@ -171,8 +171,16 @@ def test_a_step_on_a_16_bit_base_mixes_no_types(folder, kind):
     assert kept == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"])
-@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [
+        (None, "data=8"),
+        ("int8", "fsdp=8"),
+        ("int8", "data=2,fsdp=2,tensor=2"),
+        ("nf4", "data=2,fsdp=2,tensor=2"),
+        pytest.param("nf4", "fsdp=8", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_changes_no_number(folder, kind, mesh):
     alone, split = loaded(folder, kind), loaded(folder, kind, mesh)
     chex.assert_trees_all_equal(split.params, alone.params)

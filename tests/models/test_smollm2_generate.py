@@ -7,6 +7,9 @@ from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.generate import Options, generate, open_model
 from ivon_jax.train.tasks.registry import get_task
 
+# Small models do so in test_decode.py; the real one reads in test_smollm2.py.
+pytestmark = pytest.mark.slow
+
 NAME = "smollm2-135m-instruct"
 GREEDY = Sampler(temperature=0.0)
 
@@ -28,7 +31,6 @@ def test_the_capital_of_france(writer):
     assert "Paris" in writer.tokenizer.decode(output.tokens)
 
 
-@pytest.mark.slow  # small models do so in test_decode.py
 def test_greedy_tokens_equal_those_of_transformers(writer):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

@@ -137,10 +137,12 @@ def interrupt(patch, owner, name: str, call: int = 1, times: int = 1) -> None:
     ("owner", "name", "call", "done"),
     [
         (loop.run, "start", 1, 0),
-        (loop._Training, "first_state", 1, 0),
+        pytest.param(loop._Training, "first_state", 1, 0, marks=pytest.mark.slow),
         (loop, "train_step", 1, 1),
         (loop, "validate", 2, 6),
-        (loop.Checkpoints, "restore_best", 1, STEPS),
+        pytest.param(
+            loop.Checkpoints, "restore_best", 1, STEPS, marks=pytest.mark.slow
+        ),
         (Posterior, "save", 1, STEPS),
     ],
 )

@@ -166,6 +166,7 @@ def test_damaged_config(trained, tmp_path, capsys, text):
     assert "config.json: not the configuration" in one_line(capsys)
 
 
+@pytest.mark.slow  # by SIGTERM: test_killed.py; in one process: test_train.py
 def test_interrupt_keeps_what_was_learned(problem, tmp_path):
     out = tmp_path / "run"
     steps = ["--steps", 1_000_000, "--batch-size", 2]

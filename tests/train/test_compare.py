@@ -236,6 +236,7 @@ def test_table_of_no_comparison(tmp_path, capsys, content):
     assert "not the results of a comparison" in one_line(capsys)
 
 
+@pytest.mark.slow  # in one process: test_a_comparison_goes_on_where_it_stopped
 def test_an_interrupted_comparison_leaves_its_run(problem, tmp_path):
     out = tmp_path / "compared"
     steps = [option for name in ("adam", "ivon-lora") for option in (

@@ -20,6 +20,9 @@ from ivon_jax.train.report import tables
 from ivon_jax.train.runs import fitted
 from ivon_jax.train.runs.run import POSTERIOR, read_predictions
 
+# Each part is tested on an encoder by itself, and a comparison on a decoder.
+pytestmark = pytest.mark.slow
+
 SOURCES = ("adam", "ivon-lora")
 OPTIONS = {
     "tfb": ("--samples", "2"),
@@ -65,7 +68,6 @@ def test_all_fits_are_in_the_table(compared):
     assert all(np.isfinite(row["nll"]) for row in rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS)
 def test_a_fit_alone_is_that_of_the_comparison(fit, compared, tmp_path):
     out, sources = tmp_path / "out", [compared / name for name in sources_of(fit)]

@@ -248,6 +248,7 @@ def test_a_folder_of_another_fit_is_refused(few, alone, tmp_path):
         cli.compare(few, out, resume=True)
 
 
+@pytest.mark.slow  # without fits: test_compare_mesh.py
 def test_a_mesh_changes_no_number(few, alone, tmp_path):
     mesh = dataclasses.replace(few, mesh="data=2,fsdp=2,tensor=2")
     cli.compare(mesh, tmp_path / "out")

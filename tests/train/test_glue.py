@@ -113,7 +113,10 @@ def test_a_run_is_trained_and_scored(trained, capsys):
 
 @pytest.mark.parametrize(
     ("task", "fields"),
-    [("qqp", ("question1", "question2")), ("qnli", ("question", "sentence"))],
+    [
+        ("qqp", ("question1", "question2")),
+        pytest.param("qnli", ("question", "sentence"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_snapshot_of_the_hub_learns_its_examples(task, fields, tmp_path):
     """The tokenizer in spm.model alone, rows in parquet files of the hub's fields."""

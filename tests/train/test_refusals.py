@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import cli, loop
+from ivon_jax.train import cli
 
 STEPS = 6
 
@@ -96,25 +95,6 @@ def compare(**changes: object) -> list[object]:
     hyper = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.01}
     both = flags("adam.", **hyper) + flags("ivon-lora.", **hyper)
     return ["compare", *task(**changes), *both]
-
-
-def test_an_interrupted_comparison_compares_nothing(
-    ivon_jax_command, tmp_path, monkeypatch
-):
-    real = loop.train_step
-
-    def interrupted(*args, **kwargs):
-        signal.raise_signal(signal.SIGINT)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", interrupted)
-    code, stdout, stderr = ivon_jax_command(*compare(out=tmp_path / "out"))
-    assert (code, stdout) == (130, "")
-    last = stderr.splitlines()[-1]
-    assert last.startswith("ivon-jax: adam interrupted after step 1 of ")
-    assert last.endswith("; the same command with --resume continues it")
-    assert not (tmp_path / "out" / "results.json").exists()
-    assert not (tmp_path / "out" / "ivon-lora").exists()
 
 
 def snapshot(*folders: Path) -> dict[str, bytes]:

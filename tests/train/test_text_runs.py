@@ -71,7 +71,14 @@ def problems(home):
     return prepare(config_of(home)), prepare(config_of(home, **SPLIT))
 
 
-@pytest.mark.parametrize("method", ["adam", "ivon-lora", "blob", "ensemble"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ivon-lora",
+        "ensemble",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "blob")),
+    ],
+)
 def test_a_mesh_and_accumulation_change_no_loss(home, method, problems, tmp_path):
     """Rows have unequal numbers of learnt tokens, in unequal parts of the batch."""
     whole = train(config_of(home, method), tmp_path / "whole", problems[0])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import resource
 import signal
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +30,6 @@ from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.runs.diagnostics import DIAGNOSTICS
 from ivon_jax.train.runs.run import METRICS, POSTERIOR
-from ivon_jax.train.runs.tracking import Jsonl
 
 HYPER = {
     "adam": AdamHyper(steps=80, batch_size=8, learning_rate=1e-2),
@@ -233,23 +231,6 @@ def test_a_step_leaves_the_base_alone(method, base, problem):
 # Steps without a finite loss.
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_non_finite_step_changes_nothing(method, base, problem):
-    name, state, fixed = start(problem, config_of(base, method))
-    before = jax.tree.map(np.array, state)
-    nans = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), fixed.frozen)
-    batch = batch_of(problem, list(range(8)))
-    broken = fixed._replace(frozen=nans)
-    state, logs = take_step(problem, name, state, broken, batch)
-    assert not np.isfinite(logs["loss"]) and logs["finite"] == 0
-    assert same(state.params, before.params)
-    assert same(state.method, before.method)
-    assert int(state.step) == 1
-    state, logs = take_step(problem, name, state, fixed, batch)
-    assert np.isfinite(logs["loss"]) and logs["finite"] == 1
-    assert not same(state.method, before.method)
-
-
 @dataclasses.dataclass(frozen=True)
 class InfiniteGradient(Method):
     """A method whose loss is fine while its gradient is not."""
@@ -317,19 +298,6 @@ def test_fewer_bad_steps_are_counted(base, problem, tmp_path, monkeypatch, capsy
     assert (tmp_path / "run" / POSTERIOR).exists()
 
 
-def test_a_line_of_metrics_is_whole_or_an_error(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    tracker = Jsonl(tmp_path)
-    tracker.start({}, 0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
-        with pytest.raises(OSError, match=f"{METRICS}: cannot be written"):
-            tracker.log(1, {"loss": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        tracker.finish()
-
-
 def test_a_step_moves_nothing_unasked(base, problem, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "put_batch", lambda batch, mesh, batch_size: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
@@ -375,41 +343,6 @@ def test_a_shared_prefix_changes_no_step_but_dropouts(base, tmp_path):
 
 
 # What is compiled.
-
-
-def shapes_in(jaxpr: Any) -> set[tuple[int, ...]]:
-    """Shapes of all values of a program, inner programs included."""
-    shapes = set()
-    for equation in jaxpr.eqns:
-        shapes |= {v.aval.shape for v in (*equation.invars, *equation.outvars)}
-        for value in jax.tree.leaves(
-            list(equation.params.values()),
-            is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr),
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                shapes |= shapes_in(inner)
-    return shapes
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_forms_nothing_of_the_vocabularys_size(method, base, problem):
-    import jax.extend.core
-
-    name, state, fixed = start(problem, config_of(base, method))
-    batch = batch_of(problem, list(range(8)))
-
-    def one_step(state):
-        return take_step(problem, name, state, fixed, batch)
-
-    def full(hidden):
-        frozen = {"params": problem.frozen}
-        return problem.network.base.apply(frozen, hidden, method="unembed")
-
-    assert (8, 50) in shapes_in(jax.make_jaxpr(full)(jnp.zeros((8, 32))).jaxpr)
-    shapes = shapes_in(jax.make_jaxpr(one_step)(state).jaxpr)
-    assert (8, 8, 32) in shapes  # it looks inside the jitted step
-    assert {shape for shape in shapes if 50 in shape} == {(50, 32)}
 
 
 @pytest.mark.parametrize("method", METHODS)

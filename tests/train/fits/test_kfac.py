@@ -227,7 +227,9 @@ def test_neither_padding_nor_batches_count(problem, adapters):
     assert_same(summed(problem, adapters, parts), wanted)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize(
+    "remat", ["full", pytest.param("dots", marks=pytest.mark.slow)]
+)
 def test_neither_does_recomputation(problem, adapters, remat):
     wanted = summed(problem, adapters, [batch_of(problem, CHOSEN)])
     network = problem.network
@@ -237,7 +239,9 @@ def test_neither_does_recomputation(problem, adapters, remat):
     assert_same(summed(changed, adapters, [batch_of(problem, CHOSEN)]), wanted)
 
 
-@pytest.mark.parametrize("mesh", ["data=4", "fsdp=2,tensor=2"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param("data=4", marks=pytest.mark.slow), "fsdp=2,tensor=2"]
+)
 def test_a_mesh_changes_nothing(config, problem, adapters, mesh):
     wanted = summed(problem, adapters, [batch_of(problem, CHOSEN)])
     split = prepare(dataclasses.replace(config, mesh=mesh), ["train"])

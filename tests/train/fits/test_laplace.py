@@ -200,7 +200,10 @@ def test_tokens_are_an_option_of_the_diagonal(place, source, tmp_path):
         np.testing.assert_allclose(posterior.precision[name], leaf + 2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+DIAGONAL_SLOW = ["laplace-kfac", pytest.param("laplace-diag", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("method", DIAGONAL_SLOW)
 def test_an_interrupted_fit_is_resumed(place, method, tmp_path, monkeypatch, capsys):
     words = ("--prior-precision", 1)
     assert fit(place, tmp_path / "whole", method, *words) == 0
@@ -239,7 +242,7 @@ def test_long_fits_are_saved_on_the_way(place, tmp_path, monkeypatch):
     assert saved == [8, 16, 24, 32, 40]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DIAGONAL_SLOW)
 def test_a_gaussian_run_and_a_mesh(place, method, tmp_path):
     found = {}
     for mesh in ("data=1", "data=2,fsdp=2"):

@@ -86,7 +86,9 @@ def test_every_output_is_made_once_and_ends_as_it_says(model, three):
     assert len({tuple(output.tokens) for output in three}) > 9
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+@pytest.mark.parametrize(
+    "batch_size", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 64))]
+)
 def test_the_batch_changes_nothing(model, three, batch_size):
     options = dataclasses.replace(SHORT, batch_size=batch_size)
     assert_same(generate(model, TEXTS, options), three)
@@ -105,7 +107,10 @@ def test_other_prompts_change_nothing(model, three):
         np.testing.assert_array_equal(mine.tokens, other.tokens)
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "tensor=2", "data=2,fsdp=2,tensor=2"])
+SLOW = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("data=8", "tensor=2")]
+
+
+@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", *SLOW])
 def test_a_mesh_changes_nothing(folder, model, three, mesh):
     split = dataclasses.replace(open_model(str(folder), mesh=mesh), stops=model.stops)
     assert_same(generate(split, TEXTS, SHORT), three)

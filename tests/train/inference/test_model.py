@@ -182,7 +182,7 @@ def test_the_python_of_the_docs_runs(model, monkeypatch):
     assert names["found"].draws.shape == (10, 2, 2)
 
 
-@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+@pytest.mark.parametrize("task", [pytest.param("mrpc", marks=pytest.mark.slow), "stsb"])
 def test_encoders(task, tmp_path):
     name, data = tiny_encoder.write_task(tmp_path, task)
     hyper = Hyper(steps=3, warmup=1, batch_size=8)

@@ -144,6 +144,7 @@ def test_one_run_is_evaluated_at_every_point(config, trained, capsys):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # with all methods: test_compare_fits.py
 def test_a_comparison_has_a_row_for_each(config, tmp_path):
     hyper = Hypers(adam_average=AdamAverageHyper(**COMMON))
     shared = {

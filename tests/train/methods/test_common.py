@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,8 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models.stack import unstack_layers
 from ivon_jax.train import loop
 from ivon_jax.train.config import TrainConfig, make_method, resolve
-from ivon_jax.train.config_json import from_json, to_json
 from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.keys import Streams
-from ivon_jax.train.methods.base import RUN, Hyper
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.sharding import put_batch, shardings
@@ -61,16 +59,12 @@ def problems(tasks) -> dict[str, Problem]:
 
 
 @pytest.fixture(scope="module")
-def halved(tasks) -> dict[str, Problem]:
+def halved(tasks) -> Problem:
     """With a base of 16 bits."""
-    made = {
-        name: prepare(dataclasses.replace(config, base="bf16"))
-        for name, config in tasks.items()
-    }
-    for problem in made.values():
-        kernels = jax.tree.leaves(problem.frozen)
-        assert any(leaf.dtype == jnp.bfloat16 for leaf in kernels)
-    return made
+    problem = prepare(dataclasses.replace(tasks["llama"], base="bf16"))
+    kernels = jax.tree.leaves(problem.frozen)
+    assert any(leaf.dtype == jnp.bfloat16 for leaf in kernels)
+    return problem
 
 
 def config_of(config: TrainConfig, method: str, **changes: Any) -> TrainConfig:
@@ -133,12 +127,38 @@ def method(request) -> str:
     return request.param
 
 
-UNSCANNED = pytest.param("llama-unscanned", marks=pytest.mark.slow)
+def branches() -> list[str]:
+    """One method of each branch, by which the passes of methods differ."""
+    found: dict[Any, str] = {}
+    for name, kind in METHODS.items():
+        method = kind.make(kind.hyper_type().resolve("commonsense", 8), 1)
+        found.setdefault(method.branch, name)
+    return list(found.values())
 
 
-@pytest.fixture(scope="module", params=[*MODELS, UNSCANNED])
-def bench(request, method, tasks, problems) -> Bench:
-    name, _, unscanned = request.param.partition("-")
+def pairs(fast: Iterable[tuple[str, str]], models: Iterable[str]) -> list[Any]:
+    """Every method on every model; those that are not in `fast` are slow."""
+    fast = set(fast)
+    return [
+        pytest.param(
+            pair := (model, name),
+            marks=[] if pair in fast else pytest.mark.slow,
+            id=f"{model}-{name}",
+        )
+        for name in METHODS
+        for model in models
+    ]
+
+
+ON_LLAMA = [("llama", name) for name in METHODS]
+BRANCHES = [(model, name) for model in MODELS for name in branches()]
+BENCHES = pairs(ON_LLAMA + BRANCHES, (*MODELS, "llama-unscanned"))
+
+
+@pytest.fixture(scope="module", params=BENCHES)
+def bench(request, tasks, problems) -> Bench:
+    model, method = request.param
+    name, _, unscanned = model.partition("-")
     return bench_of(tasks[name], problems[name], method, scanned=not unscanned)
 
 
@@ -151,12 +171,13 @@ def assert_floats_are_float32(tree: Any) -> None:
 # Shapes and dtypes, from shapes alone.
 
 
-@pytest.mark.parametrize(("base", "scanned"), [("bf16", True), ("f32", False)])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "base", "scanned"), [("llama", "bf16", True), ("deberta", "f32", False)]
+)
 def test_a_step_keeps_shapes_and_all_is_float32(
     model, base, scanned, method, tasks, problems, halved
 ):
-    problem = (halved if base == "bf16" else problems)[model]
+    problem = halved if base == "bf16" else problems[model]
     bench = bench_of(tasks[model], problem, method, scanned=scanned)
     state = jax.eval_shape(bench.start)
 
@@ -203,16 +224,12 @@ def test_steps_change_the_state_and_compile_once(bench):
         assert not all(jax.tree.leaves(changed))
 
 
-def branches() -> list[str]:
-    """One method of each branch, by which the passes of methods differ."""
-    found: dict[Any, str] = {}
-    for name, kind in METHODS.items():
-        method = kind.make(kind.hyper_type().resolve("commonsense", 8), 1)
-        found.setdefault(method.branch, name)
-    return list(found.values())
-
-
-@pytest.mark.parametrize("method", branches(), indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "bench",
+    pairs(BRANCHES, (*MODELS, "llama-unscanned")),
+    indirect=True,
+    scope="module",
+)
 def test_recomputed_activations_see_the_same_draws(bench):
     module = bench.network.module
     whole = module.clone(base=module.base.clone(remat="full"))
@@ -253,14 +270,12 @@ class Run(NamedTuple):
 
 
 # Whole runs of the encoder are slow; its steps above are not.
-WHOLE = ["llama", pytest.param("deberta", marks=pytest.mark.slow)]
-
-
-@pytest.fixture(scope="module", params=WHOLE)
-def trained(request, method, tasks, problems, tmp_path_factory) -> Iterator[Run]:
-    config = config_of(tasks[request.param], method)
+@pytest.fixture(scope="module", params=pairs(ON_LLAMA, MODELS))
+def trained(request, tasks, problems, tmp_path_factory) -> Run:
+    model, method = request.param
+    config = config_of(tasks[model], method)
     out = tmp_path_factory.mktemp("run") / method
-    yield Run(config, loop.train(problems[request.param], config, out), out)
+    return Run(config, loop.train(problems[model], config, out), out)
 
 
 def problem_of(config: TrainConfig, problems: dict[str, Problem]) -> Problem:
@@ -278,6 +293,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(trained, problems, tmp_path
     assert result(tmp_path / "run") == result(trained.out)
 
 
+# Those whose state is another one's are slow.
+OWN_STATE = [pair for pair in ON_LLAMA if pair[1] not in ("ivon", "adam-average")]
+
+
+@pytest.mark.parametrize(
+    "trained", pairs(OWN_STATE, MODELS), indirect=True, scope="module"
+)
 def test_a_mesh_changes_no_number(trained, tmp_path):
     # Nor do signs of flipout change where rows stay whole.
     flipout = trained.config.method == "blob"
@@ -337,49 +359,3 @@ def test_tempering_and_pruning_a_posterior(trained):
         return sum(int(np.sum(np.asarray(x) == 0)) for x in jax.tree.leaves(of.mean))
 
     assert zeros(posterior.prune(0.5)) > zeros(posterior)
-
-
-# Hyper-parameters.
-
-
-@pytest.mark.parametrize("family", RUN)
-def test_hyper_parameters_survive_json(method, family):
-    kind = METHODS[method].hyper_type
-    for hyper in (kind(), kind(steps=3), kind().resolve(family, 100)):
-        config = TrainConfig(method=method, hyper=hyper)
-        assert from_json(to_json(config), TrainConfig) == config
-    with pytest.raises(ValueError, match="config.hyper: unknown key 'nonsense'"):
-        values = to_json(TrainConfig(method=method))
-        values["hyper"]["nonsense"] = 1
-        from_json(values, TrainConfig)
-
-
-def numbers(hyper: Hyper) -> dict[str, Any]:
-    values = vars(hyper).items()
-    return {k: v for k, v in values if type(v) in (int, float)}
-
-
-@pytest.mark.parametrize("family", RUN)
-def test_every_number_has_a_range(method, family):
-    kind = METHODS[method].hyper_type
-    known = numbers(kind().resolve(family, 100))
-    assert {"steps", "warmup", "batch_size"} < known.keys()
-    for name, value in known.items():
-        bad = [-1] if type(value) is int else [-1.0, math.nan, math.inf]
-        for wrong in bad:
-            with pytest.raises(ValueError, match=f"^{name}: {wrong} is not "):
-                kind(**{name: wrong}).resolve(family, 100)
-    for name in ("steps", "batch_size"):
-        with pytest.raises(ValueError, match=f"^{name}: 0 is not a number > 0"):
-            kind(**{name: 0}).resolve(family, 100)
-    with pytest.raises(ValueError, match="^warmup: 5 is not <= steps"):
-        kind(steps=4, warmup=5).resolve(family, 100)
-
-
-def test_every_preset_is_complete(method):
-    kind = METHODS[method].hyper_type
-    assert kind.PRESETS.keys() == RUN.keys()
-    for family in RUN:
-        given = {f.name for f in dataclasses.fields(kind)} - set(kind.PRESETS[family])
-        missing = {k for k, v in vars(kind().resolve(family, 100)).items() if v is None}
-        assert missing <= given

@@ -86,7 +86,7 @@ def test_the_loss_is_torchs_cross_entropy(problem, folder):
     assert float(loss(params, minibatch)) == pytest.approx(wanted.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("texts", [1, 2, 4, 8])
+@pytest.mark.parametrize("texts", [1, 4])
 def test_packed_texts_are_as_if_alone(problem, texts):
     found, params = problem
     encoded = found.splits["train"]
@@ -110,7 +110,7 @@ def test_packed_texts_are_as_if_alone(problem, texts):
     )
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4])
 def test_accumulation_divides_once_over_the_whole_batch(problem, parts):
     """Micro-batches have unequal numbers of learnt tokens."""
     found, params = problem

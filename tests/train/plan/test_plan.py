@@ -73,7 +73,7 @@ ENCODER = DebertaConfig(
     [
         (SHAPE, "adam", "none"),
         (SHAPE, "ensemble", "none"),
-        (SHAPE, "ivon-lora", "none"),
+        pytest.param(SHAPE, "ivon-lora", "none", marks=pytest.mark.slow),
         (SHAPE, "ivon-lora", "full"),
         (ENCODER, "ivon-lora", "none"),
         (

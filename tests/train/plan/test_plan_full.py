@@ -32,7 +32,12 @@ def config_of(method: str = "adam", **changes) -> TrainConfig:
 
 @pytest.mark.parametrize(
     ("shape", "remat"),
-    [(LLAMA, "none"), (UNTIED, "full"), (ENCODER, "none"), (SHARED, "none")],
+    [
+        pytest.param(LLAMA, "none", marks=pytest.mark.slow),
+        (UNTIED, "full"),
+        (ENCODER, "none"),
+        pytest.param(SHARED, "none", marks=pytest.mark.slow),
+    ],
 )
 def test_operations_are_those_xla_counts(shape, remat, monkeypatch):
     family = families.family_of(shape)

@@ -1,5 +1,7 @@
 """Memory estimated from shapes, against what the chips' own compilers need."""
 
+import functools
+
 import jax
 import pytest
 from test_plan import SHAPE, config_of
@@ -9,6 +11,7 @@ from ivon_jax.train.plan.chips import GIB
 from ivon_jax.train.plan.shapes import estimate
 
 SMALL, LLAMA = "smollm2-135m-instruct", "meta-llama/Llama-3."
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -17,12 +20,12 @@ SMALL, LLAMA = "smollm2-135m-instruct", "meta-llama/Llama-3."
         (SMALL, 8, 64, "bf16", "none", "data=1", 0.68),
         (f"{LLAMA}2-3B", 8, 256, "bf16", "full", "data=1", 6.56),
         (f"{LLAMA}2-3B", 8, 256, "bf16", "dots", "data=1", 9.93),
-        (f"{LLAMA}2-3B", 8, 256, "bf16", "none", "data=1", 15.40),
-        (f"{LLAMA}2-3B", 8, 256, "int8", "dots", "data=1", 7.30),
+        slow(f"{LLAMA}2-3B", 8, 256, "bf16", "none", "data=1", 15.40),
+        slow(f"{LLAMA}2-3B", 8, 256, "int8", "dots", "data=1", 7.30),
         (f"{LLAMA}2-3B", 8, 256, "nf4", "dots", "data=1", 6.19),
-        (f"{LLAMA}1-8B", 32, 256, "bf16", "full", "fsdp=8", 2.59),
+        slow(f"{LLAMA}1-8B", 32, 256, "bf16", "full", "fsdp=8", 2.59),
         (f"{LLAMA}1-8B", 32, 128, "bf16", "none", "data=2,fsdp=16", 2.18),
-        (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 7.24),
+        slow(f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 7.24),
         (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=2,fsdp=64", 12.28),
     ],
 )

@@ -194,7 +194,7 @@ def test_a_dead_process_ends_the_others_and_a_restart_goes_on(
     assert [child.returncode for child in crew] == [143, 143], said
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_nobody_meets_gives_up(index, base, tmp_path):
     words = ["--wait-seconds", 1, "--steps", 1]
     crew = launch(base, tmp_path / "run", 2, 1, "data=2", *words, only=index)

@@ -97,7 +97,9 @@ def test_a_flag_that_changes_a_run_is_refused(flag, context, command, place, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu", "nosuch"])
+@pytest.mark.parametrize(
+    "platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow), "nosuch"]
+)
 def test_a_platform_that_is_not_there_is_one_line(platform, place, monkeypatch):
     if platform in ("cuda", "tpu") and jax.default_backend() != "cpu":
         pytest.skip(f"this machine may have {platform}")
@@ -232,7 +234,9 @@ runpy.run_module("ivon_jax.train.cli", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("cache", ["set", "not set", "not writable"])
+@pytest.mark.parametrize(
+    "cache", ["set", "not set", pytest.param("not writable", marks=pytest.mark.slow)]
+)
 def test_a_user_without_a_home(cache, place, tmp_path, monkeypatch):
     """An explicit cache suffices; without any, nothing is kept."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")

@@ -160,7 +160,9 @@ def test_it_is_the_average_over_samples_of_a_nearly_linear_model(problem, poster
     assert np.abs(linear - sampled).mean() < moved
 
 
-@pytest.mark.parametrize("mesh", ["data=2,fsdp=2", "data=2,tensor=2"])
+@pytest.mark.parametrize(
+    "mesh", [pytest.param("data=2,fsdp=2", marks=pytest.mark.slow), "data=2,tensor=2"]
+)
 def test_a_mesh_changes_nothing(folder, problem, posterior, mesh):
     wanted = predicted(problem, posterior, Linearised())
     split = prepare(dataclasses.replace(folder[1], mesh=mesh), ["test"])

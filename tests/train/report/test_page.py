@@ -1,8 +1,7 @@
-"""The page about runs: what it holds, that texts stay texts, and what is refused."""
+"""The page about runs: what it holds, and that texts stay texts."""
 
 import html.parser
 import json
-import os
 import re
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from scipy.stats import binomtest
-from tiny_fits import command, one_line
+from tiny_fits import command
 from tiny_results import (
     HOSTILE,
     gaussian,
@@ -34,7 +33,7 @@ from ivon_jax.train.objectives.text import Text
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.report import page, sweep
-from ivon_jax.train.report.contents import contents, unique_names
+from ivon_jax.train.report.contents import contents
 from ivon_jax.train.report.evaluated import read
 from ivon_jax.train.report.sweep import Sweep
 
@@ -321,93 +320,3 @@ def test_a_sweep_is_an_evaluation_that_is_made_once(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sweep, "read_run", None)  # the model is not loaded again
     assert command(*words, tmp_path / "b.html") == 0
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("report.txt", "does not end in .html"),
-        ("nowhere/report.html", "is no folder"),
-        ("folder.html", "is a folder"),
-    ],
-)
-def test_files_that_cannot_be_written(out, message, data, tmp_path, capsys):
-    folder = write_run(tmp_path / "run", data)
-    (tmp_path / "folder.html").mkdir()
-    assert command("report", folder, "--out", tmp_path / out) == 2
-    assert message in one_line(capsys)
-
-
-def test_no_permission(data, tmp_path, capsys, monkeypatch):
-    """For every user, root too."""
-    folder = write_run(tmp_path / "run", data)
-    out = tmp_path / "report.html"
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    assert command("report", folder, "--out", out) == 2
-    assert f"{tmp_path} cannot be written to" in one_line(capsys)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-    assert command("report", folder, "--out", out) == 2
-    assert "cannot be written to, for the sweep; --samples 0" in one_line(capsys)
-    assert not out.exists()
-
-
-def test_runs_that_cannot_be_reported(data, tmp_path, capsys):
-    out = tmp_path / "report.html"
-    new = write_run(tmp_path / "new", data, [])
-    fresh = write_run(tmp_path / "fresh", data, [], state="training")
-    (fresh / "posterior.safetensors").unlink()
-    good = write_run(tmp_path / "good", data)
-    cases = {
-        (): "directories: ",
-        (tmp_path,): "not a run (config.json is missing)",
-        (new,): f"was not evaluated; first: ivon-jax evaluate {new}",
-        (good, new): f"was not evaluated; first: ivon-jax evaluate {new}",
-        (good, "--test"): f"first: ivon-jax evaluate {good} --test",
-        (fresh,): "has no posterior yet (step 40 of 40)",
-        (good, good): "directories: a run is named twice",
-        (good, "--samples", -1): "samples: -1 is not >= 1",
-        (good, "--taus", 0): "tau: 0.0 is not",
-        (good, "--prunes", 1.5): "prune: 1.5 is not",
-    }
-    for words, message in cases.items():
-        assert command("report", *words, "--out", out) == 2, words
-        assert message in one_line(capsys), words
-    assert not out.exists()
-
-
-def test_an_evaluation_of_another_step_is_none(data, tmp_path, capsys):
-    folder = write_run(tmp_path / "run", data)
-    path = folder / "evaluation-4.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 7}))
-    assert command("report", folder, "--out", tmp_path / "a.html") == 2
-    assert "was not evaluated" in one_line(capsys)
-
-
-@pytest.mark.parametrize("name", ["evaluation-4.json", "predictions-4.safetensors"])
-def test_damaged_files(name, data, tmp_path, capsys):
-    folder = write_run(tmp_path / "run", data)
-    (folder / name).write_text("{}")
-    words = ("report", folder, "--samples", 0, "--out", tmp_path / "a.html")
-    assert command(*words) == 2
-    assert name in one_line(capsys)
-
-
-def test_runs_of_other_answers_are_reported_apart(data, tmp_path, capsys):
-    one = write_run(tmp_path / "one", data)
-    other = write_numbers(tmp_path / "numbers", 30)
-    labels = np.arange(30, dtype=np.float32) / 30
-    two = write_run(
-        tmp_path / "two", other, predictions=lambda x: numbers(labels, x.passes)
-    )
-    assert command("report", one, two, "--out", tmp_path / "a.html") == 2
-    assert "two: answers with a number" in one_line(capsys)
-
-
-def test_names_tell_runs_apart(data, tmp_path):
-    folders = [tmp_path / "x" / "run", tmp_path / "y" / "run"]
-    runs = [read(write_run(folder, data)) for folder in folders]
-    assert unique_names(runs) == ["x/run", "y/run"]
-    assert unique_names(runs[:1]) == ["run"]

@@ -64,7 +64,10 @@ def test_sigterm_saves_and_exits_143(base, tmp_path):
     assert status.read(out) == (done, LONG, "interrupted")
 
 
-@pytest.mark.parametrize("gone", ["stdout", "stderr", "both"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("stdout", "stderr")]
+
+
+@pytest.mark.parametrize("gone", ["both", *SLOW])
 def test_readers_may_go_away(gone, base, tmp_path):
     out = tmp_path / "run"
     child = process(base, out, steps=30)

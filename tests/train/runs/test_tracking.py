@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import resource
 import struct
 import sys
 
@@ -14,7 +15,8 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.methods.base import Hyper
-from ivon_jax.train.runs.tracking import tracking
+from ivon_jax.train.runs.run import METRICS
+from ivon_jax.train.runs.tracking import Jsonl, tracking
 from ivon_jax.train.trackers import base, registry
 
 CONFIG = {"model": "tiny", "hyper.steps": 4, "lora.targets": ["a"], "data.task": None}
@@ -220,3 +222,16 @@ def test_what_is_refused_at_the_start(words, message, tmp_path, monkeypatch, cap
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_line_of_metrics_is_whole_or_an_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tracker = Jsonl(tmp_path)
+    tracker.start({}, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{METRICS}: cannot be written"):
+            tracker.log(1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        tracker.finish()
