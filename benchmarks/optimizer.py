@@ -23,6 +23,7 @@ from benchmarks.steps import full_batch, make_fixed, make_method
 from benchmarks.timing import interleave, machine, summary, write
 from ivon_jax.lora import LoraConfig, init_adapters
 from ivon_jax.models import load
+from ivon_jax.models.attention import Platform
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.methods.base import Method
 from ivon_jax.train.pod.host_memory import keep_freed_memory
@@ -154,7 +155,9 @@ def main(
     keep_freed_memory()  # as the command line does
     before = machine()
     pretrained = load(model, tokenizer=False)
-    network = make_network(TrainConfig(), pretrained.model, LoraConfig())
+    network = make_network(
+        TrainConfig(), pretrained.model, LoraConfig(), Platform.of(jax.devices()[0])
+    )
     lora: Any = network.module
     tokens = jnp.zeros((1, 1), jnp.int32)
     adapters = init_adapters(lora, jax.random.key(0), tokens)

@@ -88,6 +88,7 @@ def ours(point: Point) -> Step:
     from benchmarks.steps import full_batch, make_fixed, make_method
     from ivon_jax.lora import LoraConfig
     from ivon_jax.models import Llama
+    from ivon_jax.models.attention import Platform
     from ivon_jax.train.config import TrainConfig
     from ivon_jax.train.pod.host_memory import keep_freed_memory
     from ivon_jax.train.pod.sharding import make_mesh, put_batch, shardings
@@ -98,7 +99,9 @@ def ours(point: Point) -> Step:
     keep_freed_memory()  # as the command line does
     mesh = make_mesh(f"data={point.devices}")
     base = Llama(llama(point.layers, point.width), scan_layers=point.scanned)
-    network = make_network(TrainConfig(), base, LoraConfig(rank=point.rank))
+    network = make_network(
+        TrainConfig(), base, LoraConfig(rank=point.rank), Platform.of(jax.devices()[0])
+    )
     method = make_method("adam", learning_rate=1e-4)
     if point.kind != "adam":
         method = make_method("ivon-lora", ess=1e5, mc_samples=point.samples)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.deberta_attention import (
@@ -85,7 +86,8 @@ class Intermediate(ProjectionModule):
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s e"]:
         """Applies the layer at every position."""
-        return ACTIVATIONS[self.config.hidden_act](self.dense(x))
+        up = checkpoint_name(self.dense(x), "up")
+        return ACTIVATIONS[self.config.hidden_act](up)
 
 
 class Layer(ProjectionModule):
@@ -109,7 +111,7 @@ class Layer(ProjectionModule):
         convolved: Convolved | None,
     ) -> tuple[Float[Array, "b s d"], None]:
         """Applies the layer; the first one also adds the convolution's output."""
-        attended = self.attention(x, relative, mask)
+        attended = checkpoint_name(self.attention(x, relative, mask), "residual")
         x = self.output(self.intermediate(attended), attended)
         if convolved is not None:
             out, scale, bias = convolved

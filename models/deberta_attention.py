@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.deberta_config import DebertaConfig
@@ -79,8 +80,12 @@ class SelfAttention(ProjectionModule):
         """Attends from each token to all that are not padding."""
         c, training = self.config, self.has_rng("dropout")
         query, key, value = (
-            self._heads(project(x))
-            for project in (self.query_proj, self.key_proj, self.value_proj)
+            checkpoint_name(self._heads(project(x)), name)
+            for name, project in (
+                ("query", self.query_proj),
+                ("key", self.key_proj),
+                ("value", self.value_proj),
+            )
         )
         scores = _dot("bqhc,bkhc->bhqk", query, key)
         if relative is not None:

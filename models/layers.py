@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
 
+from ivon_jax.models.attention import Causal, Kernel, attention, dot_product
 from ivon_jax.models.kv_cache import LayerPast, attend
 from ivon_jax.models.llama_config import LlamaConfig
-from ivon_jax.models.packed import Packed, dot_product, packed_attention
+from ivon_jax.models.packed import Packed, packed_attention
 from ivon_jax.models.quantized import promote
 from ivon_jax.models.rotary import Rotation, rotate
 
@@ -133,22 +135,23 @@ class ProjectionModule(nn.Module):
         return LayerNorm(features, epsilon, self.dtype, self.param_dtype)
 
 
-class Segments(NamedTuple):
-    """What the tokens of packed rows may attend to.
+class Texts(NamedTuple):
+    """Tokens that attend to those before them in their text.
 
     Attributes:
-        packed: where the texts are.
-        window: number of tokens; None for all.
+        packed: where the texts are; None for one in each row.
+        causal: the layer's window, if it has one.
     """
 
-    packed: Packed
-    window: Int[Array, ""] | None
+    packed: Packed | None
+    causal: Causal
 
 
 class Attention(ProjectionModule):
     """Causal self-attention with grouped keys and values and rotary positions."""
 
     config: LlamaConfig
+    kernel: Kernel = Kernel()
 
     def setup(self) -> None:
         """Makes the four projections and, if used, the norms of queries and keys."""
@@ -171,7 +174,7 @@ class Attention(ProjectionModule):
         | LayerPast
         | None,
         rope: Rotation,
-        mask: Bool[Array, "m 1 s u"] | Segments | None,
+        mask: Bool[Array, "m 1 s u"] | Texts,
     ) -> tuple[
         Float[Array, "b s d"], tuple[Float[Array, "b c k h"], Float[Array, "b c k h"]]
     ]:
@@ -186,18 +189,23 @@ class Attention(ProjectionModule):
         )
         if self.config.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = rotate(query, rope), rotate(key, rope)
-        if isinstance(mask, Segments):
-            out = packed_attention(query, key, value, *mask)
-            return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
+        query = checkpoint_name(rotate(query, rope), "query")
+        key = checkpoint_name(rotate(key, rope), "key")
+        value = checkpoint_name(value, "value")
+        cache = (key, value)
+        if past is not None and not isinstance(past, LayerPast):
+            cache = _prepend(past[0], key), _prepend(past[1], value)
         if isinstance(past, LayerPast):
-            assert mask is not None
+            assert not isinstance(mask, Texts)
             out = attend(query, key, value, past, mask)
-            return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
-        if past is not None:
-            key, value = _prepend(past[0], key), _prepend(past[1], value)
-        out = dot_product(query, key, value, mask)
-        return self.o_proj(out.reshape(*x.shape[:2], -1)), (key, value)
+        elif not isinstance(mask, Texts):
+            out = dot_product(query, *cache, mask)
+        elif mask.packed is None:
+            out = attention(query, *cache, mask.causal, self.kernel)
+        else:
+            texts = (mask.packed, mask.causal)
+            out = packed_attention(query, *cache, *texts, self.kernel)
+        return self.o_proj(out.reshape(*x.shape[:2], -1)), cache
 
 
 class MLP(ProjectionModule):
@@ -214,7 +222,8 @@ class MLP(ProjectionModule):
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         """Applies the layer at every position."""
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = checkpoint_name(self.gate_proj(x), "gate")
+        return self.down_proj(nn.silu(gate) * checkpoint_name(self.up_proj(x), "up"))
 
 
 def _prepend(

@@ -6,34 +6,33 @@ plain `nn.Dense`, so adapters can be added by interception; the scan over layers
 their collection, `lora`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from ivon_jax.models.attention import Causal, Kernel
 from ivon_jax.models.kv_cache import KVCache, LayerPast, Past
-from ivon_jax.models.layers import MLP, Attention, RMSNorm, Segments, split_batch
+from ivon_jax.models.layers import MLP, Attention, RMSNorm, Texts, split_batch
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.packed import Packed
 from ivon_jax.models.rotary import Rotation, rotation
 from ivon_jax.models.stack import Remat, Stack, stack
 
-# A window that no text is as long as.
-EVERYTHING = 2**30
-
 
 class Visible(NamedTuple):
-    """Which keys each token may attend to; m is the batch size, or 1.
+    """Which keys each token may attend to, where padding or a cache decides.
 
     Attributes:
-        all: in layers without a window; None is plain causal attention.
-        near: in layers with a sliding window; None if there are none. Requires `all`.
+        all: in layers without a window; m is the batch size, or 1.
+        near: in layers with a sliding window; None if there are none.
     """
 
-    all: Bool[Array, "m 1 s u"] | None
+    all: Bool[Array, "m 1 s u"]
     near: Bool[Array, "m 1 s u"] | None
 
 
@@ -42,6 +41,7 @@ class Block(nn.Module):
 
     config: LlamaConfig
     keep_cache: bool
+    attention: Kernel
     dtype: Dtype
     param_dtype: Dtype
 
@@ -50,7 +50,7 @@ class Block(nn.Module):
         dtypes = (self.dtype, self.param_dtype)
         epsilon = self.config.rms_norm_eps
         self.input_layernorm = RMSNorm(epsilon, *dtypes)
-        self.self_attn = Attention(self.config, *dtypes)
+        self.self_attn = Attention(self.config, *dtypes, self.attention)
         self.post_attention_layernorm = RMSNorm(epsilon, *dtypes)
         self.mlp = MLP(self.config, *dtypes)
 
@@ -60,27 +60,24 @@ class Block(nn.Module):
         past: KVCache | LayerPast | None,
         windowed: Bool[Array, ""] | None,
         rope: Rotation,
-        visible: Visible | Packed,
+        visible: Visible | Packed | None,
     ) -> tuple[Float[Array, "b s d"], KVCache | None]:
         """Applies the layer; `past` and the returned cache lack the layer axis."""
         attended, cache = self.self_attn(
             self.input_layernorm(x), past, rope, self._mask(visible, windowed)
         )
-        x = split_batch(x + attended)
+        x = checkpoint_name(split_batch(x + attended), "residual")
         x = split_batch(x + self.mlp(self.post_attention_layernorm(x)))
         return x, KVCache(*cache) if self.keep_cache else None
 
     def _mask(
-        self, visible: Visible | Packed, windowed: Bool[Array, ""] | None
-    ) -> Bool[Array, "m 1 s u"] | Segments | None:
+        self, visible: Visible | Packed | None, windowed: Bool[Array, ""] | None
+    ) -> Bool[Array, "m 1 s u"] | Texts:
         """Returns what this layer's tokens may attend to."""
-        window: Any = self.config.sliding_window
-        if isinstance(visible, Packed):
-            if windowed is None:
-                return Segments(visible, None)
-            return Segments(visible, jnp.where(windowed, window, EVERYTHING))
+        if not isinstance(visible, Visible):
+            return Texts(visible, Causal(self.config.sliding_window, windowed))
         if windowed is None:
-            return visible.all
+            return visible.all if visible.near is None else visible.near
         return jnp.where(windowed, visible.near, visible.all)  # type: ignore[arg-type]
 
 
@@ -105,7 +102,9 @@ class Llama(nn.Module):
         scan_layers: compile one layer and loop over stacked parameters; otherwise
             the layers are `layers_0`, `layers_1`, ...
         remat: recomputation in the backward pass, to save memory: `"none"`, `"full"`
-            for whole layers, `"dots"` for all but matrix products.
+            for whole layers, `"dots"` for all but matrix products, `"names"` for all
+            but what `stack.NAMES` lists.
+        attention: what computes attention, where neither padding nor a cache is masked.
         dtype: of the computation; norms, softmax and logits use float32.
         param_dtype: of the parameters that `init` makes.
 
@@ -127,6 +126,7 @@ class Llama(nn.Module):
     config: LlamaConfig
     scan_layers: bool = True
     remat: Remat = "none"
+    attention: Kernel = Kernel()
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -175,7 +175,7 @@ class Llama(nn.Module):
                 or `return_cache`.
         """
         window = self.config.sliding_window
-        visible: Visible | Packed
+        visible: Visible | Packed | None
         if isinstance(past, Past):
             if not (mask is None and packed is None and tokens.shape[1] == 1):
                 raise ValueError("past: a Past excludes mask, packed and more tokens")
@@ -194,7 +194,9 @@ class Llama(nn.Module):
             tokens = jnp.where(mask[:, -tokens.shape[1] :], tokens, 0)
         x = split_batch(self.embed_tokens(tokens))
         rope = rotation(self.config, positions)
-        windowed = jnp.array(self.config.windowed_layers) if window else None
+        # Where all layers have the window, none is told.
+        mixed = not all(self.config.windowed_layers)
+        windowed = jnp.array(self.config.windowed_layers) if mixed else None
         layers = past.layers if isinstance(past, Past) else past
         x, cache = self._layers(return_cache)(x, layers, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
@@ -235,7 +237,7 @@ class Llama(nn.Module):
     def _layers(self, keep_cache: bool) -> Stack:
         return stack(
             Block,
-            (self.config, keep_cache, self.dtype, self.param_dtype),
+            (self.config, keep_cache, self.attention, self.dtype, self.param_dtype),
             self.config.num_hidden_layers,
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             scan_layers=self.scan_layers,
@@ -248,19 +250,20 @@ def _visibility(
     mask: Bool[Array, "b t"] | None,
     prefix: int,
     window: int | None,
-) -> tuple[Int[Array, "r s"], Visible]:
-    """Returns positions of the tokens, and the keys that each may attend to."""
+) -> tuple[Int[Array, "r s"], Visible | None]:
+    """Returns positions of the tokens, and the keys that each may attend to.
+
+    Without a mask they are those before it.
+    """
     length = tokens.shape[1]
     index = jnp.arange(prefix, prefix + length)[None]
-    if mask is None and not prefix and window is None:
-        return index, Visible(None, None)
+    if mask is None:
+        return index, None
     seen = jnp.arange(prefix + length)[None, None, None]
     causal = seen <= index[:, None, :, None]
     near = (
         None if window is None else causal & (seen > index[:, None, :, None] - window)
     )
-    if mask is None:
-        return index, Visible(causal, near)
     if mask.shape[1] not in (length, prefix + length):
         raise ValueError(
             f"mask covers {mask.shape[1]} tokens, expected {length} (the new tokens)"

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ivon_jax.models.attention import Causal, Kernel, attention, dot_product
+
 
 class Packed(NamedTuple):
     """Where the texts are in their rows; an index out of range means padding.
@@ -122,7 +124,8 @@ def packed_attention(
     key: Float[Array, "b u m h"],
     value: Float[Array, "b u m h"],
     packed: Packed,
-    window: Int[Array, ""] | None,
+    causal: Causal,
+    kernel: Kernel,
 ) -> Float[Array, "b u n h"]:
     """Attends from every token to the prefix and to those before it in its text.
 
@@ -131,13 +134,20 @@ def packed_attention(
         key: rotated keys, m heads, which divides n.
         value: the values.
         packed: where the texts are.
-        window: only to this many tokens, its own included; None for all.
+        causal: the window, if there is one.
+        kernel: what computes it, but for texts that fork. A TPU's takes whole rows
+            where that are fewer scores.
 
     Returns:
-        The means of the values; 0 at padding.
+        The means of the values; arbitrary at padding.
     """
-    prefix = query.shape[1] - packed.place.shape[1]
+    tokens = packed.place.shape[1]
+    prefix = query.shape[1] - tokens
     rows, texts, width = packed.token.shape
+    plain = not prefix and packed.branch is None
+    fewer = plain and tokens**2 <= texts * width**2
+    if kernel.name == "splash" and tokens >= kernel.shortest and fewer:
+        return attention(query, key, value, causal, kernel, packed.place // width)
 
     def side_by_side(x: Float[Array, "b u _ h"]) -> Float[Array, "c w _ h"]:
         return to_places(x[:, prefix:], packed).reshape(-1, width, *x.shape[2:])
@@ -148,56 +158,26 @@ def packed_attention(
         shared = shared.reshape(rows * texts, *shape[2:])
         return jnp.concatenate([shared, side_by_side(x)], axis=1)
 
-    visible = _visible(prefix, prefix + width, window)
-    if packed.branch is not None:
-        visible = _forked(packed, prefix, window)
-    own = dot_product(
-        side_by_side(query), after_prefix(key), after_prefix(value), visible
-    )
+    inputs = (side_by_side(query), after_prefix(key), after_prefix(value))
+    if packed.branch is None:
+        own = attention(*inputs, causal, kernel)
+    else:
+        own = dot_product(*inputs, _forked(packed, prefix, causal))
     own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
     if not prefix:
         return own
-    first = dot_product(
-        query[:, :prefix],
-        key[:, :prefix],
-        value[:, :prefix],
-        _visible(0, prefix, window),
+    first = attention(
+        query[:, :prefix], key[:, :prefix], value[:, :prefix], causal, kernel
     )
     return jnp.concatenate([first, own], axis=1)
 
 
-def _visible(
-    start: int, stop: int, window: Int[Array, ""] | None
-) -> Bool[Array, "1 1 s v"]:
-    """Returns which of all positions those from `start` on may attend to."""
-    back = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None]
-    seen = back >= 0
-    return (seen if window is None else seen & (back < window))[None, None]
-
-
-def _forked(
-    packed: Packed, prefix: int, window: Int[Array, ""] | None
-) -> Bool[Array, "c 1 w v"]:
+def _forked(packed: Packed, prefix: int, causal: Causal) -> Bool[Array, "c 1 w v"]:
     """Returns what places of forked texts may attend to, of the prefix and the text."""
     own, depth = packed.seen(), prefix + packed.depth()
     first = jnp.broadcast_to(jnp.arange(prefix), (*own.shape[:2], prefix))
     at = jnp.concatenate([first, depth], axis=-1)
     shape = (*own.shape[:3], prefix)
     seen = jnp.concatenate([jnp.broadcast_to(True, shape), own], axis=-1)
-    if window is not None:
-        seen &= depth[..., :, None] - at[..., None, :] < window
+    seen = causal.near(seen, depth[..., :, None] - at[..., None, :])
     return seen.reshape(-1, 1, *seen.shape[2:])
-
-
-def dot_product(
-    query: Float[Array, "c s n h"],
-    key: Float[Array, "c v m h"],
-    value: Float[Array, "c v m h"],
-    mask: Bool[Array, "_ 1 s v"] | None,
-) -> Float[Array, "c s n h"]:
-    """Attends to what the mask shows; without one to all before, of equally many."""
-    # JAX's function mixes 16 and 32 bits, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=mask is None
-        )

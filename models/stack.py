@@ -8,9 +8,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "names"]
 # Maps hidden states and further inputs to hidden states and outputs of the layers.
 Stack = Callable[..., tuple[Array, Any]]
+
+
+# What layers name of what the backward pass reads; the rest is little work to compute
+# again. A kernel's output and its sums are "attention".
+NAMES = ("query", "key", "value", "attention", "residual", "gate", "up")
+
+
+def policy_of(remat: Remat) -> Callable[..., Any] | None:
+    """Returns which values of a layer are kept for the backward pass; None for none."""
+    policies = jax.checkpoint_policies
+    if remat == "names":
+        return policies.save_only_these_names(*NAMES)
+    if remat == "dots":
+        # Kernels are no products to this policy, but theirs are the dearest.
+        return policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_only_these_names("attention"),
+        )
+    return None
 
 
 def stack(
@@ -32,8 +51,8 @@ def stack(
             axis, or `nn.broadcast`.
         scan_layers: compile one layer and loop over parameters stacked under `layers`;
             otherwise the layers are `layers_0`, `layers_1`, ...
-        remat: recomputation in the backward pass: none, whole layers, or all but matrix
-            products.
+        remat: recomputation in the backward pass: none, whole layers, all but matrix
+            products, or all but what layers name.
 
     Returns:
         A function of the hidden states and the further inputs. It returns the last
@@ -42,10 +61,10 @@ def stack(
     """
     layer_class = layer
     if remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        policy = {"full": None, "dots": dots}[remat]
         # Inside a scan the compiler cannot undo the recomputation anyway.
-        layer_class = nn.remat(layer, prevent_cse=not scan_layers, policy=policy)
+        layer_class = nn.remat(
+            layer, prevent_cse=not scan_layers, policy=policy_of(remat)
+        )
     if not scan_layers:
         layers = [layer_class(*settings, name=f"layers_{i}") for i in range(count)]
         return _loop(layers, in_axes)

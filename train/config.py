@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.attention import AttentionName
 from ivon_jax.train.methods.base import Hyper, Method
 from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
 from ivon_jax.train.options import unset
@@ -18,7 +19,7 @@ from ivon_jax.train.trackers.registry import TRACKERS
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
-RematName = Literal["none", "full", "dots"]
+RematName = Literal["none", "full", "dots", "names"]
 if TYPE_CHECKING:
     MethodName = str
     TrainName = str
@@ -119,7 +120,11 @@ class RunConfig:
         accumulate: number of sequential micro-batches of a batch, each with its own
             dropout mask.
         remat: activations that the backward pass recomputes to save memory: none, all
-            of each layer, or all but its matrix products.
+            of each layer (full), all but its matrix products (dots), or all but those
+            that it reads most (names).
+        attention: what computes attention: XLA's operations; splash, a kernel for TPUs;
+            cudnn, for NVIDIA GPUs and a 16-bit base; or the fastest that can be used
+            here for the batch's lengths (auto).
         base: number format of the frozen base: float32; bfloat16; or bfloat16 with the
             layers' kernels in int8 or NF4, which needs qwix. Trained parameters are
             always float32.
@@ -141,6 +146,7 @@ class RunConfig:
     share_prefix: Literal["auto", "off"] = "auto"
     accumulate: int = 1
     remat: RematName = "none"
+    attention: AttentionName = "auto"
     base: BaseName = "f32"
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None
     checkpoint_minutes: float = 10.0

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from ivon_jax.kinds import Distribution
+from ivon_jax.models.attention import Platform
 from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import QUARTERS, BatchStream, train_batches
 from ivon_jax.train.data.layout import Layout
@@ -26,7 +27,7 @@ from ivon_jax.train.pod.processes import (
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
-from ivon_jax.train.problem import Problem, laid_out
+from ivon_jax.train.problem import Problem, find_kernel, laid_out
 from ivon_jax.train.runs import diagnostics, profiling, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
@@ -140,7 +141,10 @@ class _Training:
         )
 
     def announce(self) -> None:
-        """Prints the shapes of batches, and how often the step is compiled at most."""
+        """Prints what computes attention, and the shapes of batches."""
+        platform = Platform.of(self.problem.mesh.devices.flat[0])
+        _, reason = find_kernel(self.config, self.problem.model_config, platform)
+        say(f"attention: {reason}")
         say(announcement(self.layout, len(self.prefix), self.problem))
 
     def first_state(self) -> TrainState:

@@ -15,9 +15,10 @@ from jaxtyping import Int, PyTree
 
 from ivon_jax.lora import Branch, LoraConfig, low_rank
 from ivon_jax.models import Pretrained, load
+from ivon_jax.models.attention import Kernel, Platform, choose
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
-from ivon_jax.models.pretrained import tokenizer_fingerprint
+from ivon_jax.models.pretrained import load_config, tokenizer_fingerprint
 from ivon_jax.models.quantized import Quantization
 from ivon_jax.pissa import principal
 from ivon_jax.train.config import RunConfig, TrainConfig, make_method
@@ -203,10 +204,12 @@ def load_model(config: TrainConfig) -> Problem:
         ValueError: the model is missing or illegal, or does not fit the task.
     """
     task, mesh = find_task(config.data), make_mesh(config.mesh)
+    platform = Platform.of(mesh.devices.flat[0])
+    find_kernel(config, load_config(config.model), platform)  # refused early
     pretrained = load_base(config, mesh, task)
     model_config = pretrained.model.config
     lora = adapted(config.lora, model_config)
-    network = make_network(config, pretrained.model, lora)
+    network = make_network(config, pretrained.model, lora, platform)
     shapes = trained_shapes(network, config)
     if config.adapter:
         check_base(config.adapter, pretrained.name, pretrained.fingerprint)
@@ -238,7 +241,11 @@ def load_model(config: TrainConfig) -> Problem:
 
 
 def make_network(
-    config: RunConfig, base: nn.Module, lora: LoraConfig, branch: Branch = low_rank
+    config: RunConfig,
+    base: nn.Module,
+    lora: LoraConfig,
+    platform: Platform,
+    branch: Branch = low_rank,
 ) -> Network:
     """Makes the model that a run trains.
 
@@ -246,14 +253,30 @@ def make_network(
         config: the run.
         base: the model without adapters.
         lora: configuration of the adapters, see `adapted`.
+        platform: what it will run on.
         branch: branch of an adapted layer.
     """
     trainable = TRAINABLES[config.train]
     base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
+    kernel, _ = find_kernel(config, base.config, platform)
+    if kernel != Kernel():  # of which an encoder has no choice
+        base = base.clone(attention=kernel)
     dropout: float = getattr(base.config, "dropout", 0.0)  # decoders have none
     if trainable.frozen:
         dropout = max(dropout, lora.dropout)
     return Network(base, trainable.module(base, lora, branch), trainable, dropout)
+
+
+def find_kernel(
+    config: RunConfig, model_config: Config, platform: Platform
+) -> tuple[Kernel, str]:
+    """Finds what computes a run's attention, and says why; see `choose`.
+
+    Raises:
+        ValueError: the one that is asked for is not possible.
+    """
+    head_dim = getattr(model_config, "head_dim", None)  # encoders have none
+    return choose(config.attention, platform, base_dtype(config)[0], head_dim)
 
 
 def _spaced(task: Task, pretrained: Pretrained) -> Task:

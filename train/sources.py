@@ -177,7 +177,9 @@ def read_run(
             )
     elif "validation" in splits:
         _check_held_out(directory, config, made)
-    problem = prepare(dataclasses.replace(config, mesh=mesh), splits)
+    # Meshes and kernels are those of this machine.
+    here = dataclasses.replace(config, mesh=mesh, attention="auto")
+    problem = prepare(here, splits)
     _check_unchanged(directory, problem, config, recorded)
     return source_of(directory, problem, split, best=best)
 

@@ -15,7 +15,7 @@ from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Loss, Method, Minibatch
 from ivon_jax.train.objectives.base import Bound, Objective
-from ivon_jax.train.pod.sharding import BATCH_AXES, constrain, replicate
+from ivon_jax.train.pod.sharding import activation_rules, constrain, replicate
 from ivon_jax.train.predictors.base import Keys, Outputs, Predictor
 from ivon_jax.train.trainable import Trainable
 
@@ -135,7 +135,7 @@ def train_step(
         batch._replace(weights=weights),
         {"dropout": jax.random.fold_in(streams.dropout, state.step)},
     )
-    with nn.logical_axis_rules([("batch", BATCH_AXES)]):
+    with nn.logical_axis_rules(activation_rules()):
         out = method.step(
             microbatched(loss, accumulate),
             jax.random.fold_in(streams.noise, state.step),
@@ -233,5 +233,6 @@ def predict_batch(
 
     key = fixed.streams.ensemble
     keys = Keys(key, jax.random.fold_in(key, index))
-    draws = predictor.draws(Outputs(forward, batch), posterior, keys, chunk_size)
+    with nn.logical_axis_rules(activation_rules()):
+        draws = predictor.draws(Outputs(forward, batch), posterior, keys, chunk_size)
     return replicate(objective.predictions(draws))

@@ -125,6 +125,8 @@ def no_loading(monkeypatch):
 
 
 EARLY = {
+    "a kernel for other chips": ({"attention": "splash"}, "splash needs a TPU"),
+    "a kernel that is none": ({"attention": "flash"}, "--attention"),
     "unknown task": ({"task": "chess"}, "letters, custom, text"),
     "no such data file": ({"train_file": "data/no.jsonl"}, "data/no.jsonl"),
     "no such evaluation file": ({"eval_file": "data/no.jsonl"}, "data/no.jsonl"),

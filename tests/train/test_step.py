@@ -12,6 +12,7 @@ import tiny
 
 from ivon_jax._state import find_states
 from ivon_jax.lora import LoraConfig
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.posterior import Posterior
@@ -159,7 +160,9 @@ def test_an_encoders_own_dropout_counts(own, adapters, train, wanted):
         **rates | own,
     )
     lora = LoraConfig(dropout=adapters)
-    network = make_network(TrainConfig(train=train), Deberta(config), lora)
+    network = make_network(
+        TrainConfig(train=train), Deberta(config), lora, Platform("cpu")
+    )
     assert network.dropout == wanted
 
 

@@ -21,7 +21,7 @@ from ivon_jax.kronecker import Eigen
 from ivon_jax.lora import LoraConfig, factors
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.fits.curvature import Total
-from ivon_jax.train.pod.sharding import BATCH_AXES
+from ivon_jax.train.pod.sharding import activation_rules
 from ivon_jax.train.step import Fixed, Network
 
 Reduction = Literal["expand", "sum"]
@@ -195,7 +195,7 @@ def add_batch(
         (found,) = pullback(jnp.where(chosen, root, 0))
         return jax.tree.map(_merged, sums, found, is_leaf=is_factors), None
 
-    with nn.logical_axis_rules([("batch", BATCH_AXES)]):
+    with nn.logical_axis_rules(activation_rules()):
         values, pullback = jax.vjp(log_probs, zeros)
         classes = jnp.arange(values.shape[1])
         sums, _ = jax.lax.scan(add, total.curvature, classes)

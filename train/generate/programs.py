@@ -14,7 +14,7 @@ from ivon_jax.models import decode as pure
 from ivon_jax.models.decode import Prompts, Rows
 from ivon_jax.models.kv_cache import Slots
 from ivon_jax.models.sampler import Sampler
-from ivon_jax.train.pod.sharding import BATCH_AXES
+from ivon_jax.train.pod.sharding import BATCH_AXES, activation_rules
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -93,7 +93,7 @@ def decode(
     ended: int | Int[Array, ""],
 ) -> Rows:
     """Compiles `ivon_jax.models.decode.decode`."""
-    with nn.logical_axis_rules([("batch", BATCH_AXES)]):
+    with nn.logical_axis_rules(activation_rules()):
         rows = pure.decode(
             module, variables, prompts, rows, sampler, stops, limit, steps, ended
         )

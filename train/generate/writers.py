@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 
 from ivon_jax.checks import NOT_NEGATIVE, check
 from ivon_jax.kinds import Distribution
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.cache import sha256
 from ivon_jax.models.families import family_of
 from ivon_jax.models.peft_io import check_base, read_settings
@@ -130,7 +131,8 @@ def open_run(directory: Path, mesh: str = "data=1", *, best: bool = False) -> Wr
     check_alone()
     config, recorded = run.read_config(directory)
     posterior, _ = run.read_posterior(directory, best=best)
-    config = dataclasses.replace(config, mesh=mesh)
+    # Of the machine that it was trained on, which may be another.
+    config = dataclasses.replace(config, mesh=mesh, attention="auto")
     writer = _load(str(directory), config, posterior)
     before, now = recorded.get("model_fingerprint"), writer.identity["model"]
     if before != now:
@@ -188,7 +190,8 @@ def _load(
     mesh = make_mesh(config.mesh)
     pretrained = _load_base(config, mesh)
     lora = adapted(config.lora, pretrained.model.config)
-    network = make_network(config, pretrained.model, lora)
+    platform = Platform.of(mesh.devices.flat[0])
+    network = make_network(config, pretrained.model, lora, platform)
     shapes = trained_shapes(network, config)
     if posterior is None:
         assert config.adapter is not None

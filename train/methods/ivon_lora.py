@@ -21,7 +21,7 @@ from ivon_jax.train.methods.base import (
     mean_entry,
 )
 from ivon_jax.train.options import preset, unset
-from ivon_jax.train.pod.sharding import BATCH_AXES
+from ivon_jax.train.pod.sharding import BATCH_AXES, activation_rules
 
 PRESETS: dict[str, dict[str, Any]] = {
     "commonsense": {
@@ -176,7 +176,7 @@ class IvonLora(Method):
                 lambda *args: groups * loss(*args), mc_samples, groups
             )
             # Groups are split along data, the rows of each along the other axes.
-            with nn.logical_axis_rules([("batch", BATCH_AXES[1:])]):
+            with nn.logical_axis_rules(activation_rules(BATCH_AXES[1:])):
                 found = grouped(key, params, state, minibatch.split(groups))
         value, grads, moments = found
         updates, state = self._tx.update(grads, state, params, moments=moments)

@@ -57,6 +57,7 @@ _GPUS: dict[ChipName, tuple[int, int, int, int, int, int, float]] = {
     "h100": _HOPPER,
     "h200": _HOPPER,
 }
+CAPABILITIES = {name: float(fields[0]) for name, fields in _GPUS.items()}
 
 
 def target_config(name: ChipName) -> str:

@@ -47,12 +47,14 @@ class Program(NamedTuple):
         cost: its transfers and cycles; of what does not fit there are none.
         copied: bytes of results that are not written over donated arguments.
         fits: whether the compiler found enough memory.
+        kernels: operations of its kernels, see `kernel_operations`.
     """
 
     peak: int
     cost: Cost = Cost([], 0)
     copied: int = 0
     fits: bool = True
+    kernels: float = 0.0
 
 
 def missing(topology: Topology) -> str | None:

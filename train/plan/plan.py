@@ -18,6 +18,11 @@ from ivon_jax.train.plan.program import Step, compile_step, placed, step_shapes
 from ivon_jax.train.plan.shapes import estimate, shard_bytes
 from ivon_jax.train.plan.topology import Topology
 from ivon_jax.train.pod.sharding import make_mesh, parse_mesh, shardings
+from ivon_jax.train.problem import find_kernel
+
+# The share of its peak that a chip is taken to reach in a kernel of attention: an
+# assumption, as its compiler gives no cycles for it.
+KERNEL_MFU = 0.4
 
 
 class Memory(NamedTuple):
@@ -45,6 +50,8 @@ class Plan:
         traffic: bytes that a device receives, by kind of transfer.
         reads: bytes of the gathered model that a device reads from its memory.
         cycles: of the program's fusions and copies; 0 if they are not known.
+        kernels: operations of kernels on one device, which have no cycles.
+        attention: what computes attention, and why.
     """
 
     config: TrainConfig
@@ -56,6 +63,8 @@ class Plan:
     traffic: dict[str, int]
     reads: float
     cycles: int
+    kernels: float
+    attention: str
 
     @property
     def chip(self) -> Chip:
@@ -74,7 +83,10 @@ class Plan:
     @property
     def estimated(self) -> float | None:
         """Seconds of a step by the program's cycles, if they are known."""
-        return self.cycles / self.chip.clock if self.cycles else None
+        if not self.cycles:
+            return None
+        kernels = self.kernels / (KERNEL_MFU * self.chip.flops)
+        return self.cycles / self.chip.clock + kernels
 
     @property
     def seconds(self) -> float:
@@ -118,22 +130,23 @@ def make_plans(
     own = compiler != "cpu" and not reasons
     programs = compile_for_chips(runs, seq_length, classes) if own else None
     for i, (config, topology) in enumerate(runs):
-        step = step_shapes(config, model_config, seq_length, classes)
+        shapes = (model_config, topology.platform, seq_length, classes)
+        step = step_shapes(config, *shapes)
         if programs is None:
-            peak = estimate(config, model_config, seq_length, classes)
-            program = _without_chips(step, peak, config, compiled=i == 0)
+            # A CPU has no kernels; transfers do not depend on them.
+            plain = dataclasses.replace(config, attention="xla")
+            here = step_shapes(plain, *shapes) if i == 0 else None
+            program = _without_chips(here, estimate(config, *shapes), config)
         else:
             print(f"compiling {i + 1} of {len(runs)} for {topology}", file=sys.stderr)
             program = next(programs)
         total = flops(config, model_config, seq_length, classes)
-        yield _plan(step, config, topology, program, total, compiled=own)
+        yield _plan(step, config, model_config, topology, program, total, compiled=own)
 
 
-def _without_chips(
-    step: Step, peak: int, config: TrainConfig, *, compiled: bool
-) -> Program:
-    """Returns an estimated peak, with the traffic of a program for CPUs."""
-    if not compiled:
+def _without_chips(step: Step | None, peak: int, config: TrainConfig) -> Program:
+    """Returns an estimated peak, with the traffic of a step's program for CPUs."""
+    if step is None:
         return Program(peak)
     text = compile_step(step, make_mesh(config.mesh)).as_text()
     return Program(peak, program_cost(text))
@@ -142,6 +155,7 @@ def _without_chips(
 def _plan(
     step: Step,
     config: TrainConfig,
+    model_config: Config,
     topology: Topology,
     program: Program,
     total: float,
@@ -154,6 +168,7 @@ def _plan(
     parts = (shard_bytes(base), shard_bytes(state.params), shard_bytes(state.method))
     rest = max(0, program.peak - sum(parts))
     gradients = config.accumulate * make_method(config).reads
+    _, attention = find_kernel(config, model_config, topology.platform)
     passes = (3 if config.remat == "full" else 2) * gradients
     return Plan(
         config,
@@ -165,6 +180,8 @@ def _plan(
         program.cost.traffic(),
         passes * _gathered(base or state.params, sizes),
         program.cost.cycles,
+        program.kernels,
+        attention,
     )
 
 

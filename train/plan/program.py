@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ivon_jax._tree import path_name
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.packed import Packed
 from ivon_jax.models.quantized import Quantization, is_quantized, quantize
@@ -53,13 +54,18 @@ class Step(NamedTuple):
 
 
 def step_shapes(
-    config: TrainConfig, model_config: Config, seq_length: int, classes: int | None
+    config: TrainConfig,
+    model_config: Config,
+    platform: Platform,
+    seq_length: int,
+    classes: int | None,
 ) -> Step:
     """Returns the step of a resolved run.
 
     Args:
         config: the resolved run.
         model_config: configuration of the model, see `with_outputs`.
+        platform: what it runs on.
         seq_length: tokens of a prompt, padding included.
         classes: number of label words, or outputs of the head; None for text, of which
             every token is taken to be learnt.
@@ -69,7 +75,7 @@ def step_shapes(
     param_dtype = dtype if frozen else jnp.float32
     base: Any = family.module(model_config, dtype=dtype, param_dtype=param_dtype)
     method, lora = make_method(config), adapted(config.lora, model_config)
-    network = make_network(config, base, lora, method.branch)
+    network = make_network(config, base, lora, platform, method.branch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = {}
@@ -97,10 +103,15 @@ def step_shapes(
     )
 
 
+def trace_step(step: Step, mesh: Mesh) -> Any:
+    """Traces a step for the devices of a mesh."""
+    with jax.set_mesh(mesh):
+        return step.placed(mesh).trace()
+
+
 def compile_step(step: Step, mesh: Mesh) -> Any:
     """Compiles a step for the devices of a mesh."""
-    with jax.set_mesh(mesh):
-        return step.placed(mesh).trace().lower().compile()
+    return trace_step(step, mesh).lower().compile()
 
 
 def _batch(

@@ -15,8 +15,8 @@ BY_SHAPES = (
     " kernels as float32; the extra `plan` has the chips' own compilers"
 )
 CAVEAT = (
-    "  too short: kernels and waits for the network have no cycles, and the memory is"
-    " taken for 1.4 times faster than it is; compare plans for one chip only"
+    "  too short: waits for the network have no cycles, kernels are taken to reach 40 %"
+    " of the peak, and the memory is 1.4 times slower; compare plans for one chip only"
 )
 
 
@@ -26,6 +26,7 @@ def report(plan: Plan) -> str:
     lines = [
         f"{config.model} on {plan.topology}, mesh {config.mesh}, batch"
         f" {config.hyper.batch_size}, base {config.base}, remat {config.remat}",
+        f"attention: {plan.attention}",
         BY_CHIP if plan.compiled else BY_SHAPES,
         "",
         f"memory of one device, of {limit / GIB:.2f} GiB:",

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh
 from jaxtyping import PyTree
 
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.families import Config
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.train.config import TrainConfig
@@ -18,6 +19,7 @@ from ivon_jax.train.pod.sharding import parse_mesh
 # Operations whose results a compiler keeps; the others are computed inside of what
 # reads them.
 STORED = ("dot_general", "conv", "reduce", "gather", "scatter", "cumsum", "sort")
+KERNELS = ("pallas_call", "dot_product_attention")  # what is inside stays inside
 
 
 class _Event(NamedTuple):
@@ -63,9 +65,12 @@ class _Flow:
             every = frozenset().union(*reads)
             bodies = [_open(x) for x in _values(eqn.params) if _is_jaxpr(x)]
             loop = name in ("scan", "while", "cond")
+            kernel = name.startswith(KERNELS)
+            if kernel:
+                bodies = []
             if bodies and not loop:
                 results = self.run(bodies[-1], reads[-len(bodies[-1].invars) :])
-            elif loop or name.startswith(STORED):
+            elif loop or kernel or name.startswith(STORED):
                 inside = max((self._inside(body, eqn) for body in bodies), default=0)
                 results = [self.new(variable) for variable in eqn.outvars]
                 made = frozenset().union(*results)
@@ -107,7 +112,11 @@ class _Flow:
 
 
 def estimate(
-    config: TrainConfig, model_config: Config, seq_length: int, classes: int | None
+    config: TrainConfig,
+    model_config: Config,
+    platform: Platform,
+    seq_length: int,
+    classes: int | None,
 ) -> int:
     """Estimates the peak of a step's memory on one device.
 
@@ -118,6 +127,7 @@ def estimate(
     Args:
         config: the resolved run.
         model_config: configuration of the model.
+        platform: what it runs on, which decides about attention.
         seq_length: tokens of a prompt, padding included.
         classes: see `step_shapes`.
 
@@ -125,7 +135,7 @@ def estimate(
         Bytes.
     """
     sizes = parse_mesh(config.mesh)
-    step = step_shapes(config, model_config, seq_length, classes)
+    step = step_shapes(config, model_config, platform, seq_length, classes)
     whole = step.placed(_mesh(sizes))
     arguments = shard_bytes((whole.fixed.frozen, whole.state))
     rows = config.hyper.batch_size // sizes["data"] // sizes["fsdp"]  # type: ignore[operator]
@@ -133,6 +143,7 @@ def estimate(
     part = step_shapes(
         dataclasses.replace(config, hyper=hyper, mesh="data=1"),
         _part(model_config, sizes["tensor"]),
+        platform,
         seq_length,
         classes,
     )

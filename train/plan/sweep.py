@@ -24,7 +24,7 @@ class Sweep:
 
     batch_size: Annotated[tuple[int, ...], unset("INT [INT ...]", OWN)] = ()
     mesh: Annotated[tuple[str, ...], unset("MESH [MESH ...]", OWN)] = ()
-    remat: tuple[RematName, ...] = ("none", "dots", "full")
+    remat: tuple[RematName, ...] = ("none", "dots", "names", "full")
     base: Annotated[tuple[BaseName, ...], unset("BASE [BASE ...]", OWN)] = ()
 
     def configs(self, config: TrainConfig) -> Iterator[TrainConfig]:

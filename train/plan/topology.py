@@ -4,7 +4,9 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from ivon_jax.models.attention import Platform
 from ivon_jax.train.plan.chips import (
+    CAPABILITIES,
     GPUS_OF_A_NODE,
     SLICES,
     ChipName,
@@ -35,6 +37,13 @@ class Topology(NamedTuple):
             return f"{many}{self.chip}:{self.shape}"
         nodes, gpus = self.shape.split("x")
         return f"{nodes} node{'s' * (nodes != '1')} of {gpus} {self.chip}"
+
+    @property
+    def platform(self) -> Platform:
+        """What computes."""
+        if self.chip in SLICES:
+            return Platform("tpu")
+        return Platform("gpu", CAPABILITIES[self.chip])
 
     def devices(self) -> list[Any]:
         """Returns JAX's devices of these chips, from the compiler's library.

@@ -30,6 +30,17 @@ RULES: dict[str, str | tuple[str, ...]] = {
 }
 
 
+def activation_rules(
+    batch: tuple[str, ...] = BATCH_AXES,
+) -> list[tuple[str, str | tuple[str, ...]]]:
+    """Returns flax's logical axis rules of what layers compute.
+
+    Args:
+        batch: the mesh's axes that rows are split over.
+    """
+    return [("batch", batch), ("heads", "tensor")]
+
+
 def parse_mesh(text: str) -> dict[str, int]:
     """Parses the sizes of the mesh's axes.
 

@@ -132,6 +132,7 @@ def start(
 MAY_CHANGE = {
     "mesh",
     "remat",
+    "attention",
     "data.data_dir",
     "checkpoint_steps",
     "checkpoint_minutes",

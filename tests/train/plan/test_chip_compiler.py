@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 from test_plan import config_of
 
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.pretrained import load_config
 from ivon_jax.train import cli
 from ivon_jax.train.plan import compiler
@@ -42,7 +43,7 @@ def compiled(chip, config):
 def test_a_step_sends_the_base_and_the_adapters_only(chip, model):
     config = config_of(model=model, base="bf16", remat="dots", mesh=MESH)
     program = compiled(chip, config)
-    shapes = step_shapes(config, load_config(model), 128, 4)
+    shapes = step_shapes(config, load_config(model), Platform("cpu"), 128, 4)
     adapters = [4 * leaf.size for leaf in jax.tree.leaves(shapes.state.params)]
     base = [2 * leaf.size for leaf in jax.tree.leaves(shapes.fixed.frozen)]
     # Its state is written over the one before, but for step and scalars.

@@ -13,6 +13,7 @@ import tiny_models
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families
+from ivon_jax.models.attention import Platform
 from ivon_jax.models.cache import fetch
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.gguf_io import read_gguf
@@ -31,6 +32,7 @@ from ivon_jax.train.plan.report import report
 from ivon_jax.train.plan.topology import find_topology
 from ivon_jax.train.pod.sharding import make_mesh
 
+CPU = Platform("cpu")
 SHAPE = LlamaConfig(
     vocab_size=256,
     hidden_size=128,
@@ -91,7 +93,7 @@ def test_operations_are_those_xla_counts(shape, method, remat, monkeypatch):
     config = config_of(method, remat=remat)
     wanted = flops(config, shape, 32, 4)
     monkeypatch.setattr(program, "family_of", lambda shape: unrolled_family)
-    compiled = compile_step(step_shapes(config, shape, 32, 4), make_mesh("data=1"))
+    compiled = compile_step(step_shapes(config, shape, CPU, 32, 4), make_mesh("data=1"))
     counted = compiled.cost_analysis()["flops"]
     # XLA counts the elementwise operations too, and leaves out what the first
     # layer need not send further back.
@@ -203,8 +205,8 @@ def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "on 1 node of 8 h100" in shown
     best = "fewest operations of what fits, and of equal ones the least memory: "
-    assert f"{best}--remat dots --base f32 --mesh data=8 --batch-size" in shown
-    for remat in ("none", "dots", "full"):
+    assert f"{best}--remat names --base f32 --mesh data=8 --batch-size" in shown
+    for remat in ("none", "dots", "names", "full"):
         assert len(re.findall(rf"data=8 +(?:8|16) +{remat} ", shown)) == 2
 
 
@@ -226,6 +228,11 @@ def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
             ["--chip", "v5e", "--sweep.batch-size", "3", "--mesh", "data=2"],
             "batch_size: 3",
         ),
+        (
+            ["--chip", "h100", "--attention", "splash"],
+            "attention: splash needs a TPU",
+        ),
+        (["--chip", "h100", "--attention", "cudnn"], "cudnn needs a 16-bit base"),
         (["--chip", "v5e", "--seq-length", "0"], "seq_length: 0 is not in"),
         (["--chip", "v5e", "--model", "no-model"], "model 'no-model' not found"),
     ],

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from test_plan import ENCODER, SHAPE, make_plan
+from test_plan import CPU, ENCODER, SHAPE, make_plan
 
 from ivon_jax.models import families
 from ivon_jax.models.llama import Llama
@@ -46,7 +46,7 @@ def test_operations_are_those_xla_counts(shape, remat, monkeypatch):
     config = config_of(remat=remat)
     wanted = flops(config, shape, 32, 4)
     monkeypatch.setattr(program, "family_of", lambda shape: unrolled_family)
-    compiled = compile_step(step_shapes(config, shape, 32, 4), make_mesh("data=1"))
+    compiled = compile_step(step_shapes(config, shape, CPU, 32, 4), make_mesh("data=1"))
     # XLA counts the elementwise operations too.
     assert wanted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.1)
 
