@@ -31,6 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree
 
 from ivon_jax.lora_config import LoraConfig as LoraConfig
+from ivon_jax.token_draws import dropout
 
 
 @runtime_checkable
@@ -71,13 +72,15 @@ def dropped(
 ) -> Float[Array, "*b i"]:
     """Applies the adapters' dropout to a layer's input, with a new mask at each call.
 
+    See `ivon_jax.token_draws` for what a mask belongs to.
+
     Args:
         module: the adapted layer; without a key named ``dropout`` nothing is dropped.
         x: its input.
         config: the adapters' configuration.
     """
     if config.dropout and module.has_rng("dropout"):
-        return _dropout(module.make_rng("dropout"), x, config.dropout)
+        return dropout(module.make_rng("dropout"), x, config.dropout)
     return x
 
 
@@ -201,22 +204,6 @@ def _trained_layer(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "
         bias = leaf("bias", module.bias_init, module.features)
         y = y + jnp.expand_dims(bias, range(y.ndim - 1))
     return y.astype(module.dtype or x.dtype)
-
-
-def _dropout(
-    key: Key[Array, ""], x: Float[Array, "*n i"], rate: float
-) -> Float[Array, "*n i"]:
-    """Drops entries at `rate` to within 2^-17, with 16 random bits for each."""
-    dropped = round(rate * 2**16)
-    if dropped >= 2**16:
-        return jnp.zeros_like(x)
-    width = x.shape[-1]
-    words = jax.random.bits(key, (*x.shape[:-1], -(-width // 2)), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # a new last axis of two
-    draws = halves.reshape(*x.shape[:-1], -1)[..., :width]
-    # Scaled by the rounded rate, so that the mean is exact.
-    scale = 1 / (1 - dropped / 2**16)
-    return jnp.where(draws >= jnp.uint16(dropped), scale * x, 0)
 
 
 def _input_axes(module: nn.Module, ndim: int) -> int:

@@ -6,6 +6,7 @@ plain `nn.Dense`, so adapters can be added by interception; the scan over layers
 their collection, `lora`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.packed import Packed
 from ivon_jax.models.rotary import Rotation, rotation
 from ivon_jax.models.stack import Remat, Stack, stack
+from ivon_jax.token_draws import numbered
 
 
 class Visible(NamedTuple):
@@ -176,6 +178,7 @@ class Llama(nn.Module):
         """
         window = self.config.sliding_window
         visible: Visible | Packed | None
+        drawing: AbstractContextManager[None] = nullcontext()
         if isinstance(past, Past):
             if not (mask is None and packed is None and tokens.shape[1] == 1):
                 raise ValueError("past: a Past excludes mask, packed and more tokens")
@@ -187,6 +190,7 @@ class Llama(nn.Module):
         elif mask is None and past is None and not return_cache:
             prefix = tokens.shape[1] - packed.place.shape[1]
             positions, visible = packed.positions(prefix), packed
+            drawing = numbered(packed.numbers(prefix))
         else:
             raise ValueError("packed: excludes mask, past and return_cache")
         if mask is not None:
@@ -198,7 +202,8 @@ class Llama(nn.Module):
         mixed = not all(self.config.windowed_layers)
         windowed = jnp.array(self.config.windowed_layers) if mixed else None
         layers = past.layers if isinstance(past, Past) else past
-        x, cache = self._layers(return_cache)(x, layers, windowed, rope, visible)
+        with drawing:
+            x, cache = self._layers(return_cache)(x, layers, windowed, rope, visible)
         if self.is_initializing() and not self.config.tie_word_embeddings:
             self.lm_head.kernel  # noqa: B018, made on first access
         if reads is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ivon_jax.models.attention import Causal, Kernel, attention, dot_product
+from ivon_jax.token_draws import Tokens
 
 
 class Packed(NamedTuple):
@@ -23,30 +24,39 @@ class Packed(NamedTuple):
     Attributes:
         token: index among a row's t tokens of the one at each place.
         place: index among a row's k * w places of the one of each token.
+        text: number of each text in its batch, whatever row it is in.
         branch: of texts that fork, the branch of each place: 0 before the fork, then 1,
             2, ...; no branch sees another. None if no text forks.
     """
 
     token: Int[Any, "b k w"]
     place: Int[Any, "b t"]
+    text: Int[Any, "b k"]
     branch: Int[Any, "b k w"] | None = None
 
     @classmethod
-    def of(cls, lengths: Int[np.ndarray, "b k"], tokens: int, width: int) -> "Packed":
+    def of(
+        cls,
+        lengths: Int[np.ndarray, "b k"],
+        tokens: int,
+        width: int,
+        text: Int[np.ndarray, "b k"] | None = None,
+    ) -> "Packed":
         """Computes the indices, on the host.
 
         Args:
             lengths: tokens of each text, without the prefix.
             tokens: t, at least their sum in every row.
             width: w, at least the longest.
+            text: number of each text in its batch; None for their order.
 
         Raises:
             ValueError: the texts do not fit.
 
         Example:
             >>> found = Packed.of(np.array([[2, 1]]), tokens=4, width=2)
-            >>> found.token.tolist(), found.place.tolist()
-            ([[[0, 1], [2, 4]]], [[0, 1, 2, 4]])
+            >>> found.token.tolist(), found.place.tolist(), found.text.tolist()
+            ([[[0, 1], [2, 4]]], [[0, 1, 2, 4]], [[0, 1]])
         """
         ends = np.cumsum(lengths, axis=1)
         if ends[:, -1].max() > tokens or lengths.max() > width:
@@ -58,9 +68,12 @@ class Packed(NamedTuple):
         inside = offset < lengths[..., None]
         token = np.where(inside, (ends - lengths)[..., None] + offset, tokens)
         place = np.full((len(lengths), tokens), lengths.shape[1] * width)
-        row, text, at = np.nonzero(inside)
-        place[row, token[inside]] = text * width + at
-        return cls(token.astype(np.int32), place.astype(np.int32))
+        row, which, at = np.nonzero(inside)
+        place[row, token[inside]] = which * width + at
+        if text is None:
+            text = np.arange(lengths.size).reshape(lengths.shape)
+        parts = (part.astype(np.int32) for part in (token, place, text))
+        return cls(*parts)
 
     def positions(self, prefix: int) -> Int[Array, "b u"]:
         """Returns the position in its text of every token of a row.
@@ -76,6 +89,24 @@ class Packed(NamedTuple):
         own = jnp.where(self.place < texts * width, own, 0)
         first = jnp.broadcast_to(jnp.arange(prefix)[None], (len(own), prefix))
         return jnp.concatenate([first, own], axis=1)
+
+    def numbers(self, prefix: int) -> Tokens:
+        """Returns the numbers by which masks are drawn for a row's tokens.
+
+        They are the same in whatever row a text is. A prefix has in all rows those of
+        the first text. A fork's branches have places of their own.
+
+        Args:
+            prefix: see `positions`.
+        """
+        _, texts, width = self.token.shape
+        index = jnp.minimum(self.place // width, texts - 1)  # padding's may be any
+        own = jnp.take_along_axis(jnp.asarray(self.text), index, axis=1)
+        first = jnp.broadcast_to(jnp.arange(prefix)[None], (len(own), prefix))
+        return Tokens(
+            jnp.pad(own, ((0, 0), (prefix, 0))),
+            jnp.concatenate([first, prefix + self.place % width], axis=1),
+        )
 
     def depth(self) -> Int[Array, "b k w"]:
         """Returns how many places of its text each place of a forked text follows."""

@@ -30,6 +30,7 @@ CORE = (
     "mixture",
     "prior",
     "noise",
+    "token_draws",
     "metrics",
     "metrics.regression",
     "metrics.calibration",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ivon_jax.lora import Lora, LoraConfig, _dropout, init_adapters, merge, unmerge
+from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge, unmerge
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (5, 6))
@@ -263,26 +263,6 @@ def test_dropout_acts_only_with_a_key():
     )
     np.testing.assert_array_equal(one, same)
     assert (one != two).any() and (one != without).any()
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("width", [1, 2, 333])
-def test_dropout_keeps_the_right_share_and_the_mean(rate, width):
-    x = jnp.ones((300_000 // width, width))
-    out = np.asarray(_dropout(KEY, x, rate))
-    assert out.shape == x.shape
-    error = 4 * math.sqrt(rate * (1 - rate) / out.size)
-    assert abs(np.mean(out == 0) - rate) < error + 2**-17
-    np.testing.assert_allclose(out[out != 0], 1 / (1 - rate), rtol=2**-13)
-    if width == 2:  # the two halves of a word are independent
-        dropped = out == 0
-        both = np.mean(dropped[:, 0] & dropped[:, 1])
-        assert abs(both - rate**2) < 4 * math.sqrt(rate**2 / len(out))
-
-
-def test_dropout_at_the_ends():
-    np.testing.assert_array_equal(_dropout(KEY, X, 0.0), X)
-    assert not _dropout(KEY, X, 1 - 2**-20).any()  # and nothing infinite
 
 
 def test_vmap_over_adapters_keeps_the_base_product_unbatched():

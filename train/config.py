@@ -115,10 +115,10 @@ class RunConfig:
             device, however many there are.
         share_prefix: whether the first tokens that all training texts have in common
             are computed once for a row of texts: where there are any (auto), or never
-            (off). The texts of a row then share the noise of dropout there. Decoders
+            (off). All texts of a batch then share the mask of dropout there. Decoders
             only.
-        accumulate: number of sequential micro-batches of a batch, each with its own
-            dropout mask.
+        accumulate: number of sequential micro-batches of a batch. An encoder's have
+            each its own dropout mask.
         remat: activations that the backward pass recomputes to save memory: none, all
             of each layer (full), all but its matrix products (dots), or all but those
             that it reads most (names).

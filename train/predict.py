@@ -65,7 +65,7 @@ class Forward:
 
     def prefix(self, encoded: Encoded) -> Int[np.ndarray, " p"]:
         """Returns the examples' first tokens that may be computed once for all."""
-        if not self.program.packs:
+        if not self.program.shares:
             return encoded.tokens[0][:0]
         return encoded.tokens[0][: self.problem.objective.prefix_length(encoded)]
 

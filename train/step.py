@@ -161,7 +161,6 @@ def microbatched(loss: Loss, count: int) -> Loss:
     """Reduces the memory of a batch's gradient to that of a micro-batch.
 
     The gradient is computed along with the loss, summed over micro-batches in a scan.
-    Each has keys of its own.
 
     Args:
         loss: a sum over rows.

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_peer import SMALL, hf_configs, no_past, random_model, relative
 
+from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Llama, LlamaConfig
 from ivon_jax.models.packed import Packed, to_places, to_tokens
 from ivon_jax.models.stack import unstack_layers
@@ -154,6 +156,59 @@ def test_rows_are_the_same_unscanned():
     got = by_rows(plain, unstack_layers(params), *case)
     for one, two in zip(got, by_rows(model, params, *case), strict=True):
         assert relative(one, two) <= 1e-5
+
+
+@pytest.mark.parametrize(("scan_layers", "remat"), [(True, "dots"), (False, "full")])
+def test_masks_belong_to_texts(scan_layers, remat):
+    """States and gradients are the same in other rows, of another shape."""
+    base, params = random_model()
+    params = params if scan_layers else unstack_layers(params)
+    base = base.clone(scan_layers=scan_layers, remat=remat)
+    targets = ("q_proj", "v_proj", "o_proj", "down_proj")
+    model = Lora(base, LoraConfig(rank=2, dropout=0.5, targets=targets))
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    fresh = init_adapters(model, jax.random.key(1), tokens)
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, fresh)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1009, size=n) for n in (3, 5, 2, 4)]
+
+    def found(order, key, *more):
+        rows = [[texts[i] for i in row] for row in order]
+        tokens, packed = in_rows([7, 8], rows, *more)
+        packed = packed._replace(text=jnp.asarray(order))
+
+        def loss(adapters):
+            variables = {"params": params, "lora": adapters}
+            rngs = {"dropout": jax.random.key(key)}
+            hidden = model.apply(variables, tokens, packed=packed, rngs=rngs)
+            states = texts_of(hidden, [7, 8], rows)
+            own = [states[i] for i in np.argsort(np.ravel(order))]
+            return weighted(own), (own, hidden[:, :2])
+
+        return jax.jit(jax.grad(loss, has_aux=True))(adapters)
+
+    grads, (states, shared) = found([[0, 1, 2, 3]], 2)
+    others, (moved, first) = found([[3, 1], [0, 2]], 2, 3, 1)
+    for one, other in zip(states, moved, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for row in first:
+        np.testing.assert_allclose(row, shared[0], rtol=1e-4, atol=1e-5)
+    size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+    chex.assert_trees_all_close(grads, others, rtol=0, atol=1e-4 * size)
+    _, (renumbered, _) = found([[0, 1, 2, 3]], 3)
+    assert not np.allclose(states[0], renumbered[0], rtol=1e-2)
+
+
+def test_numbers_are_text_and_position():
+    packed = Packed.of(np.array([[2, 1], [1, 1]]), 4, 2, np.array([[3, 0], [2, 1]]))
+    text, position = packed.numbers(2)
+    assert text[:, :2].tolist() == [[0, 0]] * 2
+    assert position[:, :2].tolist() == [[0, 1]] * 2
+    assert text[0, 2:5].tolist() == [3, 3, 0] and text[1, 2:4].tolist() == [2, 1]
+    assert position[0, 2:5].tolist() == [2, 3, 2] and position[1, 2:4].tolist() == [
+        2,
+        2,
+    ]
 
 
 def test_only_the_states_that_are_read_are_returned():

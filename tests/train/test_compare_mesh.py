@@ -79,7 +79,7 @@ def assert_same(out: Path, alone: Path) -> None:
     ids=str,
 )
 def test_how_it_is_computed_changes_no_number(changes, config, alone, tmp_path):
-    """There is no dropout, whose masks are drawn by row and micro-batch."""
+    """There is no dropout, of which all prompts share the mask of a shared prefix."""
     cli.compare(dataclasses.replace(config, **changes), tmp_path / "compare")
     assert_same(tmp_path / "compare", alone)
 

@@ -15,9 +15,10 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models.attention import Platform
 from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig
+from ivon_jax.models.packed import Packed
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.batches import Batch, collate
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Hyper, Method, Minibatch, Result
@@ -166,20 +167,24 @@ def test_an_encoders_own_dropout_counts(own, adapters, train, wanted):
     assert network.dropout == wanted
 
 
-def test_parts_are_all_rows_once_with_keys_of_their_own():
-    rows = np.arange(12.0).reshape(12, 1)
-    key = jax.random.key(3)
-    for strided in (False, True):
-        parts = Minibatch({"x": jnp.asarray(rows)}, {"dropout": key}).split(
-            4, strided=strided
-        )
-        assert parts.batch["x"].shape == (4, 3, 1)
-        np.testing.assert_array_equal(np.sort(parts.batch["x"].ravel()), rows[:, 0])
-        first = rows[::4] if strided else rows[:3]
-        np.testing.assert_array_equal(parts.batch["x"][0], first)
-        keys = [parts.rngs["dropout"][i] for i in range(4)]
-        words = {tuple(jax.random.key_data(k).tolist()) for k in (key, *keys)}
-        assert len(words) == 5
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+def test_parts_are_all_rows_once(numbered, strided):
+    """They have keys of their own where draws are by row, not by text."""
+    rows, key = np.arange(12, dtype=np.int32)[:, None], jax.random.key(3)
+    packed = Packed.of(np.ones((12, 1), int), 1, 1) if numbered else None
+    batch = Batch(rows, rows, rows, np.ones((12, 1), np.float32), packed=packed)
+    whole = Minibatch(jax.tree.map(jnp.asarray, batch), {"dropout": key})
+    parts = whole.split(4, strided=strided)
+    assert parts.batch.tokens.shape == (4, 3, 1)
+    np.testing.assert_array_equal(np.sort(parts.batch.tokens.ravel()), rows[:, 0])
+    first = rows[::4] if strided else rows[:3]
+    np.testing.assert_array_equal(parts.batch.tokens[0], first)
+    keys = [parts.rngs["dropout"][i] for i in range(4)]
+    words = {tuple(jax.random.key_data(k).tolist()) for k in (key, *keys)}
+    assert len(words) == (1 if numbered else 5)
+    if packed is not None:
+        np.testing.assert_array_equal(parts.batch.packed.text, parts.batch.tokens)
 
 
 def weighted(problem: Problem, texts: int = 1) -> Any:

@@ -72,6 +72,7 @@ def collate(
     shape: Shape | None = None,
     answers: int | None = None,
     real: Bool[np.ndarray, "b k"] | None = None,
+    numbers: Int[np.ndarray, "b k"] | None = None,
 ) -> Batch:
     """Puts the chosen examples into rows.
 
@@ -81,6 +82,8 @@ def collate(
         shape: shape of a row; None for these rows' own.
         answers: number of predictions of a row; None for these rows' own.
         real: whether each example counts; None for all.
+        numbers: number of each example in the whole batch, by which masks are drawn;
+            None for their order.
     """
     lengths = encoded.lengths[indices]
     shape = shape or own_shape(lengths)
@@ -96,7 +99,7 @@ def collate(
         weights = counts.astype(np.float32)
         labels = encoded.labels[indices]
         return Batch(tokens, lengths, labels, weights, second_starts)
-    packed = Packed.of(lengths, *shape)
+    packed = Packed.of(lengths, *shape, numbers)
     count = answers or answer_count(encoded, indices, shape.tokens)
     if encoded.learnt is not None:
         labels, weights, positions = _targets(encoded, indices, tokens, counts, count)
@@ -172,12 +175,13 @@ def train_batches(
 
     local = slice(None) if rows is None else rows
 
-    def batch(indices: Sequence[int]) -> Batch:
-        chosen = np.asarray(indices).reshape(-1, layout.orders).T.ravel()
-        placed = chosen[layout.place(encoded.lengths[chosen])]
-        shape = layout.shape_of(encoded.lengths[placed])
-        count = answer_count(encoded, placed, shape.tokens)
-        return collate(encoded, placed[local], shape, count)
+    def batch(drawn: Sequence[int]) -> Batch:
+        chosen = np.asarray(drawn).reshape(-1, layout.orders).T.ravel()
+        placed = layout.place(encoded.lengths[chosen])
+        indices = chosen[placed]
+        shape = layout.shape_of(encoded.lengths[indices])
+        count = answer_count(encoded, indices, shape.tokens)
+        return collate(encoded, indices[local], shape, count, numbers=placed[local])
 
     # grain shuffles epoch e with seed + e: with seeds 0, 1, 2 unhashed, the second
     # epoch of one run would be the first of the next.
@@ -217,6 +221,6 @@ def eval_batches(
         padded = np.pad(indices, (0, batch_size - len(indices)), "edge")
         placed = arrange(encoded.lengths[padded], batch_size // rows)
         real = placed < len(indices)
-        batch = collate(encoded, padded[placed], real=real)
+        batch = collate(encoded, padded[placed], real=real, numbers=placed)
         batches.append((batch, padded[placed][real]))
     return batches

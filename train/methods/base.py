@@ -50,7 +50,10 @@ class Minibatch(NamedTuple):
     rngs: dict[str, Key[Array, ""]]
 
     def split(self, parts: int, *, strided: bool = False) -> "Minibatch":
-        """Splits rows into parts along a new first axis, each with keys of its own.
+        """Splits rows into parts along a new first axis.
+
+        All parts have the same keys where texts are numbered, as draws are by text.
+        Where they are by row, as an encoder's, each part has keys of its own.
 
         Args:
             parts: number of parts; divides the number of rows.
@@ -68,6 +71,8 @@ class Minibatch(NamedTuple):
             return leaf.reshape(parts, -1, *leaf.shape[1:])
 
         def keys(key: Array) -> Array:
+            if self.batch.packed is not None:
+                return jnp.broadcast_to(key[None], (parts,))
             return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
 
         return Minibatch(

@@ -62,8 +62,8 @@ class BlobHyper(Hyper):
             KL does not act.
         order: what follows the loss in G: the KL's SGD, as in the paper's code
             (official), or Adam (separate).
-        noise_form: signs of the noise for each token, and a draw for each layer and
-            micro-batch (flipout); or one sample of A for the whole batch (shared).
+        noise_form: signs of the noise for each token, and a draw for each layer
+            (flipout); or one sample of A for the whole batch (shared).
     """
 
     warmup: Annotated[int | None, preset("INT", PRESETS, "warmup")] = None

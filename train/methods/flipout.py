@@ -5,9 +5,10 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ivon_jax.lora import LoraConfig, dropped, factors
+from ivon_jax.token_draws import signs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +60,6 @@ class Flipout:
         if module.has_rng("noise"):
             keys = jax.random.split(module.make_rng("noise"), 3)
             noise = jnp.square(root) * jax.random.normal(keys[0], a.shape, a.dtype)
-            flipped = dropped(module, x, config) * _signs(keys[1], x)
-            hidden += (flipped @ noise) * _signs(keys[2], hidden)
+            flipped = dropped(module, x, config) * signs(keys[1], x)
+            hidden += (flipped @ noise) * signs(keys[2], hidden)
         return config.scale_at(module.path) * (hidden @ b)
-
-
-def _signs(key: Key[Array, ""], like: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-    """Draws -1 or 1 for each entry, from one random bit."""
-    width = like.shape[-1]
-    words = jax.random.bits(key, (*like.shape[:-1], -(-width // 32)), jnp.uint32)
-    shifts = jnp.arange(32, dtype=jnp.uint32)
-    bits = (words[..., None] >> jnp.expand_dims(shifts, range(words.ndim))) & 1
-    bits = bits.reshape(*words.shape[:-1], -1)[..., :width]
-    return 1 - 2 * bits.astype(like.dtype)

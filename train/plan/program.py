@@ -137,7 +137,7 @@ def _batch(
         "weights": weights,
         "second_starts": each if head else None,
         "positions": answers if text else None,
-        "packed": None if head else Packed(places, whole),
+        "packed": None if head else Packed(places, whole, each),
     }
     return Batch(**parts)
 

@@ -84,13 +84,14 @@ class Predictor:
     Attributes:
         kind: its name in a row of results.
         classes_only: whether it predicts classes only.
-        packs: whether a row of a batch may hold several texts, and compute their common
-            prefix once.
+        packs: whether a row of a batch may hold several texts.
+        shares: whether it may also compute their common prefix once.
     """
 
     kind: ClassVar[str]
     classes_only: ClassVar[bool] = False
     packs: ClassVar[bool] = True
+    shares: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -25,8 +25,7 @@ class Dropout(Predictor):
     samples: int = 10
 
     kind: ClassVar = "dropout"
-    # Masks are drawn by row and position: a prefix's would be that of all examples.
-    packs: ClassVar = False
+    shares: ClassVar = False  # a common prefix would have one mask for all examples
 
     def __post_init__(self) -> None:
         """Checks each field."""

@@ -43,6 +43,7 @@ class Linearised(Predictor):
     kind: ClassVar = "linearised"
     classes_only: ClassVar = True
     packs: ClassVar = False  # a row's Jacobian is that of one example
+    shares: ClassVar = False
 
     def __post_init__(self) -> None:
         """Checks each field."""

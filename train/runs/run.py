@@ -127,8 +127,7 @@ def start(
     write_config(out, config, **metadata)
 
 
-# Settings that may change when a run is resumed: no result depends on them. The draws
-# of dropout and flipout do on the mesh, which says how many rows a batch has.
+# Settings that may change when a run is resumed: no result depends on them.
 MAY_CHANGE = {
     "mesh",
     "remat",
@@ -173,7 +172,7 @@ def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     if now.get("hyper.noise") == "per-shard":
         may_change -= {"mesh"}  # determines the number of samples
     if not (now.get("lora.dropout") or now.get("dropout")):
-        may_change |= {"accumulate"}  # else each micro-batch has a mask of its own
+        may_change |= {"accumulate"}  # else an encoder's micro-batches have own masks
     for name, value in now.items():
         if name not in may_change and before.get(name) != value:
             raise ValueError(

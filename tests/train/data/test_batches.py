@@ -30,7 +30,7 @@ def test_collate_pads_on_the_right():
     assert batch.labels.tolist() == [[2], [0]]
     assert batch.weights.tolist() == [[1], [1]]
     kinds = [part.dtype.name for part in jax.tree.leaves(batch)]
-    assert kinds == ["int32"] * 3 + ["float32"] + ["int32"] * 2
+    assert kinds == ["int32"] * 3 + ["float32"] + ["int32"] * 3
 
 
 def test_texts_of_a_row_follow_one_another():
@@ -49,6 +49,24 @@ def test_texts_of_a_row_follow_one_another():
     for row, texts in zip(places, wanted, strict=True):
         for place, (token, length) in zip(row, texts, strict=True):
             assert place.tolist() == [token] * length + [0] * (9 - length)
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (2, 2), (4, 2), (8, 1)])
+def test_a_text_has_its_number_in_whatever_row(rows, groups):
+    """Masks are drawn by it: also the rows of one process have those of the batch."""
+    data = encoded([3, 17, 5, 9, 1, 30, 2, 8, 4, 6])
+    layout = Layout.of(data, 8, rows, groups)
+    whole = batches_of(data, 8, 0)
+    parts = [train_batches(data, layout, 0, rows=np.array([i])) for i in range(rows)]
+    for _ in range(3):
+        wanted = next(whole)
+        assert wanted.packed.text.tolist() == [list(range(8))]
+        for part in map(next, parts):
+            numbers = part.packed.text[0]
+            np.testing.assert_array_equal(wanted.labels[0, numbers], part.labels[0])
+    (batch, _), *_ = eval_batches(data, 8, rows)
+    (alone, _), *_ = eval_batches(data, 8, 1)
+    np.testing.assert_array_equal(alone.labels[0, batch.packed.text], batch.labels)
 
 
 # Training order.

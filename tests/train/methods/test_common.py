@@ -45,12 +45,8 @@ def tasks(tmp_path_factory) -> dict[str, TrainConfig]:
         "llama": tiny.write_task(place / "llama", layers=2),
         "deberta": tiny_encoder.write_task(place / "deberta"),
     }
-    # A decoder's masks of dropout are drawn for rows, of which a mesh has others.
-    rates = {"llama": 0.0, "deberta": 0.1}
-    return {
-        name: TrainConfig(model, data=data, lora=LoraConfig(4, dropout=rates[name]))
-        for name, (model, data) in written.items()
-    }
+    lora = LoraConfig(rank=4, dropout=0.1)
+    return {k: TrainConfig(m, data=d, lora=lora) for k, (m, d) in written.items()}
 
 
 @pytest.fixture(scope="module")
@@ -301,10 +297,7 @@ OWN_STATE = [pair for pair in ON_LLAMA if pair[1] not in ("ivon", "adam-average"
     "trained", pairs(OWN_STATE, MODELS), indirect=True, scope="module"
 )
 def test_a_mesh_changes_no_number(trained, tmp_path):
-    # Nor do signs of flipout change where rows stay whole.
-    flipout = trained.config.method == "blob"
-    mesh = "tensor=2" if flipout else "data=2,fsdp=2,tensor=2"
-    config = dataclasses.replace(trained.config, mesh=mesh)
+    config = dataclasses.replace(trained.config, mesh="data=2,fsdp=2,tensor=2")
     before = train_step._cache_size()
     found = loop.train(prepare(config), config, tmp_path / "run")
     # A state that is split otherwise than the first would be compiled for again.

@@ -29,15 +29,13 @@ from ivon_jax.train.runs.run import BEST, METRICS, POSTERIOR
 from ivon_jax.train.splits import settled
 
 STEPS = 8
-# Masks are drawn by row, and the mesh says how many rows there are.
-LORA = LoraConfig(rank=4, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> TrainConfig:
     model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=2)
     hyper = IvonLoraHyper(steps=STEPS, batch_size=8, learning_rate=0.01)
-    return TrainConfig(model, data=data, lora=LORA, hyper=hyper)
+    return TrainConfig(model, data=data, lora=LoraConfig(rank=4), hyper=hyper)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def launch(
     """Starts the processes, or one of them, as the documentation's launcher does."""
     words = [
         *("--coordinator", free_address(), "--processes", count),
-        *("--model", base.model, "--task", "custom", "--rank", 4, "--dropout", 0),
+        *("--model", base.model, "--task", "custom", "--rank", 4),
         *("--train-file", base.data.train_file, "--eval-file", base.data.eval_file),
         *("--prompt", tiny.PROMPT, "--labels", *tiny.LABELS),
         *("--batch-size", 8, "--learning-rate", 0.01, "--checkpoint-steps", 3),

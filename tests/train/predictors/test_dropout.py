@@ -112,7 +112,7 @@ def test_what_prompts_begin_with_is_masked_for_each_example(tmp_path):
     masks = np.asarray(cache.values)[:, :, :length]
     assert not np.allclose(masks[:, 0], masks[:, 1])
     # The program of the predictor has the same: no cache that all examples share.
-    assert not Dropout.packs
+    assert not Dropout.shares
 
 
 def test_draws_at_a_time_change_nothing(trained):

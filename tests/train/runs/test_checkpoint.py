@@ -105,10 +105,7 @@ def test_a_resumed_run_is_bit_identical(method, mesh, base, tmp_path, monkeypatc
     assert result(found) == result(wanted)
 
 
-def test_a_run_goes_on_on_another_mesh(base, tmp_path, monkeypatch):
-    # Masks are drawn by row, and the mesh says how many rows there are.
-    base = dataclasses.replace(base, lora=LoraConfig(rank=4, dropout=0.0))
-    alone = train(base, tmp_path / "alone")
+def test_a_run_goes_on_on_another_mesh(base, alone, tmp_path, monkeypatch):
     split = dataclasses.replace(base, mesh=MIXED)
     out = train_in_two(split, tmp_path / "run", monkeypatch, then=base)
     found, wanted = (Posterior.load(path / POSTERIOR) for path in (out, alone))
