@@ -34,7 +34,7 @@ from ivon_jax.train.runs import run
 from ivon_jax.train.sources import Source
 from ivon_jax.train.splits import find_task, run_splits, scored_split, settled
 from ivon_jax.train.step import first_state
-from ivon_jax.train.voting.outputs import wanted
+from ivon_jax.train.voting.outputs import asked, wanted
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -69,6 +69,9 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     # What a fit used is not scored, but the task's own evaluation examples are.
     used = any("validation" in job.fit.splits for job in jobs if job.fit)
     test = with_test(problem, config) if used else None
+    split = scored_split(config.data, test=used)
+    if votes := jobs[0].votes:
+        asked(test or problem, config, split, votes.voting)
     on_first_process(
         lambda: run.start(out, config, problem.run_metadata, resume=resume)
     )
@@ -86,7 +89,6 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         "seed": config.seed,
         "steps": jobs[0].config.hyper.steps,
     }
-    split = scored_split(config.data, test=used)
     labels = (test or problem).splits[split].labels if task.label_words else None
     trained = [job.name for job in jobs if not job.fit]
     return write_comparison(out, about, trained, scored, labels)

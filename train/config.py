@@ -204,6 +204,8 @@ class Voting:
         outputs: text tasks with answers: outputs that each posterior sample writes of a
             question; a single model, as the mean, writes as many as all samples
             together, and votes. 0: only likelihoods are computed.
+        questions: text tasks with answers: how many evaluation examples, the first
+            ones, are answered in writing at most; all are scored by likelihood.
         max_tokens: text tasks with answers: number of tokens at which an output ends.
         outputs_at_once: outputs written at a time; changes no result.
         sampling_temperature: text tasks with answers: temperature of the tokens of
@@ -211,6 +213,7 @@ class Voting:
     """
 
     outputs: int = 8
+    questions: Annotated[int | None, unset("INT", "all")] = None
     max_tokens: Annotated[
         int | None, unset("INT", "1.5 times the longest right completion")
     ] = None
@@ -221,8 +224,9 @@ class Voting:
         """Checks each field."""
         check("outputs", self.outputs, NOT_NEGATIVE)
         check("outputs_at_once", self.outputs_at_once, AT_LEAST_ONE)
-        if self.max_tokens is not None:
-            check("max_tokens", self.max_tokens, AT_LEAST_ONE)
+        for name in ("questions", "max_tokens"):
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name), AT_LEAST_ONE)
         check("sampling_temperature", self.sampling_temperature, FINITE_POSITIVE)
 
     @property

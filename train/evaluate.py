@@ -19,7 +19,7 @@ from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
 from ivon_jax.train.splits import find_task
-from ivon_jax.train.voting.outputs import Votes, vote
+from ivon_jax.train.voting.outputs import Votes, asked, vote
 from ivon_jax.train.voting.outputs import wanted as wanted_votes
 
 
@@ -70,19 +70,22 @@ def evaluate(
 
     Raises:
         ValueError: a predictor cannot use the posterior, or a prediction is not
-            finite; or see `voting.outputs.vote`.
+            finite; or see `voting.outputs.asked`.
         Interrupted: a signal came while answers were written.
     """
     problem, encoded = source.problem, source.problem.splits[source.split]
     suffix = "-best" * best + "-test" * test
+    questions = (
+        asked(problem, source.config, source.split, votes.voting) if votes else None
+    )
     predictions = source.predict(source.split, predictors, chunk_size)
     spread = {"spread": source.posterior.spread}
     rows = [
         score(problem, source.method, predictor, values, encoded) | spread
         for predictor, values in predictions.items()
     ]
-    if votes:
-        voted = vote(source, list(predictions), votes, out, suffix)
+    if votes and questions:
+        voted = vote(source, list(predictions), votes, questions, out, suffix)
         rows = [row | more for row, more in zip(rows, voted, strict=True)]
     of = suffix + (votes.voting.name if votes else "")
     if foreign:

@@ -1,5 +1,7 @@
 """What the real pretrained model writes, and what transformers' `generate` does."""
 
+import collections
+
 import pytest
 
 from ivon_jax.models.cache import fetch
@@ -42,6 +44,7 @@ def test_greedy_tokens_equal_those_of_transformers(writer):
     length, prompts = 48, questions(50)
     prompts[1] = [{"role": "user", "content": prompts[1]}]
     ours = generate(writer, prompts, Options(max_tokens=length, sampler=GREEDY))
+    groups = collections.defaultdict(list)  # by length, so that neither pads
     for prompt, output in zip(prompts, ours, strict=True):
         if isinstance(prompt, str):
             ids = writer.tokenizer(prompt)["input_ids"]
@@ -49,12 +52,17 @@ def test_greedy_tokens_equal_those_of_transformers(writer):
             ids = writer.tokenizer.apply_chat_template(
                 prompt, add_generation_prompt=True, return_dict=False
             )
+        groups[len(ids)].append((ids, output.tokens.tolist()))
+    for width, pairs in groups.items():
+        ids = torch.tensor([ids for ids, _ in pairs])
         found = theirs.generate(
-            torch.tensor([ids]),
-            attention_mask=torch.ones((1, len(ids)), dtype=torch.long),
+            ids,
+            attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=length,
             eos_token_id=list(writer.stops),
             pad_token_id=writer.stops[0],
         )
-        assert found[0, len(ids) :].tolist() == output.tokens.tolist()
+        for row, (_, tokens) in zip(found[:, width:].tolist(), pairs, strict=True):
+            assert row[: len(tokens)] == tokens
+            assert len(tokens) == length or tokens[-1] in writer.stops

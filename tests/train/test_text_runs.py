@@ -176,6 +176,11 @@ BAD = {
     ),
     "columns": (["--train-file", "{rows}", "--columns", "a"], "columns: 'a' is not"),
     "length": (["--train-file", "{rows}", "--max-length", "0"], "max_length: 0 is not"),
+    "context": (
+        ["--train-file", "{rows}", "--max-length", "9999"],
+        "max_length: 9999 is beyond",
+    ),
+    "bytes": (["--train-file", "{bytes}"], "bytes.jsonl:1: not UTF-8 (byte 11"),
     "too long": (
         ["--train-file", "{rows}", "--max-length", "4"],
         "12 of 12 examples",
@@ -196,7 +201,9 @@ BAD = {
 def test_bad_options(home, tmp_path, capsys, options, message):
     broken = home / "broken.jsonl"
     broken.write_text('{"text": "a \\ud800"}\n')
-    files = {"{rows}": home / "rows.jsonl", "{broken}": broken}
+    (home / "bytes.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    files = {f"{{{name}}}": home / f"{name}.jsonl" for name in ("rows", "bytes")}
+    files["{broken}"] = broken
     given = [files.get(option, option) for option in options]
     base = ["--model", home / "model", "--out", tmp_path / "run"]
     assert command("train", *OPTIONS, *base, *given) == 2

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from ivon_jax.errors import one_line
+from ivon_jax.train.data.fields import check_unicode
 from ivon_jax.train.data.rows import SUFFIXES, read_rows
 from ivon_jax.train.data.task import AnyExample, Row, Source, Split, Task
 
@@ -100,10 +101,7 @@ def converted(
     try:
         example = convert(row)
         if example is not None:
-            # JSON can hold half a surrogate pair, which no tokenizer accepts.
-            json.dumps(example.parts, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{place}: the text is not valid Unicode") from None
+            check_unicode(example.parts)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     return example

@@ -3,6 +3,7 @@
 Error messages name field and value; the caller prepends file and line.
 """
 
+import json
 import math
 import reprlib
 import string
@@ -28,6 +29,21 @@ def field(row: Mapping[str, Any], name: str) -> Any:
         there = ", ".join(shown(key) for key in row) or "none"
         raise ValueError(f"no field {shown(name)}; the fields are {there}")
     return row[name]
+
+
+def check_unicode(value: object) -> None:
+    """Checks the text in a value: JSON can hold half a surrogate pair.
+
+    Args:
+        value: anything that JSON can hold.
+
+    Raises:
+        ValueError: no tokenizer would accept it, nor a file.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text is not valid Unicode") from None
 
 
 def text(row: Mapping[str, Any], name: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from ivon_jax.errors import prefixed
 from ivon_jax.train.data.chats import chat_tokens
 from ivon_jax.train.data.exchanges import Message, read_messages
-from ivon_jax.train.data.fields import shown, text
+from ivon_jax.train.data.fields import check_unicode, shown, text
 from ivon_jax.train.data.rows import read_rows
 from ivon_jax.train.data.text_encoding import prompt_tokens
 
@@ -52,6 +52,7 @@ def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
             else:
                 content = text(row, "prompt")
                 content = as_chat(content) if chat else content
+            check_unicode([name, content])
         found[name] = Prompt(name, content)
     if not found:
         raise ValueError(f"{path}: has no rows")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ivon_jax.train.generate.engine import Options, Place, stream
+from ivon_jax.train.generate.engine import Options, Place, checked, stream
 from ivon_jax.train.generate.prompts import Prompt, encode_prompts
 from ivon_jax.train.generate.records import Records, record
 from ivon_jax.train.generate.schedule import Output
@@ -84,6 +84,7 @@ class Request:
             ValueError: see `Records` and `stream`.
             Interrupted: a signal came; the file has what is finished.
         """
+        checked(self.writer, self.tokens, self.options)
         records = Records(out, self.prompts, self.settings, resume=resume)
         for rows in self.rows(records.done):
             records.add(rows)

@@ -68,19 +68,15 @@ class Writer:
     join: Callable[[PyTree], PyTree]
 
     @property
-    def context(self) -> int:
-        """Number of positions that the model was made for."""
-        return self._config.max_position_embeddings
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens that the model knows."""
-        return self._config.vocab_size
-
-    @property
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """The model's configuration."""
         module: Any = self.module
         return getattr(module, "base", module).config
+
+    @property
+    def context(self) -> int:
+        """Number of positions that the model was made for."""
+        return self.config.max_position_embeddings
 
     def drawing(self, models: int, tau: float = 1.0, prune: float = 0.0) -> Draw:
         """Returns the function that makes the parameters of one model.

@@ -28,8 +28,8 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
         The objective; its arrays are on the host.
 
     Raises:
-        ValueError: the model does not support the task, or a label word is not one
-            token.
+        ValueError: the model does not support the task or its length, or a label word
+            is not one token.
     """
     limit = model_config.max_position_embeddings
     head = family_of(model_config).head
@@ -41,7 +41,11 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
     if task.choices:
         return ChoiceText(task.metrics, limit)
     if task.exchange:
-        return Text(task.learn, min(task.max_length or limit, limit), task.drop_long)
+        if task.max_length and task.max_length > limit:
+            raise ValueError(
+                f"max_length: {task.max_length} is beyond {name}'s context of {limit}"
+            )
+        return Text(task.learn, task.max_length or limit, task.drop_long)
     if head:
         return HeadClass(task.metrics, limit) if task.label_words else HeadNumber(limit)
     if not task.label_words:

@@ -81,6 +81,7 @@ def contents(runs: Sequence[Evaluated], sweep: Sweep, *, test: bool) -> Values:
         "results": _results(lines),
         "differences": _differences(lines) if alike and len(lines) > 1 else None,
         "alike": alike,
+        "votes": _votes(lines),
         "foreign": _foreign(runs, names),
         "curves": _curves(runs, answer),
         "runs": [
@@ -215,6 +216,28 @@ def _differences(lines: Sequence[Line]) -> Values | None:
         "rows": [[x.label, *(difference(n, x.row) for n in names)] for x in others],
         "runs": [line.run for line in others],
     }
+
+
+def _votes(lines: Sequence[Line]) -> list[Values]:
+    """Returns the accuracy of votes by the number of outputs, in percent."""
+    return [
+        {
+            "run": line.run,
+            "label": line.label,
+            "main": line.main,
+            "points": [[n, 100 * vote, 100 * error] for n, vote, error in curve],
+        }
+        for line in lines
+        if (curve := _vote_curve(line.row))
+    ]
+
+
+def _vote_curve(row: Row) -> list[tuple[int, float, float]]:
+    """Returns numbers of outputs with the vote's accuracy and its standard error."""
+    if "curve" not in row:
+        return []
+    columns = (row["curve"][name] for name in ("outputs", "vote", "vote_error"))
+    return list(zip(*columns, strict=True))
 
 
 def _foreign(runs: Sequence[Evaluated], names: Sequence[str]) -> Values | None:

@@ -138,7 +138,8 @@ def read(folder: Path, *, best: bool = False, test: bool = False) -> Evaluated:
             foreign.setdefault(name, []).extend(found.values())
         for predictor, row in found.items():
             plain = {k: v for k, v in row.items() if not k.startswith("ood_")}
-            rows.setdefault(predictor, plain)
+            # Votes may be in one file of several with the same predictor.
+            rows[predictor] = plain | rows.get(predictor, {})
     if not rows:
         options = " --best" * best + " --test" * test
         raise ValueError(

@@ -13,10 +13,10 @@ import numpy as np
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.models.sampler import Sampler
-from ivon_jax.train.config import Voting
+from ivon_jax.train.config import RunConfig, Voting
 from ivon_jax.train.data.task import Task
-from ivon_jax.train.generate.engine import Options, Place
-from ivon_jax.train.generate.prompts import Prompt, stop_tokens
+from ivon_jax.train.generate.engine import Options, Place, check_prompts
+from ivon_jax.train.generate.prompts import Prompt, encode_prompts, stop_tokens
 from ivon_jax.train.generate.records import settings_file
 from ivon_jax.train.generate.request import Request
 from ivon_jax.train.generate.writers import Writer
@@ -24,6 +24,8 @@ from ivon_jax.train.keys import Streams
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.problem import Problem
+from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import Source
 from ivon_jax.train.splits import find_examples
 from ivon_jax.train.voting.scores import Answers, scores
@@ -72,10 +74,52 @@ def wanted(task: Task, voting: Voting, models: int) -> Votes | None:
     return Votes(voting, models)
 
 
+class Questions(NamedTuple):
+    """The questions of a split, their answers, and the length of an output."""
+
+    prompts: list[Prompt]
+    gold: list[str]
+    max_tokens: int
+
+
+def asked(problem: Problem, config: RunConfig, split: str, voting: Voting) -> Questions:
+    """Returns the questions of a run, or an adapter, that are answered in writing.
+
+    Args:
+        problem: its model and task.
+        config: its configuration.
+        split: the split of the questions.
+        voting: the options.
+
+    Raises:
+        ValueError: a right completion has no answer, or questions and outputs are too
+            long for the model.
+    """
+    task, tokenizer = problem.task, problem.tokenizer
+    exchanges = find_examples(task, config.data, config.seed, [split])[split]
+    exchanges = exchanges[: voting.questions]
+    gold, longest = [], 0
+    for number, exchange in enumerate(exchanges, 1):
+        text = exchange.completion  # type: ignore[union-attr]
+        assert task.parse and isinstance(text, str)
+        answer = task.parse(text)
+        if answer is None:
+            raise ValueError(f"{split} example {number}: its completion has no answer")
+        gold.append(answer)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        longest = max(longest, len(ids) + 1)  # and the end token
+    prompts = [Prompt(i, exchange.prompt) for i, exchange in enumerate(exchanges)]
+    max_tokens = voting.max_tokens or int(_MARGIN * longest)
+    tokens = encode_prompts(tokenizer, [prompt.content for prompt in prompts])
+    check_prompts(config.model, problem.model_config, tokens, max_tokens)
+    return Questions(prompts, gold, max_tokens)
+
+
 def vote(
     source: Source,
     predictors: Sequence[Predictor],
     votes: Votes,
+    questions: Questions,
     out: Path,
     suffix: str = "",
 ) -> list[dict[str, Any]]:
@@ -89,6 +133,7 @@ def vote(
         predictors: which models: the mean, another point, or samples. Those that are
             none of these get no votes.
         votes: how many outputs, and how.
+        questions: see `asked`.
         out: folder for the outputs.
         suffix: end of the files' names.
 
@@ -96,47 +141,32 @@ def vote(
         The fields that the row of each predictor gets; see `scores`.
 
     Raises:
-        ValueError: a right completion has no answer, or questions and outputs are too
-            long for the model.
+        ValueError: a posterior has no samples.
         Interrupted: a signal came; what is finished is kept.
     """
-    questions = _questions(source, votes.voting)
+    say(_amount(questions, votes))
     return [
         _scores(source, predictor, votes, questions, out, suffix)
         for predictor in predictors
     ]
 
 
-class _Questions(NamedTuple):
-    """The questions of a split, their answers, and the length of an output."""
-
-    prompts: list[Prompt]
-    gold: list[str]
-    max_tokens: int
-
-
-def _questions(source: Source, voting: Voting) -> _Questions:
-    task, config, split = source.problem.task, source.config, source.split
-    exchanges = find_examples(task, config.data, config.seed, [split])[split]
-    gold, longest = [], 0
-    for number, exchange in enumerate(exchanges, 1):
-        text = exchange.completion  # type: ignore[union-attr]
-        assert task.parse and isinstance(text, str)
-        answer = task.parse(text)
-        if answer is None:
-            raise ValueError(f"{split} example {number}: its completion has no answer")
-        gold.append(answer)
-        ids = source.problem.tokenizer(text, add_special_tokens=False)["input_ids"]
-        longest = max(longest, len(ids) + 1)  # and the end token
-    prompts = [Prompt(i, exchange.prompt) for i, exchange in enumerate(exchanges)]
-    return _Questions(prompts, gold, voting.max_tokens or int(_MARGIN * longest))
+def _amount(questions: Questions, votes: Votes) -> str:
+    """Tells beforehand how much is to be written: it may take days."""
+    count = len(questions.prompts)
+    each = votes.models * votes.voting.outputs
+    return (
+        f"to write: {each} answers to each of {count} questions for each row of the"
+        f" table, {each * count} of at most {questions.max_tokens} tokens; --questions,"
+        " --outputs or --samples make them fewer"
+    )
 
 
 def _scores(
     source: Source,
     predictor: Predictor,
     votes: Votes,
-    questions: _Questions,
+    questions: Questions,
     out: Path,
     suffix: str,
 ) -> dict[str, Any]:

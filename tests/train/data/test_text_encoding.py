@@ -16,6 +16,7 @@ from ivon_jax.train.data.text_encoding import (
     exchange_tokens,
     prompt_tokens,
 )
+from ivon_jax.train.generate.prompts import stop_tokens
 
 END = "<|im_end|>"
 CHARACTERS = string.ascii_lowercase + string.digits + " \n.?#"
@@ -184,9 +185,40 @@ def test_a_prompt_has_the_tokens_that_its_reply_followed(turns):
     assert TOKENIZER.decode(ids[: learnt[0]]).endswith("<|im_start|>assistant\n")
 
 
-# What goes wrong for users: each is one line.
+# What goes wrong for users: they learn too much, or no end. Here they do not.
 
 LOOP = "{% for m in messages %}"
+THOUGHT = CHAT_TEMPLATE.replace("assistant\n", "assistant\n--\n").replace(
+    "{{ message.content }}",
+    "{% if message.role == 'assistant' %}--\n{% endif %}{{ message.content }}",
+)
+TROUBLES = {
+    "the end token also pads": make(),
+    "a turn ends otherwise than a text": make(eos_token="#"),
+    "a turn is opened with an empty thought": make(THOUGHT),
+    "the template writes a blank after a turn": make(
+        CHAT_TEMPLATE.replace("<|im_end|>\n{%", "<|im_end|>\n {%")
+    ),
+    "the template ends in its last turn": make(
+        CHAT_TEMPLATE.replace("<|im_end|>\n{%", "<|im_end|>{%")
+    ),
+}
+
+
+@pytest.mark.parametrize("tokenizer", TROUBLES.values(), ids=TROUBLES)
+def test_a_reply_and_its_end_alone_are_learnt(tokenizer):
+    for learn in ("assistant", "completion"):
+        found = learnt_texts(Exchange((), TALK), learn, tokenizer)
+        assert found == [f"yes{END}", f"no{END}"]
+    # And what is learnt last ends an answer.
+    ends = stop_tokens(tokenizer)
+    for exchange in (Exchange((), TALK), Exchange("a", "b")):
+        ids, learnt = exchange_tokens(tokenizer, exchange, "completion")
+        assert ids[learnt[-1]] in ends
+
+
+# What goes wrong for users: each is one line.
+
 BAD_CHATS = {
     "no template": (None, TALK, "the tokenizer has no chat template"),
     "unknown role": (

@@ -269,6 +269,8 @@ CHAT = '{"messages": [{"role": "user", "content": "red"}]}\n'
             "rows.jsonl:2: id 1 occurs twice",
         ),
         ((), "", "rows.jsonl: has no rows"),
+        ((), '{"prompt": "\\ud800"}\n', "rows.jsonl:1: the text is not valid Unicode"),
+        ((), '{"id": "\\ud800", "prompt": "a"}\n', ":1: the text is not valid Unicode"),
         ((), '{"messages": []}\n', "rows.jsonl:1: field 'messages' must be a list of"),
         ((), '{"prompt": ""}\n', "prompt 1: has no tokens"),
         (("--temperature", -1), None, "temperature: -1.0 is not 0, or a number"),
@@ -291,6 +293,15 @@ def test_bad_input_is_one_line(home, tmp_path, capsys, words, text, message):
     out, err = capsys.readouterr()
     assert message in err and err.startswith("ivon-jax: ") and err.count("\n") == 1
     assert not out
+
+
+@pytest.mark.parametrize(
+    "words", [("--max-tokens", 999), ("--models", 2), ("--tau", 2)]
+)
+def test_what_is_refused_leaves_no_file(home, tmp_path, words):
+    words = ("--model", home / "model", "--file", home / "rows.jsonl", *words)
+    assert command("generate", *words, "--out", tmp_path / "g.jsonl") == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_roles_are_one_line(home, tmp_path, capsys):

@@ -261,6 +261,26 @@ def test_text_has_the_metrics_of_tokens(tmp_path):
     assert table["rows"][0][1] == f"{means[worst]:.3f}"
 
 
+def test_votes_have_their_accuracy_by_outputs(tmp_path):
+    lengths = [3, 1]
+    folder = write_run(
+        tmp_path / "run",
+        write_text(tmp_path / "data", [str(n) for n in lengths]),
+        predictions=lambda one: tokens(lengths, one.passes)[0],
+        labels=tokens(lengths, 1)[1],
+    )
+    assert shown(folder)["votes"] == []
+    # Votes are in one of two files with the same predictors, whichever is read first.
+    path = folder / "evaluation-4.json"
+    values = json.loads(path.read_text())
+    curve = {"outputs": [1, 2], "vote": [0.25, 0.5], "vote_error": [0.125, 0.0]}
+    rows = [row | {"curve": curve, "vote_accuracy": 0.5} for row in values["rows"]]
+    path.with_name("evaluation-9.json").write_text(json.dumps(values | {"rows": rows}))
+    main, mean = shown(folder)["votes"]
+    assert main["points"] == mean["points"] == [[1, 25.0, 12.5], [2, 50.0, 0.0]]
+    assert (main["main"], mean["main"], mean["label"]) == (True, False, "run@mean")
+
+
 # The settings of the sliders.
 
 

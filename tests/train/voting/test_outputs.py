@@ -17,7 +17,7 @@ from ivon_jax.train.generate import request
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.sources import read_run
 from ivon_jax.train.tasks.registry import TASKS
-from ivon_jax.train.voting.outputs import Votes, vote, wanted
+from ivon_jax.train.voting.outputs import Votes, asked, vote, wanted
 
 TRAIN = ["--steps", "2", "--batch-size", "4"]
 VOTES = ["--samples", "2", "--outputs", "3", "--max-tokens", "5"]
@@ -42,8 +42,8 @@ def runs(home):
     return found
 
 
-def rows_of(folder):
-    (path,) = folder.glob("evaluation-*.json")
+def rows_of(folder, name="evaluation-*.json"):
+    (path,) = folder.glob(name)
     return json.loads(path.read_text())["rows"]
 
 
@@ -192,12 +192,29 @@ def test_no_outputs_leave_likelihoods(copy):
 
 def test_what_is_no_model_gets_no_votes(runs):
     source = read_run(runs["adam"], "data=1")
-    votes = Votes(Voting(1, 2), 1)
-    assert vote(source, [Dropout(2)], votes, runs["adam"] / "none") == [{}]
+    votes = Votes(Voting(1, max_tokens=2), 1)
+    questions = asked(source.problem, source.config, "test", votes.voting)
+    assert vote(source, [Dropout(2)], votes, questions, runs["adam"] / "none") == [{}]
     assert not (runs["adam"] / "none").exists()
 
 
+def test_the_first_questions_alone_are_answered(copy, capsys):
+    assert command("evaluate", copy, *VOTES, "--questions", "2") == 0
+    said = capsys.readouterr().err
+    assert "to write: 6 answers to each of 2 questions for each row of the" in said
+    few = texts(copy / "outputs-samples-questions2-max_tokens5.jsonl")
+    all_of_them = texts(copy / "outputs-samples-max_tokens5.jsonl")
+    assert few.items() < all_of_them.items()
+    assert {question for question, *_ in few} == {0, 1}
+    (path,) = copy.glob("evaluation-*-questions2-*.json")
+    whole = rows_of(copy, "evaluation-*-outputs3-max*.json")
+    for row, other in zip(json.loads(path.read_text())["rows"], whole, strict=True):
+        assert row["vote_right"] == other["vote_right"][:2]
+        assert row["nll"] == other["nll"]
+
+
 BAD = {
+    "questions": (["--questions", "0"], "questions: 0 is not >= 1"),
     "outputs": (["--outputs", "-1"], "outputs: -1 is not >= 0"),
     "tokens": (["--max-tokens", "0"], "max_tokens: 0 is not >= 1"),
     "rows": (["--outputs-at-once", "0"], "outputs_at_once: 0 is not >= 1"),
@@ -212,8 +229,16 @@ def test_bad_options_are_refused(runs, capsys, words, message):
     assert command("evaluate", runs["adam"], *words) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert message in error
-    left = [path for path in runs["adam"].iterdir() if path not in before]
-    assert all(path.stat().st_size == 0 or "settings" in path.name for path in left)
+    assert sorted(runs["adam"].iterdir()) == before
+
+
+def test_a_comparison_is_refused_before_it_trains(home, tmp_path, capsys):
+    words = [*tiny_answers.options(home), "--max-tokens", "9999"]
+    words += [f"--{name}.steps=2" for name in ("adam", "ivon-lora")]
+    assert command("compare", *words, "--out", tmp_path / "compared") == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "max_tokens: 9999 after the longest prompt" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_task_without_answers_has_no_options_of_votes():

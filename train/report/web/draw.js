@@ -135,7 +135,7 @@ function axes(x, y, bottom = EDGE.bottom) {
     picture.append(
       draw("path", { class: "grid", d: `M${sx(value)} ${EDGE.top}V${low}` }),
       draw("text", { class: "tick", x: sx(value), y: low + 17, "text-anchor": "middle" },
-        plainNumber(value)));
+        (x.text || plainNumber)(value)));
   }
   for (const value of y.ticks || ticks(...y.ends)) {
     picture.append(

@@ -315,6 +315,40 @@ function risk() {
       rows: shown });
 }
 
+// Votes -------------------------------------------------------------------------------
+
+function votes() {
+  if (!data.votes.length) {
+    byId("votes").remove();
+    return;
+  }
+  const all = data.votes.flatMap((row) => row.points);
+  const powers = unique(all.map(([n]) => Math.log2(n))).sort((a, b) => a - b);
+  const plot = axes(
+    { title: "outputs of a question", ends: extent(powers), ticks: powers,
+      text: (power) => String(Math.round(2 ** power)) },
+    { title: "right %", ends: extent(all.flatMap(([, v, e]) => [v - e, v + e]), 0, 100) });
+  for (const { run, label, main, points: own } of data.votes) {
+    const at = ([n, vote, error], side) =>
+      [plot.sx(Math.log2(n)), plot.sy(Math.min(Math.max(vote + side * error, 0), 100))];
+    const band = [...own.map((p) => at(p, 1)), ...own.map((p) => at(p, -1)).reverse()];
+    plot.layer.append(draw("g", { class: color(run) },
+      main ? draw("path", { class: "band", d: `${line(band)}Z` }) : null,
+      draw("path",
+        { class: `${main ? "line" : "faint"} ${dash(run)}`, d: line(own.map((p) => at(p, 0))) }),
+      own.map((p) => marker(run, ...at(p, 0), main ? "now" : "mark", 4, label))));
+  }
+  new Figure(byId("votes-figure")).show("Accuracy of the vote", plot.picture,
+    "Means over random subsets of whole models; of each run's own predictions with bands"
+    + " of one standard error over the questions, of its others, as the mean, faint.",
+    {
+      head: ["", "outputs", "right %", "standard error"],
+      runs: data.votes.flatMap((row) => row.points.map(() => row.run)),
+      rows: data.votes.flatMap((row) => row.points.map(([n, vote, error]) =>
+        [row.label, n, fixed(vote, 1), fixed(error, 1)])),
+    });
+}
+
 // Training ----------------------------------------------------------------------------
 
 function training() {
@@ -418,6 +452,7 @@ glance();
 controls();
 prepare();
 update(false);
+votes();
 training();
 examples();
 notes();
