@@ -28,7 +28,7 @@ shared with other programs, in processor seconds:
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -115,7 +115,7 @@ def _ways(outputs: int, prompts: int, rows: Sequence[int]) -> dict[str, Any]:
 
 
 def race(
-    calls: dict[str, Callable[[], dict[str, float]]], rounds: int
+    calls: Mapping[str, Callable[[], dict[str, float]]], rounds: int
 ) -> dict[str, Any]:
     """Lets contestants take turns.
 
