@@ -31,6 +31,7 @@ def start(
     flags = os.environ["XLA_FLAGS"]
     flags += f" --xla_force_host_platform_device_count={devices}"
     env = dict(os.environ, XLA_FLAGS=flags)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each compiles our modules again
     command = [sys.executable, *map(str, program), *map(str, words)]
     if limit:
         command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]
