@@ -23,7 +23,7 @@ SUMS_TUNED := --adam.steps 80 --adam.batch-size 8 --adam.learning-rate 1e-3 \
 	--ivon-lora.steps 80 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1 \
 	--ivon-lora.ess 1e6
 
-.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks docs lint format package clean
+.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks results docs lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -86,6 +86,9 @@ tasks: $(VENV)/installed  ## three steps of every task, with IVON_JAX_DATA
 			--eval-examples 16 --steps 3 --out $(OUT)/tasks/$$task && \
 		$(BIN)/ivon-jax evaluate $(OUT)/tasks/$$task --samples 2 || exit; \
 	done
+
+results: $(VENV)/installed  ## the tables of README and docs/results.md, from results/
+	$(BIN)/python -m benchmarks.results
 
 docs: $(VENV)/developing  ## the documentation, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

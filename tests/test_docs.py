@@ -70,6 +70,7 @@ def options() -> dict[str, set[str]]:
         "export": arguments(cli.export),
         "models": arguments(cli.models),
         "table": arguments(cli.table),
+        "reproduce": arguments(cli.reproduce) | {"list"},
         "data": fields(DataConfig) | arguments(cli.data),
     }
     return {name: names | {"config"} for name, names in legal.items()}

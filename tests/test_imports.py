@@ -95,7 +95,7 @@ ROOMS = (
     {"command_line", "evaluate", "fit", "inference", "loop"},
     {"queue"},
     {"report"},
-    {"compare", "export", "harness", "tune"},
+    {"compare", "export", "harness", "reproduce", "tune"},
     {"cli"},
     {"entry"},
 )

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,9 @@ from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
 from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
 from ivon_jax.train.predictors.linearised import Linearised, Link
-from ivon_jax.train.report.commands import report, show
+from ivon_jax.train.report.commands import report, show, table
+from ivon_jax.train.reproduce.recipe import Scale
+from ivon_jax.train.reproduce.registry import RecipeName
 from ivon_jax.train.runs.progress import outlive_readers
 from ivon_jax.train.tune.command import tune
 
@@ -278,18 +280,6 @@ def models(fetch: str | None = None) -> None:
     print(f".gguf file of these architectures:\n\n{support.table()}")
 
 
-def table(directories: tyro.conf.Positional[tuple[Path, ...]]) -> None:
-    """Prints mean and standard error over comparisons that differ by seed.
-
-    Args:
-        directories: folders written by "ivon-jax compare".
-    """
-    from ivon_jax.train.report import tables
-
-    runs = tables.read_comparisons(directories)
-    print(tables.seeds_table(runs))
-
-
 def compare(
     config: Annotated[CompareConfig, Unprefixed],
     out: Out,
@@ -312,13 +302,38 @@ def compare(
     on_first_process(lambda: print(tables.table(results["rows"])))
 
 
-def main() -> None:
-    """Runs the command; bad input is one line on stderr and exit code 2."""
-    # transformers would warn that torch, which is not needed, is missing.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Orbax logs the traceback of a failed save, which is reported in one line anyway.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    commands: dict[str, Callable[..., Any]] = {
+def reproduce(
+    name: tyro.conf.Positional[RecipeName],
+    out: Path,
+    scale: Scale = "small",
+    seeds: int = 5,
+    listed: Annotated[bool, tyro.conf.arg(name="list")] = False,
+    table: bool = False,
+) -> None:
+    """Runs a table or figure of the paper, and puts it beside the paper's.
+
+    The same command goes on after an interruption; finished runs are never repeated.
+
+    Args:
+        name: the table or figure, or all of them.
+        out: folder of all runs, tables and figures; recipes share runs.
+        scale: the paper's models, data and settings, or those of a small machine.
+        seeds: number of seeds.
+        listed: print a resumable command line for each run that is not finished, and
+            run nothing.
+        table: only collate what is finished.
+    """
+    from ivon_jax.train.reproduce.command import reproduce
+
+    def run(words: Sequence[str]) -> None:
+        parse(commands(), words)()
+
+    reproduce(name, out, scale, run, seeds, listed=listed, table=table)
+
+
+def commands() -> dict[str, Callable[..., Any]]:
+    """Returns the functions by command."""
+    return {
         "train": train,
         "evaluate": evaluate,
         "fit": fit,
@@ -330,17 +345,26 @@ def main() -> None:
         "compare": compare,
         "tune": tune,
         "table": table,
+        "reproduce": reproduce,
         "show": show,
         "report": report,
         "data": data,
         "models": models,
     }
+
+
+def main() -> None:
+    """Runs the command; bad input is one line on stderr and exit code 2."""
+    # transformers would warn that torch, which is not needed, is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Orbax logs the traceback of a failed save, which is reported in one line anyway.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     runtime.keep_compilations()
     keep_freed_memory()
     outlive_readers()
     try:
         runtime.settle()
-        parse(commands)()
+        parse(commands())()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

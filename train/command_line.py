@@ -68,8 +68,10 @@ OWNERS: dict[Any, Mapping[str, Any]] = {
 OWNERS[CompareConfig] = OWNERS[TrainConfig]
 
 
-def parse(commands: Commands) -> functools.partial[Any]:
-    """Reads the command line without running the command.
+def parse(
+    commands: Commands, words: Sequence[str] | None = None
+) -> functools.partial[Any]:
+    """Reads a command line without running the command.
 
     A command that takes a `TrainConfig` or a `Fit` has the options of the chosen
     method; a run has the settings of the chosen adapter as defaults. The options of
@@ -77,6 +79,7 @@ def parse(commands: Commands) -> functools.partial[Any]:
 
     Args:
         commands: functions by command.
+        words: the command line; None for that of this process.
 
     Returns:
         The command with its arguments.
@@ -85,7 +88,8 @@ def parse(commands: Commands) -> functools.partial[Any]:
         ValueError: an argument is illegal or missing, or the file or the adapter cannot
             be read.
     """
-    name, *args = sys.argv[1:] or [""]
+    words = sys.argv[1:] if words is None else words
+    name, *args = words or [""]
     kind, method, found = None, "", {}
     if name in commands:
         file = _choices(_File(), args).config
@@ -104,7 +108,7 @@ def parse(commands: Commands) -> functools.partial[Any]:
         _check_removed(args)
     if kind in OWNERS and method is not None:
         _check_owners(args, OWNERS[kind], method)
-    return _run_tyro(commands)
+    return _run_tyro(commands, words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,12 +195,13 @@ def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -
             )
 
 
-def _run_tyro(commands: Commands) -> functools.partial[Any]:
-    """Reads the command line; see `parse`."""
+def _run_tyro(commands: Commands, words: Sequence[str]) -> functools.partial[Any]:
+    """Reads a command line; see `parse`."""
     return _reading(
         lambda: tyro.extras.subcommand_cli_from_dict(
             {name: _later(command) for name, command in commands.items()},
             prog="ivon-jax",
+            args=words,
         )
     )
 

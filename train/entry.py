@@ -39,11 +39,10 @@ def summaries() -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    main = _function(tree, "main")
     table = next(
         node.value
-        for node in main.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        for node in _function(tree, "commands").body
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)
     )
     found = {}
     for key, value in zip(table.keys, table.values, strict=True):

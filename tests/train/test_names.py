@@ -22,12 +22,14 @@ def constants(node: ast.AST) -> Iterator[str]:
 
 
 def trees_without(*kinds: type) -> dict[str, ast.Module]:
-    """Every file of the trainer but the classes' own."""
+    """Every file of the trainer but the classes' own, and recipes, which are data."""
     own = [Path(inspect.getfile(kind)).resolve() for kind in kinds]
+    recipes = TRAIN / "reproduce"
     return {
         str(path.relative_to(TRAIN)): ast.parse(path.read_text())
         for path in TRAIN.rglob("*.py")
         if path.resolve() not in own
+        if path != recipes / "groups.py" and path.parent != recipes / "recipes"
     }
 
 

@@ -1,4 +1,4 @@
-"""The commands ``ivon-jax show`` and ``ivon-jax report``."""
+"""The commands ``ivon-jax show``, ``report`` and ``table``."""
 
 from pathlib import Path
 
@@ -58,3 +58,23 @@ def report(
         directories, out, sweep, mesh, chunk_size=chunk_size, best=best, test=test
     )
     print(f"wrote {out}, {out.stat().st_size / 1e3:.0f} kB")
+
+
+def table(
+    directories: tyro.conf.Positional[tuple[Path, ...]],
+    json: Path | None = None,
+    note: str = "",
+) -> None:
+    """Prints mean and standard error over comparisons that differ by seed.
+
+    Args:
+        directories: folders written by "ivon-jax compare".
+        json: file for the numbers of every seed, with settings and versions.
+        note: with --json: kept in the file, as the commit that was measured.
+    """
+    from ivon_jax.train.report import measured, tables
+
+    runs = tables.read_comparisons(directories)
+    print(tables.seeds_table(runs))
+    if json:
+        measured.write(json, directories, note)

@@ -178,16 +178,46 @@ def seeds_table(runs: Sequence[Sequence[Row]]) -> str:
     Raises:
         ValueError: the runs have different rows.
     """
+    return measured_table(over_seeds(runs))
+
+
+def over_seeds(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Collects the numbers of every run, row by row.
+
+    Args:
+        runs: the rows of each run, in the same order.
+
+    Returns:
+        For each row its name as ``row``, and the numbers of the columns that it has in
+        all runs, each as a list.
+
+    Raises:
+        ValueError: the runs have different rows.
+    """
     kinds = [[_kind(row) for row in rows] for rows in runs]
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError("runs: their methods or predictors differ")
-    columns = _common(COLUMNS, [row for rows in runs for row in rows])
+    return [
+        {"row": _common_label(same)}
+        | {name: [row[name] for row in same] for name in _common(COLUMNS, same)}
+        for same in zip(*runs, strict=True)
+    ]
+
+
+def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
+    """Formats rows of `over_seeds`, as mean and standard error.
+
+    Args:
+        rows: the rows.
+        columns: the columns; those that not all rows have are left out.
+    """
+    columns = _common(columns, rows)
     cells = [["", *(title for title, *_ in columns.values())]]
-    for same in zip(*runs, strict=True):
-        line = [_common_label(same)]
+    for row in rows:
+        line = [row["row"]]
         for name, (_, scale, digits) in columns.items():
-            values = np.array([row[name] for row in same], np.float64)
-            mean, error = scale * values.mean(), scale * _standard_error(values)
+            values = scale * np.array(row[name], np.float64)
+            mean, error = values.mean(), _standard_error(values)
             line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
         cells.append(line)
     return markdown(cells)

@@ -1,9 +1,12 @@
 """The texts of choices, against torch, and against each choice by itself."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_answers import command
 from tiny_runs import batch_of, outputs_of
 
 from ivon_jax import Posterior
@@ -222,3 +225,21 @@ def test_tasks_without_texts_refuse_the_style(home):
     row = {"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}
     with pytest.raises(ValueError, match="has no blank, _"):
         get_task("winogrande_s", "choice_text").example(row)
+
+
+def test_methods_and_fits_are_compared(home, tmp_path):
+    """One that perturbs single tokens, and one that reads rows of single questions."""
+    words = ["compare", "--model", home / "model", "--task", "arc_easy"]
+    words += ["--data-dir", home, "--prompt-style", "choice_text", "--rank", "2"]
+    for method in ("ivon-lora", "blob"):
+        words += [f"--{method}.steps", "2", f"--{method}.batch-size", "2"]
+    words += ["--methods", "ivon-lora", "blob", "--fit", "laplace-kfac:ivon-lora"]
+    assert command(*words, "--samples", "2", "--out", tmp_path / "out") == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert len(rows) == 5
+    assert all(0 < row["nll"] < 99 for row in rows)  # of random weights
+    run, adapter = tmp_path / "out" / "ivon-lora", tmp_path / "adapter"
+    assert command("export", run, "--samples", "1", "--out", adapter) == 0
+    card = (adapter / "README.md").read_text()
+    assert "--prompt-style choice_text" in card
+    assert "logits[0, -1" not in card  # which reads words
