@@ -13,9 +13,7 @@ another: there the time to the first step, mostly compilation, counts too.
 import dataclasses
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any, Literal
 
 import tyro
 
+from benchmarks.contest import Process
 from benchmarks.scaling_figure import figure, tables
 from benchmarks.timing import machine, summary, write
 
@@ -193,42 +192,11 @@ def serve(text: str) -> None:
     print(json.dumps({"memory_mb": (resident("VmHWM") - before) / 1e6}))
 
 
-class Server:
-    """A contestant's process."""
-
-    def __init__(self, point: Point) -> None:
-        flags = f"--xla_force_host_platform_device_count={point.devices}"
-        code = "import sys; from benchmarks.scaling import serve; serve(sys.argv[1])"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(dataclasses.asdict(point))],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def read(self) -> Any:
-        """Reads its next line."""
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
-
-    def step(self) -> float:
-        """Takes a step; returns its seconds."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self.read()
-
-    def end(self) -> Any:
-        """Ends it and returns its final results."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        return self.read()
-
-    def kill(self) -> None:
-        """Kills it if it still runs."""
-        self._process.kill()
-        self._process.wait()
+def process(point: Point) -> Process:
+    """Starts a contestant's process."""
+    flags = f"--xla_force_host_platform_device_count={point.devices}"
+    text = json.dumps(dataclasses.asdict(point))
+    return Process("benchmarks.scaling", text, {"XLA_FLAGS": flags})
 
 
 def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]]:
@@ -241,17 +209,17 @@ def measure(points: dict[str, Point], rounds: int) -> dict[str, dict[str, float]
     Returns:
         Median and quartiles, memory, and the time to the first step of each.
     """
-    servers = {name: Server(point) for name, point in points.items()}
+    processes = {name: process(point) for name, point in points.items()}
     try:
-        first = {name: server.read() for name, server in servers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in servers}
+        first = {name: each.read() for name, each in processes.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in processes}
         for _ in range(rounds):
-            for name, server in servers.items():
-                seconds[name].append(server.step())
-        last = {name: server.end() for name, server in servers.items()}
+            for name, each in processes.items():
+                seconds[name].append(each.ask())
+        last = {name: each.end() for name, each in processes.items()}
     finally:
-        for server in servers.values():
-            server.kill()
+        for each in processes.values():
+            each.kill()
     return {k: summary(seconds[k]) | first[k] | last[k] for k in points}
 
 
