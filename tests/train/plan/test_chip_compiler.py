@@ -30,11 +30,11 @@ def model(tmp_path) -> str:
     return str(tmp_path / "model")
 
 
-def compiled(chip, config):
+def compiled(chip, config, length=128):
     topology = find_topology(chip, config.mesh)
     if reason := missing(topology):
         pytest.skip(reason)
-    return next(compile_for_chips([(config, topology)], 128, 4))
+    return next(compile_for_chips([(config, topology)], length, 4))
 
 
 @pytest.mark.slow
@@ -60,6 +60,24 @@ def test_a_step_sends_the_base_and_the_adapters_only(chip, model):
     kernels = sum(base) - max(base)  # without the embedding
     assert kernels < gathered < 4 * (sum(base) + sum(adapters))
     assert (program.cost.cycles > 0) == (chip != "h100")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_attention_is_the_chips_kernel_on_all_axes(chip, tmp_path):
+    sizes = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.CONFIG | sizes))
+    config = config_of(model=str(tmp_path), base="bf16", mesh="data=2,fsdp=2,tensor=2")
+    kernel, plain = (
+        compiled(chip, dataclasses.replace(config, attention=name), 1024)
+        for name in ("auto", "xla")
+    )
+    # XLA's scores are in the memory, those of the kernel are not.
+    assert kernel.peak < 0.7 * plain.peak
+    assert plain.kernels == 0 and (kernel.kernels > 0) == (chip == "v5e")
+    for one in kernel.cost.collectives:
+        assert one.turns in (1, SIZES["num_hidden_layers"])
 
 
 @pytest.mark.slow
