@@ -23,11 +23,11 @@ from ivon_jax.train.objectives.token_losses import token_log_probs
 class ChoiceText(ClassAnswer):
     """Compares the log-likelihoods of the choices' texts, divided by their lengths.
 
-    A choice of a question has the logit n log p(text) / length. Lengths are characters,
-    so the likeliest choice is that of lm-eval's ``acc_norm``. n is their mean over the
-    question's choices: with equal lengths the logits are the log-likelihoods, and
-    softmax is the probability of a choice given that the text is one of them. Without n
-    it would be nearly uniform before training, and its gradient small.
+    A choice has the logit log p(text) / length, in nats a character, so the likeliest
+    is that of lm-eval's ``acc_norm``. Training uses the same, with no factor: of 100
+    questions SmolLM2-135M then has, before training, NLL 1.37 on ARC-Easy, 1.38 on
+    OpenBookQA and 0.69 on WinoGrande, at chance or below, and 4.2, 5.3 and 0.84 if the
+    logits are multiplied by the mean length, as log-likelihoods of whole texts are.
 
     All choices of a question follow one copy of it: they are branches of one text.
 
@@ -66,5 +66,4 @@ class ChoiceText(ClassAnswer):
             jnp.asarray(batch.scored.choice)[..., None] == jnp.arange(count)[None, None]
         )
         total = jnp.sum(jnp.where(own, found[..., None], 0), axis=1)
-        scale = jnp.mean(sizes, axis=-1, keepdims=True) / sizes
-        return (total.reshape(sizes.shape) * scale).reshape(-1, sizes.shape[-1])
+        return (total.reshape(sizes.shape) / sizes).reshape(-1, sizes.shape[-1])

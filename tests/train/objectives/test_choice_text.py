@@ -111,7 +111,7 @@ def test_logits_are_those_of_torch(problem, home):
             chosen = logits[range(start - 1, len(ids) - 1), ids[start:]]
             wanted.append(chosen.sum().item())
             sizes.append(len(scored.strip()))
-        wanted = np.array(wanted) / sizes * np.mean(sizes)
+        wanted = np.array(wanted) / sizes
         (got,) = outputs_of(found, params, batch_of(found, [index]))
         np.testing.assert_allclose(got, wanted, rtol=1e-4)
 
@@ -150,7 +150,7 @@ def test_rows_are_as_if_each_question_were_alone(problem, texts):
     )
     np.testing.assert_allclose(one, two, rtol=1e-4)
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
-    assert size > 1e-3
+    assert size > 1e-4
     jax.tree.map(
         lambda g, w: np.testing.assert_allclose(g, w, rtol=0, atol=1e-4 * size),
         got,
