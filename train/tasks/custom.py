@@ -31,7 +31,7 @@ def custom_task(
 
     >>> task = custom_task("Text: {text} Topic:", ("sport", "art"))
     >>> task.example({"text": "A late goal.", "label": "sport"})
-    Example(prompt='Text: A late goal. Topic:', label=0, texts=())
+    Example(prompt='Text: A late goal. Topic:', label=0, texts=(), choices=())
     """
     words = tuple(label.strip() for label in labels)
     if len(words) < 2 or not all(words) or len(set(words)) != len(words):

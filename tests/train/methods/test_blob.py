@@ -5,7 +5,7 @@ import math
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -184,9 +184,17 @@ def by_hand(leaves, batches, keys, hyper, parts):
         yield loss, math.sqrt(sum((g**2).sum() for g in grads.values())), leaves
 
 
+class Pair(NamedTuple):
+    """A batch of numbers, whose rows are not texts."""
+
+    inputs: Any
+    target: Any
+    packed: None = None
+
+
 def noisy_loss(params, minibatch):
-    """The loss of the hand's, by the token ids as indices of inputs and targets."""
-    layer, (inputs, target) = params["layer"], minibatch.batch
+    """The loss of the hand's."""
+    layer, (inputs, target, _) = params["layer"], minibatch.batch
     a = layer["a"]
     if "noise" in minibatch.rngs:
         noise = jax.random.normal(minibatch.rngs["noise"], a.shape, a.dtype)
@@ -219,7 +227,7 @@ def test_the_update_is_that_by_hand(order, form, parts, float64):
     step = jax.jit(lambda *args: method.step(loss, *args))
     wanted = by_hand(start(), batches, keys, method.hyper, parts)
     for key, batch, (value, norm, leaves) in zip(keys, batches, wanted, strict=True):
-        minibatch: Any = Minibatch(tuple(map(jnp.asarray, batch)), {})
+        minibatch: Any = Minibatch(Pair(*map(jnp.asarray, batch)), {})
         out = step(key, params, state, minibatch)
         params, state = out.params, out.state
         np.testing.assert_allclose(out.loss, value, rtol=1e-10)

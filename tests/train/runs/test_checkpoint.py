@@ -221,7 +221,9 @@ def test_a_damaged_checkpoint_is_passed_over(seed, base, alone, tmp_path, capsys
         victim.unlink()
     shutil.rmtree(out / CHECKPOINTS / "4")
     assert result(train(base, out, resume=True)) == result(alone)
-    message = capsys.readouterr().err.splitlines()[1]
+    (message,) = (
+        line for line in capsys.readouterr().err.splitlines() if str(newest) in line
+    )
     assert message.startswith(f"checkpoint {newest} ")
     assert message.endswith(": removed")
 
