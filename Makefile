@@ -14,6 +14,23 @@ CITIES := --task city-continent --train-examples 256 --eval-examples 400
 TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 350 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 75
 
+# Every method: chosen by five trials each, see docs/results.md.
+METHODS := --methods adam ivon-lora ivon blob swag adam-average ensemble \
+	--fit temperature:adam "tfb:adam --samples 5 --anchors 128" laplace-diag:adam \
+	laplace-kfac:adam "tau:ivon-lora --samples 5 --taus 0.5 1 2" \
+	--task city-continent --train-examples 656 --validation-examples 400 \
+	--eval-examples 400 --samples 5 --sweep-samples 2 --taus 0.5 2
+METHODS_TUNED := --adam.steps 128 --adam.learning-rate 3e-4 \
+	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.06 --ivon-lora.gamma 300 \
+	--ivon-lora.beta2 0.993 \
+	--ivon.steps 128 --ivon.learning-rate 0.1 --ivon.gamma 150 --ivon.beta2 0.993 \
+	--ivon.weight-decay 0.1 \
+	--blob.steps 128 --blob.learning-rate 5e-4 --blob.kl-learning-rate 0.01 \
+	--blob.kl-cycle 32 \
+	--swag.steps 128 --swag.learning-rate 2e-4 --swag.collect-rate 1 \
+	--adam-average.steps 128 --adam-average.learning-rate 3e-4 \
+	--ensemble.steps 128 --ensemble.learning-rate 3e-4 --ensemble.members 4
+
 SST2 := --task sst2 --train-examples 256 --eval-examples 400
 SST2_TUNED := --adam.steps 128 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 300
@@ -23,7 +40,7 @@ SUMS_TUNED := --adam.steps 80 --adam.batch-size 8 --adam.learning-rate 1e-3 \
 	--ivon-lora.steps 80 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1 \
 	--ivon-lora.ess 1e6
 
-.PHONY: help demo test test-newest test-slow seeds sst text text-seeds tasks results docs lint format package clean
+.PHONY: help demo test test-newest test-slow seeds methods sst text text-seeds tasks results docs lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
@@ -59,6 +76,13 @@ seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on tw
 			--seed $$seed --out $(OUT)/seeds/$$seed --resume || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
+
+methods: $(VENV)/installed  ## every method and fit, three seeds (two hours on two cores)
+	for seed in 0 1 2; do \
+		$(BIN)/ivon-jax compare $(METHODS) $(METHODS_TUNED) \
+			--seed $$seed --out $(OUT)/methods/$$seed --resume || exit; \
+	done
+	$(BIN)/ivon-jax table $(OUT)/methods/*
 
 sst: $(VENV)/installed  ## docs/results.md's SST-2 table, with IVON_JAX_DATA (45 minutes)
 	for seed in 0 1 2; do \
