@@ -125,9 +125,8 @@ CLAIMS = (
     Claim(
         "g",
         "a step costs what one of Adam costs",
-        (Evidence("methods", "ivon-lora@mean", "adam", {"step_seconds": 0}),),
-        "These times are of one core beside other work; on a quiet machine whole steps"
-        " of the two could not be told apart"
+        (Evidence("cities", "ivon-lora@mean", "adam", {"step_seconds": 0}),),
+        "Whole steps of the two could not be told apart on a quiet machine"
         " ([scaling](scaling.md))",
     ),
 )
