@@ -294,10 +294,7 @@ def _shown(evidence: Evidence, results: Mapping[str, Any]) -> str:
     texts = []
     for name, value in differences(evidence, results).items():
         title, _, digits = COLUMNS[name]
-        text = f"{title} {value.mean:+.{digits}f}"
-        if value.low is not None:
-            text += f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
-        texts.append(text)
+        texts.append(f"{title} {value.text(digits)}")
     found = results[evidence.file]
     if "recipe" in found:
         names = f"{evidence.file}, {evidence.row}"

@@ -64,8 +64,7 @@ class Speed:
         chip = chip_of(jax.devices()[0].device_kind)
         share = None
         if chip:
-            task = problem.task
-            classes = None if task.exchange or task.choices else task.outputs
+            classes = problem.task.answer_outputs
             work = flops(config, problem.model_config, round(length), classes)
             share = work / problem.mesh.size / chip.flops
         return cls(batch_size, batch_size * length, share)

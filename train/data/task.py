@@ -143,6 +143,11 @@ class Task:
         return len(self.label_words) or 1
 
     @property
+    def answer_outputs(self) -> int | None:
+        """Number of outputs; None where tokens of the texts are scored instead."""
+        return None if self.exchange or self.choices else self.outputs
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that a question is made of; empty if not known."""
         named = self.inputs + tuple(getattr(self.prompt, "names", ()))

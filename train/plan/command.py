@@ -39,7 +39,7 @@ def show(
         if one not in configs:
             configs.append(one)
     model_config = load_config(config.model)
-    classes = None if task.exchange or task.choices else task.outputs
+    classes = task.answer_outputs
     runs = [(one, find_topology(chip, one.mesh, topology, slices)) for one in configs]
     reason = missing(runs[0][1])
     if compiler == "auto" and reason:

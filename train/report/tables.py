@@ -217,7 +217,7 @@ def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
         line = [row["row"]]
         for name, (_, scale, digits) in columns.items():
             values = scale * np.array(row[name], np.float64)
-            mean, error = values.mean(), _standard_error(values)
+            mean, error = values.mean(), standard_error(values)
             line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
         cells.append(line)
     return markdown(cells)
@@ -236,7 +236,8 @@ def _common_label(rows: Sequence[Row]) -> str:
     return ", ".join(first for first, *others in parts if set(others) <= {first})
 
 
-def _standard_error(values: Float[np.ndarray, " n"]) -> float:
+def standard_error(values: Float[np.ndarray, " n"]) -> float:
+    """Returns the standard error of the mean; 0 of one value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 

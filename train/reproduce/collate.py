@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from ivon_jax.errors import prefixed
 from ivon_jax.train.report.logs import read_log
-from ivon_jax.train.report.tables import Row, label
+from ivon_jax.train.report.tables import Row, label, standard_error
 from ivon_jax.train.reproduce.recipe import AVERAGE, Line, Recipe, Run, Scale
 from ivon_jax.train.runs import status
 
@@ -48,9 +48,21 @@ class Difference(NamedTuple):
         mean, count = float(np.mean(values)), len(values)
         if count < 2:
             return cls(mean, None, None, count)
-        error = float(np.std(values, ddof=1)) / count**0.5
+        error = standard_error(np.array(values))
         reach = float(stdtrit(count - 1, 0.975)) * error
         return cls(mean, mean - reach, mean + reach, count)
+
+    def text(self, digits: int) -> str:
+        """Writes the mean, and the interval if there is one.
+
+        Example:
+            >>> Difference(1.0, 0.5, 1.5, 5).text(1)
+            '+1.0 [+0.5, +1.5]'
+        """
+        text = f"{self.mean:+.{digits}f}"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
 def finished(run: Run) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ivon_jax.train.report import figures
-from ivon_jax.train.report.tables import COLUMNS, Row
+from ivon_jax.train.report.tables import COLUMNS, Row, standard_error
 from ivon_jax.train.reproduce.collate import Difference, Found, differences
 from ivon_jax.train.reproduce.recipe import AVERAGE, Kind, Recipe
 from ivon_jax.train.reproduce.report import cases_of, published_differences
@@ -66,11 +66,11 @@ def _bar(
 
 
 def _trade_off(recipe: Recipe, found: Found, out: Path) -> list[str]:
-    """Draws a figure for each case, or for fig1a one of the average."""
+    """Draws a figure for each case, or one of the average."""
     cases = cases_of(recipe, found)
     titles = {line.title for line in recipe.lines}
     swept = {name: own for name, own in found.items() if name not in titles}
-    if recipe.name == "fig1a":
+    if recipe.averaged:
         groups = {recipe.name: cases}
     else:
         groups = {f"{recipe.name}-{case}": [case] for case in cases}
@@ -103,7 +103,7 @@ def _sizes(recipe: Recipe, found: Found, out: Path) -> list[str]:
         axes.errorbar(
             [k for k, _ in by_case],
             [np.mean(x) for x in own],
-            [np.std(x, ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0 for x in own],
+            [standard_error(np.array(x)) for x in own],
             marker="o",
             label=line.title,
         )
@@ -115,7 +115,6 @@ def _sizes(recipe: Recipe, found: Found, out: Path) -> list[str]:
 
 def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
     """Draws metrics along runs, averaged over cases and seeds."""
-    x = "seconds" if recipe.name == "fig4" else "step"
     figure = figures.new_figure(4.5 * len(recipe.metrics), 4)
     panels = figure.subplots(1, len(recipe.metrics), squeeze=False)[0]
     for axes, (metric, scale) in zip(panels, recipe.metrics.items(), strict=True):
@@ -126,9 +125,12 @@ def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
                 for row in by_seed.values()
             ]
             if logs:
-                mean = [np.mean([log[k] for log in logs], axis=0) for k in (x, metric)]
+                mean = [
+                    np.mean([log[k] for log in logs], axis=0)
+                    for k in (recipe.along, metric)
+                ]
                 axes.plot(mean[0], scale * mean[1], label=line.title)
-        axes.set(xlabel=x, ylabel=COLUMNS[metric][0])
+        axes.set(xlabel=recipe.along, ylabel=COLUMNS[metric][0])
     panels[0].legend()
     return _saved(figure, out, recipe.name)
 

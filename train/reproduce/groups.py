@@ -40,9 +40,9 @@ SMALL = {
     "winogrande_s": f"--task winogrande_s {TEXTS}",
 }
 RATES = {
-    "adam": "--adam.learning-rate 1e-4",
-    "ivon-lora": "--ivon-lora.learning-rate 0.03 --ivon-lora.gamma 150",
-    "blob": "--blob.learning-rate 5e-4",
+    "adam": "--learning-rate 1e-4",
+    "ivon-lora": "--learning-rate 0.03 --gamma 150",
+    "blob": "--learning-rate 5e-4",
 }
 # Equal numbers of trials: of rate and length, and for IVON-LoRA of gamma.
 SEARCH = {
@@ -53,15 +53,16 @@ SEARCH = {
 TRIALS = 12
 
 
+def settings(steps: int, method: str) -> str:
+    """Returns a method's options at a length: steps, batch size, rates, and beta2."""
+    beta2 = f" --beta2 {1 - 2.5 / steps:.6g}" if method == "ivon-lora" else ""
+    return f"--steps {steps} --batch-size 8{beta2} {RATES[method]}"
+
+
 def lengths(steps: int, *methods: str) -> str:
-    """Returns the options of methods at a length: steps, batch size, and beta2."""
-    words = []
-    for method in methods:
-        words.append(f"--{method}.steps {steps} --{method}.batch-size 8")
-        if method == "ivon-lora":
-            words.append(f"--ivon-lora.beta2 {1 - 2.5 / steps:.6g}")
-        words.append(RATES[method])
-    return " ".join(words)
+    """Returns the same of several methods, for a comparison."""
+    named = (settings(steps, x).replace("--", f"--{x}.") for x in methods)
+    return " ".join(named)
 
 
 def compare(options: str, cases: Mapping[str, str], name: str) -> Group:
@@ -194,11 +195,7 @@ SMALL_SIZES = compare(
 SMALL_CURVES = curves(
     "curves",
     SMALL,
-    {
-        "adam": "--steps 4000 --batch-size 8 --learning-rate 1e-4",
-        "ivon-lora": "--steps 4000 --batch-size 8 --learning-rate 0.03 --gamma 150"
-        " --beta2 0.999375",
-    },
+    {method: settings(4000, method) for method in ("adam", "ivon-lora")},
     every=250,
 )
 SMALL_VOTES = votes(

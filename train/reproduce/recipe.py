@@ -110,6 +110,8 @@ class Recipe:
             a figure without numbers.
         headlines: field of a case, in place of the metric, where it is not the same for
             all cases.
+        averaged: of a trade-off: draw the average over cases, not each.
+        along: of steps: what metrics are drawn over.
     """
 
     name: str
@@ -123,6 +125,8 @@ class Recipe:
         default_factory=dict
     )
     headlines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    averaged: bool = False
+    along: Literal["step", "seconds"] = "step"
 
     def runs(self, scale: Scale, out: str, seeds: int) -> list[Run]:
         """Returns the runs of all groups.

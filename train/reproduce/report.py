@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ivon_jax.train.report.intervals import Z
-from ivon_jax.train.report.tables import COLUMNS, markdown
+from ivon_jax.train.report.tables import COLUMNS, markdown, standard_error
 from ivon_jax.train.reproduce.collate import Difference, Found, differences
 from ivon_jax.train.reproduce.recipe import (
     AVERAGE,
@@ -84,7 +84,7 @@ def _means(recipe: Recipe, found: Found, metric: str) -> str:
         for case, by_seed in found[line.title].items():
             field = recipe.headlines.get(case, metric)
             own = [recipe.metrics[metric] * row[field] for row in by_seed.values()]
-            error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else None
+            error = standard_error(np.array(own)) if len(own) > 1 else None
             values[case] = Published(float(np.mean(own)), error)
         for source, numbers in (
             ("", values),
@@ -169,9 +169,4 @@ def _clear(value: Difference) -> bool:
 
 
 def _interval(value: Difference | None, digits: int) -> str:
-    if value is None:
-        return NONE
-    text = f"{value.mean:+.{digits}f}"
-    if value.low is None or value.high is None:
-        return text
-    return f"{text} [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    return NONE if value is None else value.text(digits)

@@ -8,4 +8,5 @@ RECIPE = dataclasses.replace(
     fig2.RECIPE,
     name="fig1a",
     title="Trade-off of accuracy and calibration, averaged over tasks",
+    averaged=True,
 )
