@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Bytecode is made of what is imported, then kept; pip would compile all of torch.
+INSTALL := -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 OUT ?= runs
 TESTS ?= tests
 # The newest Python installed, which gets the newest JAX, and no torch.
@@ -40,18 +43,18 @@ SUMS_TUNED := --adam.steps 80 --adam.batch-size 8 --adam.learning-rate 1e-3 \
 	--ivon-lora.steps 80 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1 \
 	--ivon-lora.ess 1e6
 
-.PHONY: help demo test test-newest test-slow seeds methods sst text text-seeds tasks results docs lint format package clean
+.PHONY: help demo test newest test-newest test-slow seeds methods sst text text-seeds tasks results docs lint format package clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python $(INSTALL) --upgrade pip
+	$(BIN)/python $(INSTALL) --editable .
 	touch $@
 
 $(VENV)/developing: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python $(INSTALL) --group dev
 	touch $@
 
 demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, compare
@@ -62,6 +65,9 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 test: $(VENV)/developing  ## the test suite without slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 	$(if $(filter tests,$(TESTS)),$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax)
+
+newest:  # the environment of the newest Python
+	$(if $(NEWEST),$(MAKE) $(VENV)-newest/developing PYTHON=$(NEWEST) VENV=$(VENV)-newest)
 
 test-newest:  ## the same on the newest Python, if one above 3.11 is installed
 	@$(if $(NEWEST),,echo "no Python 3.12 or 3.13 found: not tested")
@@ -133,10 +139,10 @@ package: $(VENV)/developing  ## build, install into an empty environment, run
 	rm -rf dist $(VENV)-package
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv $(VENV)-package
-	$(VENV)-package/bin/python -m pip install --quiet dist/*.whl
+	$(VENV)-package/bin/python $(INSTALL) dist/*.whl
 	cd dist && ../$(VENV)-package/bin/ivon-jax data --task city-continent
 	cd dist && ../$(VENV)-package/bin/python -c "$(PAGE)"
-	$(VENV)-package/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.tar.gz
+	$(VENV)-package/bin/python $(INSTALL) --force-reinstall --no-deps dist/*.tar.gz
 	cd dist && ../$(VENV)-package/bin/ivon-jax models
 	cd dist && ../$(VENV)-package/bin/python -c "$(PAGE)"
 	rm -rf $(VENV)-package
