@@ -30,8 +30,7 @@ def start(
     # what they have compiled.
     flags = os.environ["XLA_FLAGS"]
     flags += f" --xla_force_host_platform_device_count={devices}"
-    env = dict(os.environ, XLA_FLAGS=flags)
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each compiles our modules again
+    env = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, *map(str, program), *map(str, words)]
     if limit:
         command = ["bash", "-c", f'{limit}; exec "$@"', "-", *command]

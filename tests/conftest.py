@@ -10,9 +10,13 @@ from pathlib import Path
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 if version("jaxlib").startswith("0.10."):  # a newer one ends at a flag it has not
     flags.append("--xla_cpu_use_fusion_emitters=false")  # compiles in half the time
+    # In one piece: the cores are busy with tests, and each piece has its own cost.
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's, which would wait by spinning
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each child compiles all modules
 # Compiling takes most of the suite's time: programs are optimised little, and what one
 # test compiled is there for the next. Nothing is left in the user's cache.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"

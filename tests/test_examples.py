@@ -20,13 +20,14 @@ def main_of(name):
 
 def run_alone(*command):
     """Runs in a process of its own, with as many devices as it asks for."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    # It compiles as fast as the tests do.
+    flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
     out = subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
         cwd=EXAMPLES.parent,
-        env=env,
+        env=os.environ | {"XLA_FLAGS": " ".join(flags)},
         timeout=500,
     )
     assert out.returncode == 0, out.stderr
