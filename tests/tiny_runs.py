@@ -1,5 +1,6 @@
 """Runs on a tiny model: trained in this process, whole or stopped on the way."""
 
+import functools
 import json
 import signal
 from collections.abc import Callable
@@ -75,8 +76,13 @@ def scripted(finite: Callable[[int], bool]) -> Any:
 
 def outputs_of(problem: Problem, adapters: Any, batch: Any, *prefix: Any):
     """Logits of the label words, without dropout."""
-    model = problem.network.bind(adapters, problem.frozen, {})
-    return problem.objective.outputs(model, batch, *prefix)
+    frozen, objective = problem.frozen, problem.objective
+    return _outputs(problem.network, objective, frozen, adapters, batch, *prefix)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # operation by operation it is slow
+def _outputs(network, objective, frozen, adapters, batch, *prefix):
+    return objective.outputs(network.bind(adapters, frozen, {}), batch, *prefix)
 
 
 def batch_of(problem: Problem, indices: list[int], pad_to: int | None = None):

@@ -66,11 +66,12 @@ def test_answer_logits_are_rows_of_the_full_logits(problem, adapters):
     found = outputs_of(problem, adapters, batch)
     variables = {"params": problem.frozen, "lora": adapters}
     network = problem.network
+    apply = jax.jit(network.module.apply)
     for row, (tokens, length) in enumerate(
         zip(batch.tokens, batch.lengths[:, 0], strict=True)
     ):
         # Each prompt alone and without padding.
-        hidden = network.module.apply(variables, tokens[None, :length])
+        hidden = apply(variables, tokens[None, :length])
         frozen = {"params": problem.frozen}
         logits = network.base.apply(frozen, hidden, method="unembed")
         assert logits.shape[-1] == 50

@@ -7,11 +7,13 @@ import pytest
 import tiny
 import tiny_fits
 from tiny_inference import command, predicted, texts
+from tiny_runs import outputs_of
 
 import ivon_jax
 from ivon_jax import load_posterior
 from ivon_jax._tree import by_path
 from ivon_jax.train.data.batches import collate
+from ivon_jax.train.data.layout import Shape
 from ivon_jax.train.data.task import Example
 
 
@@ -28,21 +30,19 @@ def place(tmp_path_factory):
 
 def by_hand(place, rows):
     """The probit probabilities, with Jacobians and dense covariances."""
-    source = ivon_jax.load(place / "laplace").source
+    problem = ivon_jax.load(place / "laplace").source.problem
     posterior, _ = load_posterior(place / "laplace" / "posterior.safetensors")
-    problem = source.problem
+    encoded = problem.encode([Example(tiny.PROMPT.format(**row), 0) for row in rows])
+    length = int(encoded.lengths.max())
+    differentiated = jax.jit(
+        jax.jacrev(lambda params, batch: outputs_of(problem, params, batch)[0])
+    )
     found = []
-    for row in rows:
-        example = Example(tiny.PROMPT.format(**row), 0)
-        encoded = problem.encode([example])
-        batch = jax.device_put(collate(encoded, np.array([[0]])))
-
-        def logits(params, batch=batch):
-            model = problem.network.bind(params, problem.frozen, {})
-            return problem.objective.outputs(model, batch)[0]
-
-        mean = logits(posterior.mean)
-        jacobian = by_path(jax.jacrev(logits)(posterior.mean))
+    for row in range(len(rows)):
+        batch = collate(encoded, np.array([[row]]), Shape(length, length))
+        batch = jax.device_put(batch)
+        mean = outputs_of(problem, posterior.mean, batch)[0]
+        jacobian = by_path(differentiated(posterior.mean, batch))
         variance = np.zeros(len(mean))
         for c in range(len(mean)):
             one = {name: leaf[c : c + 1] for name, leaf in jacobian.items()}
