@@ -36,6 +36,11 @@ every_optimizer = pytest.mark.parametrize(
 )
 
 
+def slow(*case):
+    """One more pair, where others already have each of its parts."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 def draw_params(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     return {
@@ -84,8 +89,15 @@ def test_one_trace_and_a_state_that_keeps_its_type(make, dtype):
 
 
 @every_optimizer
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    ("axis_type", "dtype"),
+    [
+        (AxisType.Auto, jnp.float32),
+        (AxisType.Explicit, jnp.float16),
+        slow(AxisType.Auto, jnp.float16),
+        slow(AxisType.Explicit, jnp.float32),
+    ],
+)
 def test_sharded_state_keeps_its_sharding(make, axis_type, dtype):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
     with jax.set_mesh(mesh):
@@ -174,18 +186,27 @@ def decay(count):
     return 0.1 * (1 - count.astype(float) / LONG)
 
 
-@pytest.mark.parametrize("loss_fn", STARTS, ids=lambda fn: fn.__name__)
+LEARNERS = {
+    "price": ivon(decay, 100.0, beta2=0.999, weight_decay=0.0),
+    "gradsq": ivon(decay, 100.0, beta2=0.999, weight_decay=0.0, hess_approx="gradsq"),
+    "lora": ivon_lora(decay, 100.0, hess_init=1.0, beta2=0.999, clip_radius=1.0),
+}
+
+
 @pytest.mark.parametrize(
-    "tx",
+    ("name", "loss_fn"),
     [
-        ivon(decay, 100.0, beta2=0.999, weight_decay=0.0),
-        ivon(decay, 100.0, beta2=0.999, weight_decay=0.0, hess_approx="gradsq"),
-        ivon_lora(decay, 100.0, hess_init=1.0, beta2=0.999, clip_radius=1.0),
+        ("price", rosenbrock),
+        ("price", matrix),
+        ("gradsq", parabola),
+        ("lora", matrix),
+        *(slow(name, parabola) for name in ("price", "lora")),
+        *(slow(name, rosenbrock) for name in ("gradsq", "lora")),
+        slow("gradsq", matrix),
     ],
-    ids=["price", "gradsq", "lora"],
 )
-def test_long_scan_converges(tx, loss_fn):
-    start = STARTS[loss_fn]
+def test_long_scan_converges(name, loss_fn):
+    tx, start = LEARNERS[name], STARTS[loss_fn]
 
     def step(carry, key):
         params, opt_state = carry

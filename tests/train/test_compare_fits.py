@@ -47,7 +47,7 @@ def config(tmp_path_factory) -> CompareConfig:
         methods=tuple(METHODS),
         fit=tuple(f"{name}:{methods}" for name, methods in of.items()),
         samples=3,
-        sweep_samples=2,
+        sweep_samples=3,  # one program for all
         taus=(4.0,),
         prunes=(0.5,),
     )

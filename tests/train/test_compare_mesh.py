@@ -16,6 +16,9 @@ from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.runs.run import METRICS
 
+# Of each method: methods/test_common.py; of predictions: pod/test_mesh.py; of rows and
+# micro-batches: test_step.py.
+pytestmark = pytest.mark.slow
 STEPS = 3
 CLOCK = ("step_seconds", "fit_seconds")
 
@@ -74,7 +77,7 @@ def assert_same(out: Path, alone: Path) -> None:
     "changes",
     [
         {"mesh": "data=2", "share_prefix": "off", "remat": "full", "accumulate": 2},
-        pytest.param({"mesh": "data=2,fsdp=2,tensor=2"}, marks=pytest.mark.slow),
+        {"mesh": "data=2,fsdp=2,tensor=2"},
     ],
     ids=str,
 )
@@ -84,7 +87,6 @@ def test_how_it_is_computed_changes_no_number(changes, config, alone, tmp_path):
     assert_same(tmp_path / "compare", alone)
 
 
-@pytest.mark.slow
 def test_two_processes_change_no_number(config, tmp_path):
     """Neither of the methods nor of a fit, which sums over all processes' rows."""
     alone, out = tmp_path / "alone", tmp_path / "compare"

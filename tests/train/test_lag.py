@@ -18,7 +18,7 @@ from ivon_jax.train.runs import recorder
 from ivon_jax.train.runs.run import CHECKPOINTS, METRICS, POSTERIOR
 
 # The least, beyond a checkpoint's, and a run's; the usual one is that of other tests.
-LAGS = (1, 5, 100)
+LAGS = (1, pytest.param(5, marks=pytest.mark.slow), 100)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,10 @@ def test_scores_stand_on_the_lines_of_their_steps(lag, base, tmp_path, monkeypat
     assert [x["step"] for x in lines(out) if "eval_nll" in x] == [5, 10, 12]
 
 
-@pytest.mark.parametrize(("step", "lag"), [(1, 5), (4, 1), (6, 5), (6, 100)])
+@pytest.mark.parametrize(
+    ("step", "lag"),
+    [*(pytest.param(n, 5, marks=pytest.mark.slow) for n in (1, 6)), (4, 1), (6, 100)],
+)
 def test_an_interrupted_run_has_a_line_for_every_step(
     step, lag, base, alone, tmp_path, monkeypatch
 ):

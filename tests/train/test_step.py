@@ -115,9 +115,14 @@ def take(
     return state, float(logs["loss"])
 
 
+def slow(*cases: tuple) -> list[Any]:
+    """Cases that another one, of two kinds of parts at once, includes."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("rate", "accumulate", "groups"),
-    [(0.5, 4, 1), (0.5, 1, 4), (0.5, 2, 4), (0.0, 2, 2)],
+    [*slow((0.5, 4, 1), (0.5, 1, 4)), (0.5, 2, 4), (0.0, 2, 2)],
 )
 def test_every_part_has_a_dropout_mask_of_its_own(
     rate, accumulate, groups, problems, params
@@ -236,7 +241,9 @@ def assert_direct(method: Any, found: tuple[Any, float], direct: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(("accumulate", "texts"), [(1, 1), (4, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize(
+    ("accumulate", "texts"), [(1, 1), *slow((4, 1), (1, 8)), (2, 4)]
+)
 def test_weights_are_right_in_micro_batches(
     accumulate, texts, problems, params, direct
 ):
@@ -248,7 +255,7 @@ def test_weights_are_right_in_micro_batches(
         assert_direct(Gradient(Hyper()), found, direct)
 
 
-@pytest.mark.parametrize(("texts", "accumulate"), [(8, 1), (4, 2), (1, 1)])
+@pytest.mark.parametrize(("texts", "accumulate"), [*slow((8, 1)), (4, 2), (1, 1)])
 def test_a_prefix_computed_once_changes_no_gradient(
     texts, accumulate, problems, params
 ):
@@ -273,7 +280,7 @@ def test_a_prefix_computed_once_changes_no_gradient(
 
 @pytest.mark.parametrize(
     ("groups", "accumulate", "mc_samples"),
-    [(1, 1, 3), (2, 1, 1), (4, 1, 3), (2, 2, 1), (2, 2, 3)],
+    [(1, 1, 3), *slow((2, 1, 1), (4, 1, 3), (2, 2, 1)), (2, 2, 3)],
 )
 def test_weights_are_right_in_groups(
     mc_samples, groups, accumulate, problems, params, direct
@@ -287,7 +294,7 @@ def test_weights_are_right_in_groups(
 @pytest.mark.parametrize(
     ("mesh", "method", "accumulate"),
     [
-        ("data=8", Gradient(Hyper()), 1),
+        *slow(("data=8", Gradient(Hyper()), 1)),
         ("data=2,fsdp=2,tensor=2", Gradient(Hyper()), 2),
         ("data=2,fsdp=2", exact(2), 2),
     ],

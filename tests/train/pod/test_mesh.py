@@ -20,10 +20,10 @@ from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.step import train_step
 
+MIXED = "data=2,fsdp=2,tensor=2"
 ONE_AXIS = [
     pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("data=8", "tensor=8")
 ]
-MESHES = [*ONE_AXIS, "fsdp=8", "data=2,fsdp=2,tensor=2"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,10 @@ def assert_close(found, wanted):
     )
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+# Every method on the mixed mesh: methods/test_common.py.
+@pytest.mark.parametrize(
+    "mesh", [*ONE_AXIS, "fsdp=8", pytest.param(MIXED, marks=pytest.mark.slow)]
+)
 def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
     before = train_step._cache_size()
     assert_close(run(dataclasses.replace(base, mesh=mesh), tmp_path / "run"), alone)
@@ -65,7 +68,7 @@ def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
     assert train_step._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("mesh", [*MESHES, "fsdp=2,tensor=3"])
+@pytest.mark.parametrize("mesh", [*ONE_AXIS, "fsdp=8", MIXED, "fsdp=2,tensor=3"])
 def test_noise_is_the_same_to_the_bit(mesh):
     wanted, found = process_child.draw("data=1"), process_child.draw(mesh)
     assert set(found) == set(wanted)
@@ -75,7 +78,7 @@ def test_noise_is_the_same_to_the_bit(mesh):
 
 def test_predictions_are_those_of_one_device(base, tmp_path):
     found = []
-    for mesh in ("data=1", "data=2,fsdp=2,tensor=2"):
+    for mesh in ("data=1", MIXED):
         config = resolve(dataclasses.replace(base, mesh=mesh), "custom", 64)
         problem = prepare(config)
         posterior = loop.train(problem, config, tmp_path / mesh)
@@ -92,7 +95,7 @@ def test_accumulation_changes_no_number(base, alone, tmp_path):
 def test_a_mesh_changes_no_number_without_a_shared_prefix(base, alone, tmp_path):
     base = dataclasses.replace(base, share_prefix="off")
     wanted = run(base, tmp_path / "one")
-    mixed = dataclasses.replace(base, mesh="data=2,fsdp=2,tensor=2")
+    mixed = dataclasses.replace(base, mesh=MIXED)
     assert_close(run(mixed, tmp_path / "mixed"), wanted)
     # Each prompt has its own mask where all shared one.
     assert not np.allclose(wanted[0], alone[0], rtol=1e-4)
@@ -102,7 +105,7 @@ def test_groups_draw_the_same_samples_on_any_mesh(base, alone, tmp_path):
     hyper = dataclasses.replace(base.hyper, noise="per-shard")
     base = dataclasses.replace(base, hyper=hyper)
     wanted = run(dataclasses.replace(base, mesh="data=2"), tmp_path / "two")
-    mixed = dataclasses.replace(base, mesh="data=2,fsdp=2,tensor=2")
+    mixed = dataclasses.replace(base, mesh=MIXED)
     assert_close(run(mixed, tmp_path / "mixed"), wanted)
     assert not np.allclose(wanted[0], alone[0], rtol=1e-4)
 

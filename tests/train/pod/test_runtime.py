@@ -100,7 +100,8 @@ def test_a_flag_that_changes_a_run_is_refused(flag, context, command, place, tmp
 
 
 @pytest.mark.parametrize(
-    "platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow), "nosuch"]
+    "platform",
+    ["cuda", *(pytest.param(x, marks=pytest.mark.slow) for x in ("tpu", "nosuch"))],
 )
 def test_a_platform_that_is_not_there_is_one_line(platform, place, monkeypatch):
     if platform in ("cuda", "tpu") and jax.default_backend() != "cpu":
@@ -237,7 +238,12 @@ runpy.run_module("ivon_jax.train.cli", run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    "cache", ["set", "not set", pytest.param("not writable", marks=pytest.mark.slow)]
+    "cache",
+    # Where it is set: test_cli.py, with a home.
+    [
+        "not set",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("set", "not writable")),
+    ],
 )
 def test_a_user_without_a_home(cache, place, tmp_path, monkeypatch):
     """An explicit cache suffices; without any, nothing is kept."""

@@ -46,7 +46,9 @@ def base(tmp_path_factory) -> TrainConfig:
 MIXED = "data=2,fsdp=2,tensor=2"
 
 
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_the_status_follows_the_run(by, base, tmp_path, monkeypatch):
     seen, real = [], status.write
     monkeypatch.setattr(
@@ -92,10 +94,11 @@ def alone(base, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("mesh", "method"),
     [
-        ("data=1", "adam"),
-        ("data=1", "ivon-lora"),
         (MIXED, "ivon-lora"),
         pytest.param(MIXED, "adam", marks=pytest.mark.slow),
+        # Every method on one device: methods/test_common.py.
+        pytest.param("data=1", "adam", marks=pytest.mark.slow),
+        pytest.param("data=1", "ivon-lora", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_bit_identical(method, mesh, base, tmp_path, monkeypatch):
