@@ -128,11 +128,15 @@ def test_the_covariance_is_the_dense_form(problem, posterior):
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * wanted.max())
 
 
+@pytest.fixture(scope="module")
+def wanted(problem, posterior):
+    return predicted(problem, posterior, Linearised())
+
+
 @pytest.mark.parametrize("bytes_held", [1, 2**13, 2**28])
 def test_neither_memory_nor_batches_change_it(
-    problem, posterior, bytes_held, monkeypatch
+    problem, posterior, wanted, bytes_held, monkeypatch
 ):
-    wanted = predicted(problem, posterior, Linearised())
     monkeypatch.setattr(linearised, "JACOBIANS", bytes_held)
     jax.clear_caches()
     found = predicted(problem, posterior, Linearised(), batch_size=12)
@@ -163,8 +167,7 @@ def test_it_is_the_average_over_samples_of_a_nearly_linear_model(problem, poster
 @pytest.mark.parametrize(
     "mesh", [pytest.param("data=2,fsdp=2", marks=pytest.mark.slow), "data=2,tensor=2"]
 )
-def test_a_mesh_changes_nothing(folder, problem, posterior, mesh):
-    wanted = predicted(problem, posterior, Linearised())
+def test_a_mesh_changes_nothing(folder, posterior, wanted, mesh):
     split = prepare(dataclasses.replace(folder[1], mesh=mesh), ["test"])
     found = predicted(split, posterior, Linearised())
     np.testing.assert_allclose(np.exp(found), np.exp(wanted), rtol=0, atol=1e-4)
