@@ -146,8 +146,8 @@ to_tokens.defvjp(
 
 def _take(x: Float[Array, "b n *f"], index: Int[Array, "b *m"]) -> Array:
     """Takes from every row; 0 where the index is out of range."""
-    take = jax.vmap(lambda row, at: row.at[at].get(mode="fill", fill_value=0))
-    return take(x, index)
+    fill: Any = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
+    return jax.vmap(lambda row, at: row.at[at].get(**fill))(x, index)
 
 
 def packed_attention(

@@ -1,5 +1,6 @@
 """A stack of equal layers: scanned over stacked parameters, or unrolled."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ Stack = Callable[..., tuple[Array, Any]]
 # again. A kernel's output and its sums are "attention".
 NAMES = ("query", "key", "value", "attention", "residual", "gate", "up")
 
+# Features below which a product is no work: half of those a TPU multiplies at a time.
+FEW = 64
+
 
 def policy_of(remat: Remat) -> Callable[..., Any] | None:
     """Returns which values of a layer are kept for the backward pass; None for none."""
@@ -26,10 +30,21 @@ def policy_of(remat: Remat) -> Callable[..., Any] | None:
     if remat == "dots":
         # Kernels are no products to this policy, but theirs are the dearest.
         return policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable,
-            policies.save_only_these_names("attention"),
+            _dear_products, policies.save_only_these_names("attention")
         )
     return None
+
+
+def _dear_products(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    """Keeps products without batch, but not those of few features, as an adapter's B.
+
+    Their results are as large as their layer's, and little work to compute again.
+    """
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    if not keep(primitive, *inputs, **params):
+        return False
+    (contracted, _), _ = params["dimension_numbers"]
+    return math.prod(inputs[0].shape[axis] for axis in contracted) >= FEW
 
 
 def stack(

@@ -60,13 +60,21 @@ def test_bits_are_those_of_the_generator():
         2,
     )  # three words of signs: two calls, whose first words come first
     tokens = Tokens(jnp.array([[2, 0]]), jnp.array([[5, 1]]))
-    _, found = both(jnp.ones((1, 2, width)), tokens)
+    kept, found = both(jnp.ones((1, 2, width)), tokens)
     pair = [int(word) for word in jax.random.bits(KEY, (2,), jnp.uint32)]
-    for own, text, position in zip(found[0], (2, 0), (5, 1), strict=True):
+
+    def words(text, position, calls):
         pairs = [threefry(pair, (text, position * calls + i)) for i in range(calls)]
-        words = [word for half in zip(*pairs, strict=True) for word in half]
-        bits = [words[i // 32] >> i % 32 & 1 for i in range(width)]
-        assert own.tolist() == [1 - 2 * bit for bit in bits]
+        return [word for half in zip(*pairs, strict=True) for word in half]
+
+    for i, (text, position) in enumerate([(2, 5), (0, 1)]):
+        drawn = words(text, position, calls)
+        bits = [drawn[i // 32] >> i % 32 & 1 for i in range(width)]
+        assert found[0, i].tolist() == [1 - 2 * bit for bit in bits]
+        # Dropout has 35 words of 18 calls: their low halves, then their high ones.
+        drawn = words(text, position, 18)[:35]
+        halves = [word % 2**16 for word in drawn] + [word >> 16 for word in drawn]
+        assert kept[0, i].tolist() == [2.0 * (half >= 2**15) for half in halves]
 
 
 @pytest.mark.parametrize("where", ["by token", "by index"])

@@ -25,7 +25,7 @@ from llama_peer import (
 )
 
 from ivon_jax.models import KVCache, Llama, LlamaConfig
-from ivon_jax.models.stack import stack_layers, unstack_layers
+from ivon_jax.models.stack import policy_of, stack_layers, unstack_layers
 
 
 @given(
@@ -203,6 +203,18 @@ def test_remat_changes_no_gradient(scan_layers, remat):
 
     for a, b in zip(*map(jax.tree.leaves, map(gradient, ("none", remat))), strict=True):
         assert relative(b, a) <= 1e-5
+
+
+def test_dots_keeps_no_result_of_an_adapter():
+    x, kernel, b = jnp.ones((4, 64)), jnp.ones((64, 7)), jnp.ones((8, 9))
+
+    def layer(x):
+        return jnp.sum(jnp.sin(x @ kernel)) + jnp.sum(jnp.sin(x[:, :8] @ b))
+
+    _, back = jax.vjp(jax.checkpoint(layer, policy=policy_of("dots")), x)
+    kept = {leaf.shape for leaf in jax.tree.leaves(back)}
+    assert (4, 7) in kept
+    assert (4, 9) not in kept
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
