@@ -7,6 +7,8 @@ INSTALL := -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 OUT ?= runs
 TESTS ?= tests
+# Whole files, in the folders' order: by number of tests, long files of few end it alone.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 # The newest Python installed, which gets the newest JAX, and no torch.
 NEWEST ?= $(shell for python in python3.13 python3.12 \
 	~/.pyenv/versions/3.13.*/bin/python3.13 ~/.pyenv/versions/3.12.*/bin/python3.12; \
@@ -63,7 +65,7 @@ demo: $(VENV)/installed  ## fine-tune SmolLM2-135M with Adam and IVON-LoRA, comp
 		--taus 0.5 1 4 16 --prunes 0.1 0.3 0.5 --sweep-samples 3 --out $(OUT)/demo
 
 test: $(VENV)/developing  ## the test suite without slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest $(SHARED) -m "not slow" $(TESTS)
 	$(if $(filter tests,$(TESTS)),$(BIN)/python -m pytest -n 2 --doctest-modules ivon_jax)
 
 newest:  # the environment of the newest Python

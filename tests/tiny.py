@@ -49,10 +49,15 @@ def write_sentencepiece(folder: Path, texts: list[str], **options: object) -> No
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
 
 
-def write_task(folder: Path, layers: int) -> tuple[str, DataConfig]:
-    """Write a model and its data; return what a `TrainConfig` says of them."""
+def write_task(
+    folder: Path, layers: int, evaluation: int = 40
+) -> tuple[str, DataConfig]:
+    """Write a model and its data; return what a `TrainConfig` says of them.
+
+    Predictions of 40 examples are two batches, and so two programs; of 32 they are one.
+    """
     model = write_model(folder / "model", layers=layers)
-    files = write_data(folder / "data")
+    files = write_data(folder / "data", evaluation=evaluation)
     return str(model), DataConfig(
         task="custom",
         train_file=files / "train.jsonl",

@@ -32,7 +32,8 @@ SOME = ("tfb:adam", "temperature:*")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> CompareConfig:
     """All methods with all fits, of IVON-LoRA's posterior or of two runs."""
-    model, data = tiny.write_task(tmp_path_factory.mktemp("tiny"), layers=1)
+    place = tmp_path_factory.mktemp("tiny")
+    model, data = tiny.write_task(place, layers=1, evaluation=32)
     hypers = {
         name.replace("-", "_"): method.hyper_type(steps=STEPS, batch_size=8)
         for name, method in METHODS.items()
@@ -147,14 +148,14 @@ def test_too_few_examples_for_a_temperature(config, tmp_path):
 
 
 def test_what_a_fit_used_is_not_scored(every):
-    """The task's own 40 examples are, by every run."""
+    """The task's own 32 examples are, by every run."""
     results = json.loads((every / "results.json").read_text())
-    assert results["eval_examples"] == 40
+    assert results["eval_examples"] == 32
     folders = [path.parent for path in every.glob("*/evaluation-*-test.json")]
     assert len(folders) == len(METHODS) + len(FITS)
     for folder in folders:
         for path in folder.glob("predictions-*"):
-            assert len(load_file(path)["labels"]) == 40
+            assert len(load_file(path)["labels"]) == 32
 
 
 def test_curves_are_those_that_a_posterior_allows(every):

@@ -184,15 +184,11 @@ def test_a_run_is_evaluated_and_its_row_rebuilds_the_predictor(folder, capsys):
 
 def test_numbers_have_no_probabilities(tmp_path):
     model, data = tiny_encoder.write_task(tmp_path, "stsb")
-    config = TrainConfig(
-        model,
-        data=data,
-        lora=LoraConfig(rank=2),
-        hyper=IvonLoraHyper(steps=1, batch_size=4, warmup=0),
-    )
-    cli.train(config, tmp_path / "run")
+    config = TrainConfig(model, data=data, lora=LoraConfig(rank=2))
+    problem = prepare(config, ["test"])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), problem.shapes)
     with pytest.raises(ValueError, match="^linearised: only for classes"):
-        cli.evaluate(tmp_path / "run", samples=2, linearised="probit")
+        predicted(problem, Posterior.point(zeros), Linearised("probit"))
 
 
 def test_a_point_has_no_gaussian(tmp_path):
