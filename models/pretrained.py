@@ -100,7 +100,10 @@ def load(
         if num_labels is not None:
             config = families.with_outputs(config, num_labels)
         params = fill(config, tensors, dtype, quantization, place)
-        fingerprint = sha256(path) if gguf else _sampled_sha256(path)
+        if name_or_path in KNOWN:
+            fingerprint = KNOWN[name_or_path].sha256  # which `fetch` has verified
+        else:
+            fingerprint = sha256(path) if gguf else _sampled_sha256(path)
         return Pretrained(
             model=family.module(config, dtype=dtype, param_dtype=dtype),
             params=params,

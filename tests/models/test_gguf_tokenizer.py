@@ -8,6 +8,7 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ivon_jax.models import cache, load
 from ivon_jax.models.gguf_tokenizer import CUTS, read_tokenizer
@@ -119,7 +120,6 @@ def test_a_file_gives_the_tokens_of_llama_cpp(pre, add_bos, add_eos, tmp_path):
 
 def every_byte():
     """The 256 tokens of byte-level BPE, and a few of more bytes with their merges."""
-    bytes_to_unicode = transformers.convert_slow_tokenizer.bytes_to_unicode
     letters = list(bytes_to_unicode().values())
     merges = ["1 2", "12 3", "Ġ a", "a b", "A b", "Ġ !", "! Ċ", "! /", "' S", "Ċ Ċ"]
     merges += ["Ġ Ġ", "Ã ©", "e Ì", "eÌ ģ", "s '", "c a", "ca b"]
