@@ -19,6 +19,8 @@ SETTINGS = {
     "jax_transfer_guard": "allow",
 }
 
+KEPT_FROM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
 
 def settle() -> None:
     """Sets JAX's configuration to the values that runs rely on.
@@ -54,6 +56,10 @@ def keep_compilations() -> None:
         return
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        if KEPT_FROM not in os.environ:
+            # By default only what compiles for a second is kept, but a run has ten
+            # smaller programs.
+            jax.config.update(KEPT_FROM.lower(), 0.0)
 
 
 def check_devices() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import children
 import jax
@@ -225,6 +226,23 @@ def test_our_mistakes_stay_a_traceback_that_says_where_to_report(error, monkeypa
     with pytest.raises(type(error)) as raised:
         cli.main()
     assert any("please report it" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize("given", [None, "5"])
+def test_small_programs_are_kept_unless_the_user_says_from_when(
+    given, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("IVON_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv(runtime.KEPT_FROM, raising=False)
+    if given:
+        monkeypatch.setenv(runtime.KEPT_FROM, given)
+    made = {}
+    config = SimpleNamespace(jax_compilation_cache_dir=None, update=made.__setitem__)
+    monkeypatch.setattr(runtime, "jax", SimpleNamespace(config=config))
+    runtime.keep_compilations()
+    assert made.pop("jax_compilation_cache_dir") == str(tmp_path / "compiled")
+    kept_from = {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    assert made == ({} if given else kept_from)
 
 
 NO_HOME = """
