@@ -9,19 +9,20 @@ from jaxtyping import Array, Float, Int
 
 from ivon_jax.train.pod.sharding import BATCH_AXES
 
-# Memory of a device for the logits of a block, in float32.
-BLOCK_BYTES = 2**26
+# Tokens of a device in a block. Each block reads the output matrix again: with fewer, a
+# large vocabulary's product waits for that.
+BLOCK_TOKENS = 512
 
 
 def token_log_probs(
     unembed: Callable[[Float[Array, "r w d"]], Float[Array, "r w v"]],
     hidden: Float[Array, "r q d"],
     targets: Int[Array, "r q"],
-    block_bytes: int = BLOCK_BYTES,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> Float[Array, "r q 2"]:
     """Computes the log-probabilities of target tokens, and of the likeliest ones.
 
-    The vocabulary's logits are computed for a block of columns at a time, and again in
+    The vocabulary's logits are computed for a block of tokens at a time, and again in
     the backward pass. Their memory is that of a block, whatever the batch; the price
     is one more product with the output matrix for each token.
 
@@ -29,15 +30,14 @@ def token_log_probs(
         unembed: maps hidden states to logits in float32.
         hidden: the state from which each token is predicted.
         targets: the tokens.
-        block_bytes: memory of a device for the logits of a block.
+        block_tokens: tokens of a block on a device, at least one of each row.
 
     Returns:
         For each token its log-probability, and the largest of the vocabulary, which
         has no gradient. They are equal where the token is the likeliest.
     """
     rows, count, _ = hidden.shape
-    vocabulary = jax.eval_shape(unembed, hidden[:, :1]).shape[-1]
-    columns = max(1, block_bytes // (4 * vocabulary * -(-rows // _shards())))
+    columns = max(1, block_tokens // -(-rows // _shards()))
     blocks = -(-count // columns)
     columns = -(-count // blocks)
 
@@ -56,7 +56,7 @@ def token_log_probs(
         total = jax.nn.logsumexp(logits, axis=-1)
         # A sum, not a gather: it has no scatter as its gradient, and can be split
         # along the vocabulary.
-        chosen = jnp.arange(vocabulary)[None, None] == ids[..., None]
+        chosen = jnp.arange(logits.shape[-1])[None, None] == ids[..., None]
         target = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
         largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1) - total)
         return jnp.stack([target - total, largest], axis=-1)

@@ -32,8 +32,8 @@ def whole(hidden, matrix, targets):
     return jnp.stack([target, log_probs.max(axis=-1)], axis=-1)
 
 
-def in_blocks(block_bytes, hidden, matrix, targets):
-    return token_log_probs(lambda h: h @ matrix, hidden, targets, block_bytes)
+def in_blocks(block_tokens, hidden, matrix, targets):
+    return token_log_probs(lambda h: h @ matrix, hidden, targets, block_tokens)
 
 
 @given(
@@ -45,7 +45,7 @@ def in_blocks(block_bytes, hidden, matrix, targets):
 def test_values_and_gradients_are_those_of_whole_logits(count, columns, seed):
     parts = problem(count, seed)
     weights = jax.random.uniform(jax.random.key(seed + 1), parts[2].shape)
-    size = 4 * VOCABULARY * ROWS * columns
+    size = ROWS * columns
 
     def loss(fn, hidden, matrix):
         found = fn(hidden, matrix, parts[2])
@@ -63,8 +63,8 @@ def test_values_and_gradients_are_those_of_whole_logits(count, columns, seed):
 def test_a_token_that_is_the_likeliest_has_the_largest_log_prob():
     hidden, matrix, _ = problem(5)
     likeliest = jnp.argmax(hidden @ matrix, axis=-1)
-    right = in_blocks(600, hidden, matrix, likeliest)
-    wrong = in_blocks(600, hidden, matrix, (likeliest + 1) % VOCABULARY)
+    right = in_blocks(4, hidden, matrix, likeliest)
+    wrong = in_blocks(4, hidden, matrix, (likeliest + 1) % VOCABULARY)
     assert (right[..., 0] == right[..., 1]).all()
     assert (wrong[..., 0] < wrong[..., 1]).all()
 
@@ -80,8 +80,8 @@ def test_a_mesh_changes_nothing(axes):
         for part, spec in zip(parts, specs, strict=True)
     ]
     with jax.set_mesh(mesh):
-        found = jax.jit(functools.partial(in_blocks, 2000))(*split)
-    np.testing.assert_allclose(found, in_blocks(2000, *parts), rtol=1e-5, atol=1e-6)
+        found = jax.jit(functools.partial(in_blocks, 8))(*split)
+    np.testing.assert_allclose(found, in_blocks(8, *parts), rtol=1e-5, atol=1e-6)
 
 
 def test_memory_is_that_of_a_block():
@@ -90,7 +90,7 @@ def test_memory_is_that_of_a_block():
     hidden = jnp.zeros((rows, count, 8))
     matrix = jnp.zeros((8, vocabulary))
     targets = jnp.zeros((rows, count), jnp.int32)
-    block = 4 * vocabulary * rows * count // 64
+    block = rows * count // 64
 
     def memory(fn):
         def loss(hidden):
