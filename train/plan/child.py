@@ -16,13 +16,12 @@ from ivon_jax.train.config_json import from_json
 from ivon_jax.train.plan.chips import GIB
 from ivon_jax.train.plan.compiler import Program
 from ivon_jax.train.plan.hlo import program_cost
-from ivon_jax.train.plan.kernels import kernel_operations
+from ivon_jax.train.plan.kernels import kernel_operations, planned_cudnn
 from ivon_jax.train.plan.program import step_shapes, trace_step
 from ivon_jax.train.plan.topology import Topology
 from ivon_jax.train.pod.runtime import settle
 from ivon_jax.train.pod.sharding import make_mesh
 
-CUDNN = 91000  # the version that the GPU's description has, too
 UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _EXCEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM")
 
@@ -57,11 +56,12 @@ def _compile(
     model_config = load_config(config.model)
     if classes is not None:
         model_config = with_outputs(model_config, classes)
-    step = step_shapes(config, model_config, topology.platform, seq_length, classes)
-    _say_there_is_cudnn(topology)
-    traced = trace_step(step, mesh)
+    with planned_cudnn(topology.platform):
+        step = step_shapes(config, model_config, topology.platform, seq_length, classes)
+        traced = trace_step(step, mesh)
+        lowered = traced.lower()
     try:
-        compiled = traced.lower().compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if found := _EXCEEDS.search(str(error)):
             needs = int(float(found[1]) * UNITS[found[2]])
@@ -72,18 +72,6 @@ def _compile(
     cost = program_cost(compiled.as_text())
     kernels = kernel_operations(traced.jaxpr.jaxpr)
     return Program(sizes.peak_memory_in_bytes, cost, copied, kernels=kernels)
-
-
-def _say_there_is_cudnn(topology: Topology) -> None:
-    """Answers what JAX asks of this machine's cuDNN and GPU for those of the plan.
-
-    It only compares their versions: the kernel is the compiler's.
-    """
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    have = topology.platform.capability
-    cudnn.check_cudnn_version = lambda: CUDNN
-    cudnn.check_compute_capability = lambda least: have >= float(least)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,37 @@
-"""Operations of attention's kernels, which a compiler does not estimate."""
+"""Attention's kernels where no chip is: their operations, and cuDNN's version."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
+
+from ivon_jax.models.attention import Platform
 
 # Products of two s x s matrices' size: of queries and keys, and of weights and values;
 # backwards those that remake them, and the gradients' own.
 PRODUCTS = {"_fwd": 2, "_dq": 3, "_dkv": 4}
+
+CUDNN = 91000  # the version that the GPU's description has, too
+
+
+@contextlib.contextmanager
+def planned_cudnn(platform: Platform) -> Iterator[None]:
+    """Answers what JAX asks of this machine's cuDNN and GPU for those of a plan.
+
+    It only compares their versions: the kernel is the compiler's.
+
+    Args:
+        platform: that of the plan.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    before = cudnn.check_cudnn_version, cudnn.check_compute_capability
+    cudnn.check_cudnn_version = lambda: CUDNN
+    cudnn.check_compute_capability = lambda least: platform.capability >= float(least)
+    try:
+        yield
+    finally:
+        cudnn.check_cudnn_version, cudnn.check_compute_capability = before
 
 
 def kernel_operations(jaxpr: Any) -> float:

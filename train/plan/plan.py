@@ -14,6 +14,7 @@ from ivon_jax.train.plan.chips import CHIPS, Chip, CompilerName
 from ivon_jax.train.plan.compiler import Program, compile_for_chips, missing
 from ivon_jax.train.plan.flops import flops
 from ivon_jax.train.plan.hlo import program_cost
+from ivon_jax.train.plan.kernels import planned_cudnn
 from ivon_jax.train.plan.program import Step, compile_step, placed, step_shapes
 from ivon_jax.train.plan.shapes import estimate, shard_bytes
 from ivon_jax.train.plan.topology import Topology
@@ -131,12 +132,14 @@ def make_plans(
     programs = compile_for_chips(runs, seq_length, classes) if own else None
     for i, (config, topology) in enumerate(runs):
         shapes = (model_config, topology.platform, seq_length, classes)
-        step = step_shapes(config, *shapes)
+        with planned_cudnn(topology.platform):
+            step = step_shapes(config, *shapes)
+            peak = 0 if own else estimate(config, *shapes)
         if programs is None:
             # A CPU has no kernels; transfers do not depend on them.
             plain = dataclasses.replace(config, attention="xla")
             here = step_shapes(plain, *shapes) if i == 0 else None
-            program = _without_chips(here, estimate(config, *shapes), config)
+            program = _without_chips(here, peak, config)
         else:
             print(f"compiling {i + 1} of {len(runs)} for {topology}", file=sys.stderr)
             program = next(programs)

@@ -10,7 +10,9 @@ from test_plan import SHAPE, config_of
 from ivon_jax.models.attention import Platform
 from ivon_jax.models.pretrained import load_config
 from ivon_jax.train.plan.chips import GIB
+from ivon_jax.train.plan.plan import make_plans
 from ivon_jax.train.plan.shapes import estimate
+from ivon_jax.train.plan.topology import find_topology
 
 TPU = Platform("tpu")
 SMALL, LLAMA = "smollm2-135m-instruct", "meta-llama/Llama-3."
@@ -59,3 +61,13 @@ def test_recomputation_needs_less():
         for remat in ("none", "dots", "names", "full")
     )
     assert full < names < dots < none
+
+
+def test_a_gpus_kernel_needs_no_cudnn_here():
+    def peak(attention):
+        config = config_of(base="bf16", attention=attention)
+        run = config, find_topology("h100", "data=1")
+        with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes them
+            return next(make_plans([run], SHAPE, 512, 4)).memory.peak
+
+    assert peak("cudnn") < peak("xla")
