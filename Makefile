@@ -40,7 +40,8 @@ SST2 := --task sst2 --train-examples 256 --eval-examples 400
 SST2_TUNED := --adam.steps 128 --adam.learning-rate 1e-4 \
 	--ivon-lora.steps 128 --ivon-lora.learning-rate 0.03 --ivon-lora.gamma 300
 
-SUMS := --task sums --eval-examples 40 --samples 4 --outputs 4
+SUMS := --task sums --eval-examples 40 --samples 4 --outputs 4 \
+	--prunes 0.1 --sweep-samples 4
 SUMS_TUNED := --adam.steps 80 --adam.batch-size 8 --adam.learning-rate 1e-3 \
 	--ivon-lora.steps 80 --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.1 \
 	--ivon-lora.ess 1e6
@@ -101,8 +102,7 @@ sst: $(VENV)/installed  ## docs/results.md's SST-2 table, with IVON_JAX_DATA (45
 
 text: $(VENV)/installed  ## votes on word problems: Adam and IVON-LoRA (25 minutes)
 	rm -rf $(OUT)/text
-	$(BIN)/ivon-jax compare $(SUMS) $(SUMS_TUNED) \
-		--prunes 0.1 --sweep-samples 4 --out $(OUT)/text
+	$(BIN)/ivon-jax compare $(SUMS) $(SUMS_TUNED) --out $(OUT)/text
 
 text-seeds: $(VENV)/installed  ## the same, three seeds
 	for seed in 0 1 2; do \

@@ -1,13 +1,13 @@
 """Kept tokens per second of decoding, against transformers' `generate`.
 
-    python -m benchmarks.generation --data-dir DATA --cores 0
+    taskset -c 0 python -m benchmarks.generation --data-dir DATA
 
 Both sample from the model itself (temperature 1, no filters) in float32, on the same
-cores with as many threads, in processes of their own that take turns. A token is kept
-if it is of an output, its stop token included: what is computed for rows that have
-ended, or as padding, does not count. Our first call of each case, which compiles, is
-not timed. Seconds are those of the clock, and of the processor in all threads: on a
-machine that is shared, pin both to one core and compare the latter.
+cores, in processes of their own that take turns. A token is kept if it is of an output,
+its stop token included: what is computed for rows that have ended, or as padding, does
+not count. A piece of work is all outputs of some prompts; ours does each once before
+any is timed, transformers the first one. Seconds are those of the clock, and of the
+processor in all threads: on a machine that is shared, pin both to one core.
 
 What was measured to choose the design, SmolLM2-135M, float32, two cores of an EPYC
 shared with other programs, in processor seconds:
@@ -25,36 +25,22 @@ shared with other programs, in processor seconds:
   bfloat16.
 """
 
-import multiprocessing
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import itertools
+import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
+from benchmarks.contest import Contestant, Entry, Raced, Values, race
+from benchmarks.prompts import MODEL
 from benchmarks.timing import machine, write
 
-MODEL = "smollm2-135m-instruct"
 MOST = 64  # rows that transformers is given at a time, at most
 TaskName = Literal["sums", "gsm8k"]
-
-
-class Case(NamedTuple):
-    """What both are to make.
-
-    Attributes:
-        prompts: tokens of the prompts.
-        outputs: number of outputs of each.
-        max_tokens: limit of an output's tokens.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    outputs: int
-    max_tokens: int
 
 
 def main(
@@ -65,8 +51,6 @@ def main(
     outputs: tuple[int, ...] = (8, 64, 512),
     max_tokens: int = 128,
     rows: tuple[int, ...] = (32, 64),
-    cores: tuple[int, ...] = (),
-    rounds: int = 1,
 ) -> None:
     """Measures, prints a table, and writes the results.
 
@@ -79,205 +63,186 @@ def main(
         max_tokens: limit of an output's tokens.
         rows: outputs that transformers makes at a time, of several prompts or of a
             part of one, besides all of one prompt; the best is compared with.
-        cores: the cores to use; all by default.
-        rounds: timed repetitions, of which the fastest counts.
     """
-    # Children of a fresh interpreter: neither library has threads in the other's.
-    context = multiprocessing.get_context("spawn")
-    used = set(cores) or os.sched_getaffinity(0)
-    ours, theirs = _Child(context, _ours, used), _Child(context, _theirs, used)
+    about = {"machine": machine(), "prompts": prompts, "max_tokens": max_tokens}
     found = []
-    for task in tasks:
-        asked = ours.ask("prompts", task, prompts, data_dir)
-        for count in outputs:
-            case = Case(asked, count, max_tokens)
-            calls = {"ours": partial(ours.ask, "decode", case)}
-            calls |= {
-                name: partial(theirs.ask, "decode", case, *how)
-                for name, how in _ways(count, prompts, rows).items()
-            }
-            found.append({"task": task, "outputs": count} | race(calls, rounds))
-            about = {"machine": machine(), "cores": len(used), "prompts": prompts}
-            write(out, about | {"max_tokens": max_tokens, "rows": found})
+    with tempfile.TemporaryDirectory() as folder:
+        for task in tasks:
+            path = Path(folder) / f"{task}.json"
+            path.write_text(json.dumps(questions(task, prompts, data_dir)))
+            for count in outputs:
+                results = contest(str(path), prompts, count, max_tokens, rows)
+                found.append({"task": task, "outputs": count} | summary(results))
+                write(out, about | {"rows": found})
     print(table(found))
 
 
-def _ways(outputs: int, prompts: int, rows: Sequence[int]) -> dict[str, Any]:
-    """Returns the numbers of prompts and of rows at a time, by name."""
-    found = {"prompt by prompt": (1, min(outputs, MOST))}
-    for size in rows:
-        together = min(prompts, size // outputs)
-        if together > 1:
-            found[f"{together} prompts at a time"] = (together, outputs)
-        elif size < min(outputs, MOST):
-            found[f"{size} outputs at a time"] = (1, size)
-    return found
+def questions(task: TaskName, count: int, data_dir: Path | None) -> list[list[int]]:
+    """Returns the tokens of a task's first questions, asked in a chat."""
+    from ivon_jax.train.data.examples import load_examples
+    from ivon_jax.train.data.exchanges import Message
+    from ivon_jax.train.generate import open_model
+    from ivon_jax.train.generate.prompts import encode_prompts
+    from ivon_jax.train.tasks.registry import get_task
+
+    examples = load_examples(get_task(task), "eval", data_dir=data_dir)[:count]
+    chats = [[Message("user", str(example.prompt))] for example in examples]
+    return [x.tolist() for x in encode_prompts(open_model(MODEL).tokenizer, chats)]
 
 
-def race(
-    calls: Mapping[str, Callable[[], dict[str, float]]], rounds: int
-) -> dict[str, Any]:
-    """Lets contestants take turns.
+def contest(
+    path: str, prompts: int, outputs: int, max_tokens: int, rows: Sequence[int]
+) -> dict[str, Raced]:
+    """Lets both make the outputs of all prompts.
+
+    A piece of work has as many prompts as the largest of `rows` has room for.
 
     Args:
-        calls: functions that measure once, of which "ours" is to be warmed up.
-        rounds: number of turns of each.
-
-    Returns:
-        The fastest turn of each, and ``ratios``: ours by the best of the others.
+        path: file of `questions`.
+        prompts: number of prompts in it.
+        outputs: number of outputs of each.
+        max_tokens: limit of an output's tokens.
+        rows: see `main`.
     """
-    calls["ours"]()
-    best: dict[str, Any] = {}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            one = call()
-            if name not in best or one["cpu_seconds"] < best[name]["cpu_seconds"]:
-                best[name] = one
-    units = ("kept_per_second", "kept_per_cpu_second")
-    others = [row for name, row in best.items() if name != "ours"]
-    ratios = {x: best["ours"][x] / max(row[x] for row in others) for x in units}
-    return {"contestants": best, "ratios": ratios}
+    most = min(prompts, max(1, max(rows) // outputs))
+    asked = {"path": path, "outputs": outputs, "max_tokens": max_tokens, "piece": most}
+    ways = {"prompt by prompt": (1, min(outputs, MOST))}
+    for size in rows:
+        together = min(most, size // outputs)
+        if together > 1:
+            ways[f"{together} prompts at a time"] = (together, outputs)
+        elif size < min(outputs, MOST):
+            ways[f"{size} outputs at a time"] = (1, size)
+    entries = {"ours": Entry("benchmarks.generation", "ours", asked)}
+    for name, (together, at_once) in ways.items():
+        how = asked | {"together": together, "rows": at_once}
+        entries[name] = Entry("benchmarks.generation", "theirs", how)
+    return race(entries, -(-prompts // most))
+
+
+def summary(results: dict[str, Raced]) -> dict[str, Any]:
+    """Returns kept tokens per second of each, and ratios: ours by the best other's."""
+    speeds = {
+        name: {
+            f"kept_per_{unit}": sum(raced.column("kept")) / sum(raced.column(unit))
+            for unit in ("seconds", "cpu_s")
+        }
+        | {"kept": sum(raced.column("kept"))}
+        | {"others_cores": max(raced.column("others_cores"))}
+        for name, raced in results.items()
+    }
+    others = [row for name, row in speeds.items() if name != "ours"]
+    ratios = {
+        unit: speeds["ours"][unit] / max(row[unit] for row in others)
+        for unit in ("kept_per_seconds", "kept_per_cpu_s")
+    }
+    return {"contestants": speeds, "ratios": ratios}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns kept tokens per processor second as a Markdown table."""
+    """Returns kept tokens per second as a Markdown table."""
     lines = [
         "| prompts | outputs | ours | transformers | at its best | ratio |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        speeds = {k: v["kept_per_cpu_second"] for k, v in row["contestants"].items()}
+        speeds = {k: v["kept_per_seconds"] for k, v in row["contestants"].items()}
         ours = speeds.pop("ours")
         name = max(speeds, key=lambda name: speeds[name])
         values = f"{ours:.0f} | {speeds['prompt by prompt']:.0f} | {speeds[name]:.0f}"
-        ratio = row["ratios"]["kept_per_cpu_second"]
+        ratio = row["ratios"]["kept_per_seconds"]
         lines.append(
             f"| {row['task']} | {row['outputs']} | {values} ({name}) | {ratio:.1f} |"
         )
     return "\n".join(lines)
 
 
-class _Child:
-    """A contestant in a process of its own, which does nothing until it is asked."""
+def ours(path: str, outputs: int, max_tokens: int, piece: int) -> Contestant:
+    """Samples with this library.
 
-    def __init__(self, context: Any, serve: Callable[..., None], cores: set[int]):
-        self._pipe, other = context.Pipe()
-        context.Process(target=serve, args=(other, cores), daemon=True).start()
-
-    def ask(self, *request: Any) -> Any:
-        self._pipe.send(request)
-        return self._pipe.recv()
-
-
-def _serve(pipe: Any, functions: dict[str, Callable[..., Any]]) -> None:
-    while True:
-        name, *arguments = pipe.recv()
-        pipe.send(functions[name](*arguments))
-
-
-def _ours(pipe: Any, cores: set[int]) -> None:
-    os.sched_setaffinity(0, cores)  # before XLA counts them
+    Args:
+        path: file of `questions`.
+        outputs: number of outputs of each prompt.
+        max_tokens: limit of an output's tokens.
+        piece: prompts of a piece of work.
+    """
     from ivon_jax.train.generate import Options, open_model
     from ivon_jax.train.generate.engine import stream
+    from ivon_jax.train.pod.host_memory import keep_freed_memory
 
+    keep_freed_memory()  # as the command line does
+    pieces = _pieces(path, piece)
     writer = open_model(MODEL)
+    options = Options(outputs=outputs, max_tokens=max_tokens)
 
-    def kept(case: Case) -> int:
-        options = Options(outputs=case.outputs, max_tokens=case.max_tokens)
-        tokens = [np.array(prompt, np.int32) for prompt in case.prompts]
-        grown = (output for part in stream(writer, tokens, options) for output in part)
-        return sum(len(output.tokens) for output in grown if output.finish)
+    def work(index: int) -> Values:
+        tokens = [np.array(prompt, np.int32) for prompt in pieces[index]]
+        grown = itertools.chain.from_iterable(stream(writer, tokens, options))
+        return {"kept": sum(len(x.tokens) for x in grown if x.finish)}
 
-    _serve(
-        pipe,
-        {
-            "prompts": partial(_prompts, writer.tokenizer),
-            "decode": lambda case: _measure(lambda: kept(case)),
-        },
-    )
+    return Contestant(work, tuple(range(1, len(pieces))))
 
 
-def _prompts(
-    tokenizer: Any, task: TaskName, count: int, data_dir: Path | None
-) -> list[list[int]]:
-    """Returns the tokens of a task's first questions, asked in a chat."""
-    from ivon_jax.train.data.examples import load_examples
-    from ivon_jax.train.data.exchanges import Message
-    from ivon_jax.train.generate.prompts import encode_prompts
-    from ivon_jax.train.tasks.registry import get_task
+def theirs(
+    path: str, outputs: int, max_tokens: int, piece: int, together: int, rows: int
+) -> Contestant:
+    """Samples with transformers.
 
-    examples = load_examples(get_task(task), "eval", data_dir=data_dir)[:count]
-    chats = [[Message("user", str(example.prompt))] for example in examples]
-    return [tokens.tolist() for tokens in encode_prompts(tokenizer, chats)]
-
-
-def _theirs(pipe: Any, cores: set[int]) -> None:
-    os.sched_setaffinity(0, cores)
+    Args:
+        path: file of `questions`.
+        outputs: number of outputs of each prompt.
+        max_tokens: limit of an output's tokens.
+        piece: prompts of a piece of work.
+        together: number of prompts at a time, padded on the left.
+        rows: number of outputs of a prompt at a time.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     from ivon_jax.models.cache import fetch
 
-    torch.set_num_threads(len(cores))
-    path = fetch(MODEL)
+    pieces, gguf = _pieces(path, piece), fetch(MODEL)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    model = model.eval()
-    _serve(
-        pipe, {"decode": lambda *how: _measure(lambda: _torch_kept(torch, model, *how))}
-    )
+    end = model.eval().config.eos_token_id
 
-
-def _torch_kept(torch: Any, model: Any, case: Case, together: int, rows: int) -> int:
-    """Samples with transformers; returns the number of tokens it keeps.
-
-    Args:
-        torch: the library.
-        model: the model.
-        case: what to make; prompts of a batch are padded on the left.
-        together: number of prompts at a time.
-        rows: number of outputs of a prompt at a time.
-    """
-    end = model.config.eos_token_id
-    kept = 0
-    for start in range(0, len(case.prompts), together):
-        part = case.prompts[start : start + together]
+    def kept(part: Sequence[Sequence[int]], count: int) -> int:
         width = max(map(len, part))
         ids = torch.tensor([[end] * (width - len(x)) + list(x) for x in part])
         mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in part])
-        for first in range(0, case.outputs, rows):
-            with torch.no_grad():
-                out = model.generate(
-                    ids,
-                    attention_mask=mask,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    num_return_sequences=min(rows, case.outputs - first),
-                    max_new_tokens=case.max_tokens,
-                    pad_token_id=end,
-                    eos_token_id=end,
-                )
-            new = out[:, width:].numpy() == end
-            ends = np.where(new.any(1), new.argmax(1) + 1, new.shape[1])
-            kept += int(ends.sum())
-    return kept
+        with torch.no_grad():
+            out = model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=count,
+                max_new_tokens=max_tokens,
+                pad_token_id=end,
+                eos_token_id=end,
+            )
+        new = out[:, width:].numpy() == end
+        return int(np.where(new.any(1), new.argmax(1) + 1, new.shape[1]).sum())
+
+    def work(index: int) -> Values:
+        asked = pieces[index]
+        found = 0
+        for start in range(0, len(asked), together):
+            for first in range(0, outputs, rows):
+                part = asked[start : start + together]
+                found += kept(part, min(rows, outputs - first))
+        return {"kept": found}
+
+    return Contestant(work)
 
 
-def _measure(run: Callable[[], int]) -> dict[str, float]:
-    """Times a function that returns how many tokens it has kept."""
-    start, cpu = time.perf_counter(), time.process_time()
-    kept = run()
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return {
-        "kept": kept,
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "kept_per_second": kept / seconds,
-        "kept_per_cpu_second": kept / cpu,
-    }
+def _pieces(path: str, size: int) -> list[list[list[int]]]:
+    """Reads the file of `questions`; returns the prompts of each piece of work."""
+    prompts = json.loads(Path(path).read_text())
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
 if __name__ == "__main__":
