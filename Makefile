@@ -82,6 +82,7 @@ test-slow: $(VENV)/developing  ## slow tests, and property tests with new random
 seeds: $(VENV)/installed  ## the README's table: three seeds (half an hour on two cores)
 	for seed in 0 1 2; do \
 		$(BIN)/ivon-jax compare $(CITIES) $(TUNED) \
+			--taus 0.5 2 --prunes 0.1 --sweep-samples 10 \
 			--seed $$seed --out $(OUT)/seeds/$$seed --resume || exit; \
 	done
 	$(BIN)/ivon-jax table $(OUT)/seeds/*
