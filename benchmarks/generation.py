@@ -1,6 +1,8 @@
 """Kept tokens per second of decoding, against transformers' `generate`.
 
     taskset -c 0 python -m benchmarks.generation --data-dir DATA
+    ivon-jax export runs/text/ivon-lora --format hf --out runs/sums-model
+    taskset -c 0 python -m benchmarks.generation --model runs/sums-model --tasks sums
 
 Both sample from the model itself (temperature 1, no filters) in float32, on the same
 cores, in processes of their own that take turns. A token is kept if it is of an output,
@@ -28,7 +30,7 @@ shared with other programs, in processor seconds:
 import itertools
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +47,10 @@ TaskName = Literal["sums", "gsm8k"]
 
 def main(
     out: Path = Path("runs/benchmarks/generation.json"),
+    model: str = MODEL,
     tasks: tuple[TaskName, ...] = ("sums", "gsm8k"),
     data_dir: Path | None = None,
-    prompts: int = 4,
+    prompts: int = 8,
     outputs: tuple[int, ...] = (8, 64, 512),
     max_tokens: int = 128,
     rows: tuple[int, ...] = (32, 64),
@@ -56,7 +59,9 @@ def main(
 
     Args:
         out: output file.
-        tasks: whose first evaluation questions are asked, in a chat.
+        model: a known model, or a folder in the hub's layout. One that was trained on
+            the task ends its answers by itself.
+        tasks: whose first evaluation questions are asked.
         data_dir: folder with the rows of gsm8k.
         prompts: number of prompts of each task.
         outputs: numbers of outputs of each prompt.
@@ -64,48 +69,50 @@ def main(
         rows: outputs that transformers makes at a time, of several prompts or of a
             part of one, besides all of one prompt; the best is compared with.
     """
-    about = {"machine": machine(), "prompts": prompts, "max_tokens": max_tokens}
+    about = {"machine": machine(), "model": model, "prompts": prompts}
+    about["max_tokens"] = max_tokens
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for task in tasks:
             path = Path(folder) / f"{task}.json"
-            path.write_text(json.dumps(questions(task, prompts, data_dir)))
+            path.write_text(json.dumps(questions(model, task, prompts, data_dir)))
             for count in outputs:
-                results = contest(str(path), prompts, count, max_tokens, rows)
+                asked = {"model": model, "path": str(path), "outputs": count}
+                asked["max_tokens"] = max_tokens
+                results = contest(asked, prompts, rows)
                 found.append({"task": task, "outputs": count} | summary(results))
                 write(out, about | {"rows": found})
     print(table(found))
 
 
-def questions(task: TaskName, count: int, data_dir: Path | None) -> list[list[int]]:
-    """Returns the tokens of a task's first questions, asked in a chat."""
+def questions(
+    model: str, task: TaskName, count: int, data_dir: Path | None
+) -> list[list[int]]:
+    """Returns the tokens of a task's first questions."""
     from ivon_jax.train.data.examples import load_examples
-    from ivon_jax.train.data.exchanges import Message
     from ivon_jax.train.generate import open_model
     from ivon_jax.train.generate.prompts import encode_prompts
     from ivon_jax.train.tasks.registry import get_task
 
     examples = load_examples(get_task(task), "eval", data_dir=data_dir)[:count]
-    chats = [[Message("user", str(example.prompt))] for example in examples]
-    return [x.tolist() for x in encode_prompts(open_model(MODEL).tokenizer, chats)]
+    texts = [str(example.prompt) for example in examples]
+    return [x.tolist() for x in encode_prompts(open_model(model).tokenizer, texts)]
 
 
 def contest(
-    path: str, prompts: int, outputs: int, max_tokens: int, rows: Sequence[int]
+    asked: Mapping[str, Any], prompts: int, rows: Sequence[int]
 ) -> dict[str, Raced]:
     """Lets both make the outputs of all prompts.
 
     A piece of work has as many prompts as the largest of `rows` has room for.
 
     Args:
-        path: file of `questions`.
-        prompts: number of prompts in it.
-        outputs: number of outputs of each.
-        max_tokens: limit of an output's tokens.
+        asked: arguments of both.
+        prompts: number of prompts.
         rows: see `main`.
     """
+    outputs = asked["outputs"]
     most = min(prompts, max(1, max(rows) // outputs))
-    asked = {"path": path, "outputs": outputs, "max_tokens": max_tokens, "piece": most}
     ways = {"prompt by prompt": (1, min(outputs, MOST))}
     for size in rows:
         together = min(most, size // outputs)
@@ -113,9 +120,10 @@ def contest(
             ways[f"{together} prompts at a time"] = (together, outputs)
         elif size < min(outputs, MOST):
             ways[f"{size} outputs at a time"] = (1, size)
+    asked = {**asked, "piece": most}
     entries = {"ours": Entry("benchmarks.generation", "ours", asked)}
     for name, (together, at_once) in ways.items():
-        how = asked | {"together": together, "rows": at_once}
+        how = {**asked, "together": together, "rows": at_once}
         entries[name] = Entry("benchmarks.generation", "theirs", how)
     return race(entries, -(-prompts // most))
 
@@ -157,10 +165,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def ours(path: str, outputs: int, max_tokens: int, piece: int) -> Contestant:
+def ours(
+    model: str, path: str, outputs: int, max_tokens: int, piece: int
+) -> Contestant:
     """Samples with this library.
 
     Args:
+        model: the model.
         path: file of `questions`.
         outputs: number of outputs of each prompt.
         max_tokens: limit of an output's tokens.
@@ -172,7 +183,7 @@ def ours(path: str, outputs: int, max_tokens: int, piece: int) -> Contestant:
 
     keep_freed_memory()  # as the command line does
     pieces = _pieces(path, piece)
-    writer = open_model(MODEL)
+    writer = open_model(model)
     options = Options(outputs=outputs, max_tokens=max_tokens)
 
     def work(index: int) -> Values:
@@ -184,11 +195,18 @@ def ours(path: str, outputs: int, max_tokens: int, piece: int) -> Contestant:
 
 
 def theirs(
-    path: str, outputs: int, max_tokens: int, piece: int, together: int, rows: int
+    model: str,
+    path: str,
+    outputs: int,
+    max_tokens: int,
+    piece: int,
+    together: int,
+    rows: int,
 ) -> Contestant:
     """Samples with transformers.
 
     Args:
+        model: the model.
         path: file of `questions`.
         outputs: number of outputs of each prompt.
         max_tokens: limit of an output's tokens.
@@ -201,18 +219,19 @@ def theirs(
 
     from ivon_jax.models.cache import fetch
 
-    pieces, gguf = _pieces(path, piece), fetch(MODEL)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    pieces, place = _pieces(path, piece), Path(model)
+    file = {} if place.is_dir() else {"gguf_file": fetch(model).name}
+    network: Any = AutoModelForCausalLM.from_pretrained(
+        place if place.is_dir() else fetch(model).parent, dtype=torch.float32, **file
     )
-    end = model.eval().config.eos_token_id
+    end = network.eval().config.eos_token_id
 
     def kept(part: Sequence[Sequence[int]], count: int) -> int:
         width = max(map(len, part))
         ids = torch.tensor([[end] * (width - len(x)) + list(x) for x in part])
         mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in part])
         with torch.no_grad():
-            out = model.generate(
+            out = network.generate(
                 ids,
                 attention_mask=mask,
                 do_sample=True,
