@@ -1,10 +1,12 @@
 """Decoding: many outputs of many prompts, token by token, as pure functions.
 
-Rows are the outputs being made. A group of rows shares a prompt, whose keys and values
-are stored once and only read. Each row has a buffer of its own, written at one position
-a step, and may be at another position than its neighbours: a row that ends can start
-the next output while others go on. What a row draws depends on its key and position
-only, so it is the same, to rounding, in any company.
+Outputs of a prompt that have drawn the same tokens so far are one row: what they have
+in common is computed once. Where they draw different tokens, the row is copied to free
+ones. A group of rows shares a prompt, whose keys and values are stored once and only
+read. Each row has a buffer of its own, written at one position a step, and may be at
+another position than its neighbours: new outputs can start while others go on. What an
+output draws depends on its key and position only, so it is the same, to rounding, in
+any company.
 
 >>> from ivon_jax.models import Llama, LlamaConfig
 >>> config = LlamaConfig(
@@ -16,11 +18,12 @@ only, so it is the same, to rounding, in any company.
 >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 >>> tokens, lengths = jnp.array([[5, 9, 0], [3, 1, 4]]), jnp.array([2, 3])
 >>> prompts = prefill(model, variables, tokens, lengths)
->>> rows = fresh(prompts, rows=4, capacity=8)
+>>> state = fresh(prompts, rows=4, outputs=4, capacity=8)
 >>> keys = jax.random.split(jax.random.key(1), 4)
->>> rows = start(rows, prompts, jnp.ones(4, bool), keys)
->>> rows = decode(model, variables, prompts, rows, Sampler(), jnp.array([2]), limit=8)
->>> bool(rows.live.any()), rows.tokens.shape
+>>> row = jnp.array([0, 0, 2, 2])  # the first row of each prompt
+>>> state = start(state, prompts, jnp.ones(4, bool), row, keys)
+>>> state = decode(model, variables, prompts, state, Sampler(), jnp.array([2]), limit=8)
+>>> bool(state.outputs.live.any()), state.outputs.tokens.shape
 (False, (4, 8))
 """
 
@@ -33,6 +36,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ivon_jax.lora import Lora
 from ivon_jax.models.kv_cache import Past, Slots
+from ivon_jax.models.rows import Outputs, copied, drawn, per_row, settled
 from ivon_jax.models.sampler import Sampler
 
 # The vectorised fold_in of a row's key and a position.
@@ -53,26 +57,18 @@ class Prompts(NamedTuple):
     hidden: Float[Array, "p d"]
 
 
-class Rows(NamedTuple):
-    """The state of r outputs.
+class State(NamedTuple):
+    """The state of decoding.
 
     Attributes:
-        cache: keys and values of their tokens.
-        hidden: hidden state from which the next token is drawn.
-        keys: key of each output; the position is folded in for every token.
-        tokens: the tokens so far, the stop token included, then any.
-        counts: their number.
-        log_probs: sum of their log-probabilities under the model.
-        live: whether the output goes on.
+        cache: keys and values of the tokens of r rows.
+        hidden: hidden state of each row, from which the next tokens are drawn.
+        outputs: the outputs; those of a row have the same tokens so far.
     """
 
     cache: Slots
     hidden: Float[Array, "r d"]
-    keys: Key[Array, " r"]
-    tokens: Int[Array, "r t"]
-    counts: Int[Array, " r"]
-    log_probs: Float[Array, " r"]
-    live: Bool[Array, " r"]
+    outputs: Outputs
 
 
 def prefill(
@@ -99,12 +95,13 @@ def prefill(
     return Prompts(slots, lengths, last)
 
 
-def fresh(prompts: Prompts, rows: int, capacity: int) -> Rows:
-    """Returns rows of which none is live.
+def fresh(prompts: Prompts, rows: int, outputs: int, capacity: int) -> State:
+    """Returns the state in which no output is live.
 
     Args:
         prompts: the prompts.
         rows: number of rows, a multiple of that of prompts.
+        outputs: number of outputs at a time.
         capacity: number of tokens that a row can hold.
     """
 
@@ -112,35 +109,51 @@ def fresh(prompts: Prompts, rows: int, capacity: int) -> Rows:
         layers, _, heads, _, size = part.shape
         return jnp.zeros((layers, rows, heads, capacity, size), part.dtype)
 
-    return Rows(
+    return State(
         cache=Slots(*map(buffer, prompts.cache)),
         hidden=jnp.zeros((rows, prompts.hidden.shape[1]), prompts.hidden.dtype),
-        keys=jax.random.split(jax.random.key(0), rows),
-        tokens=jnp.zeros((rows, capacity), jnp.int32),
-        counts=jnp.zeros(rows, jnp.int32),
-        log_probs=jnp.zeros(rows),
-        live=jnp.zeros(rows, bool),
+        outputs=Outputs(
+            row=jnp.zeros(outputs, jnp.int32),
+            keys=jax.random.split(jax.random.key(0), outputs),
+            tokens=jnp.zeros((outputs, capacity), jnp.int32),
+            counts=jnp.zeros(outputs, jnp.int32),
+            log_probs=jnp.zeros(outputs),
+            live=jnp.zeros(outputs, bool),
+            waits=jnp.zeros(outputs, bool),
+        ),
     )
 
 
 def start(
-    rows: Rows, prompts: Prompts, where: Bool[Array, " r"], keys: Key[Array, " r"]
-) -> Rows:
-    """Starts a new output in some rows.
+    state: State,
+    prompts: Prompts,
+    where: Bool[Array, " o"],
+    row: Int[Array, " o"],
+    keys: Key[Array, " o"],
+) -> State:
+    """Starts new outputs.
 
     Args:
-        rows: the rows.
+        state: the state.
         prompts: the prompts.
-        where: the rows to start.
-        keys: key of each new output.
+        where: the outputs to start.
+        row: a row of its prompt for each of them, in which no output is live; those of
+            a prompt may start in the same.
+        keys: their keys.
     """
-    hidden = jnp.repeat(prompts.hidden, len(where) // len(prompts.hidden), axis=0)
-    return rows._replace(
-        hidden=jnp.where(where[:, None], hidden, rows.hidden),
-        keys=jnp.where(where, keys, rows.keys),
-        counts=jnp.where(where, 0, rows.counts),
-        log_probs=jnp.where(where, 0.0, rows.log_probs),
-        live=rows.live | where,
+    count, old = len(state.hidden), state.outputs
+    first = jnp.repeat(prompts.hidden, count // len(prompts.hidden), axis=0)
+    started = jnp.zeros(count, bool).at[row].max(where)
+    return state._replace(
+        hidden=jnp.where(started[:, None], first, state.hidden),
+        outputs=old._replace(
+            row=jnp.where(where, row, old.row),
+            keys=jnp.where(where, keys, old.keys),
+            counts=jnp.where(where, 0, old.counts),
+            log_probs=jnp.where(where, 0.0, old.log_probs),
+            live=old.live | where,
+            waits=old.waits & ~where,
+        ),
     )
 
 
@@ -148,81 +161,83 @@ def decode(
     model: nn.Module,
     variables: PyTree,
     prompts: Prompts,
-    rows: Rows,
+    state: State,
     sampler: Sampler,
     stops: Int[Array, " e"],
     limit: int | Int[Array, ""],
     steps: int | Int[Array, ""] = 2**30,
     ended: int | Int[Array, ""] = 2**30,
-) -> Rows:
-    """Adds tokens to the live rows, until one of them is full or none is live.
+    crowd: bool | Bool[Array, ""] = True,
+) -> State:
+    """Adds tokens to the live outputs, until a row is full or no output is live.
 
-    A row ends with a stop token or at the limit.
+    An output ends with a stop token or at the limit.
 
     Args:
         model: as in `prefill`.
         variables: its parameters.
         prompts: the prompts.
-        rows: the rows; donate them, so that their buffers are written in place.
+        state: the state; donate it, so that its buffers are written in place.
         sampler: how tokens are drawn.
         stops: tokens that end an output.
         limit: number of tokens at which an output ends.
         steps: number of tokens after which to return.
-        ended: number of rows to end before returning.
+        ended: number of outputs to end before returning.
+        crowd: go on when outputs of a prompt have drawn more different tokens than it
+            has rows, while some wait for others to end; or return, so that they can be
+            given more.
 
     Returns:
-        The rows; those that are live and not full can go on.
+        The state; the outputs that are live can go on once there is room.
     """
-    capacity, before = rows.tokens.shape[1], jnp.sum(rows.live)
+    capacity, before = state.cache.keys.shape[3], jnp.sum(state.outputs.live)
     base = model.base if isinstance(model, Lora) else model
-    index = jnp.arange(len(rows.live))
 
-    def unfinished(carry: tuple[Array, Rows]) -> Bool[Array, ""]:
-        step, rows = carry
-        live = jnp.sum(rows.live)
-        room = jnp.max(jnp.where(rows.live, rows.counts, 0)) < capacity
-        return room & (live > 0) & (before - live < ended) & (step < steps)
+    def unfinished(carry: tuple[Array, State]) -> Bool[Array, ""]:
+        step, state = carry
+        outputs = state.outputs
+        live = jnp.sum(outputs.live)
+        room = jnp.max(jnp.where(outputs.live, outputs.counts, 0)) < capacity
+        going = room & (live > 0) & (before - live < ended) & (step < steps)
+        return going & (crowd | ~jnp.any(outputs.waits & outputs.live))
 
-    def step(carry: tuple[Array, Rows]) -> tuple[Array, Rows]:
-        step, rows = carry
+    def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+        step, state = carry
+        outputs, rows = state.outputs, len(state.hidden)
         logits: Any = base.apply(
-            {"params": variables["params"]}, rows.hidden, method="unembed"
+            {"params": variables["params"]}, state.hidden, method="unembed"
         )
-        tokens, log_probs = sampler.pick(logits, _fold(rows.keys, rows.counts))
+        keys = _fold(outputs.keys, outputs.counts)
+        tokens, log_probs = sampler.pick(logits, keys, outputs.row)
+        outputs = drawn(outputs, tokens, log_probs, stops, limit)
+        outputs, parent = settled(outputs, rows, len(prompts.lengths))
+        going = outputs.live & ~outputs.waits
+        counts = per_row(outputs.counts - 1, outputs.row, going, rows)
+        cache = copied(state.cache, parent)
         out: Any = model.apply(
             variables,
-            tokens[:, None],
-            past=Past(prompts.cache, prompts.lengths, rows.cache, rows.counts),
+            per_row(outputs.last, outputs.row, going, rows)[:, None],
+            past=Past(prompts.cache, prompts.lengths, cache, counts),
             return_cache=True,
         )
         hidden, new = out
-        # One that has ended is not written to any more, and a full one is out of range.
-        place = jnp.where(rows.live, rows.counts, capacity)
-        parts = zip(rows.cache, new, strict=True)
-        cache = Slots(*(_write(buffer, part, index, place) for buffer, part in parts))
-        counts = rows.counts + rows.live.astype(jnp.int32)
-        stopped = jnp.any(tokens[:, None] == stops[None], axis=1)
-        return step + 1, Rows(
-            cache=cache,
-            hidden=hidden[:, 0],
-            keys=rows.keys,
-            tokens=rows.tokens.at[index, place].set(tokens, mode="drop"),
-            counts=counts,
-            log_probs=rows.log_probs + jnp.where(rows.live, log_probs, 0.0),
-            live=rows.live & ~stopped & (counts < limit),
-        )
+        # A row without outputs is not written to.
+        place = jnp.where(per_row(going, outputs.row, going, rows), counts, capacity)
+        parts = zip(cache, new, strict=True)
+        cache = Slots(*(_write(buffer, part, place) for buffer, part in parts))
+        return step + 1, State(cache, hidden[:, 0], outputs)
 
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), rows))[1]
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
 
 
 def _write(
     buffer: Float[Array, "layers r k t h"],
     new: Float[Array, "layers r 1 k h"],
-    index: Int[Array, " r"],
     place: Int[Array, " r"],
 ) -> Float[Array, "layers r k t h"]:
     """Writes each row's new keys or values, of all layers at once."""
     rows_first = new[:, :, 0].swapaxes(0, 1)
+    index = jnp.arange(len(place))
     return buffer.at[:, index, :, place].set(rows_first, mode="drop")
 
 
@@ -243,28 +258,46 @@ def place(prompts: Prompts, new: Prompts, group: int | Int[Array, ""]) -> Prompt
     return jax.tree.map(put, prompts, new)
 
 
-def take(prompts: Prompts, rows: Rows, index: Int[Array, " n"]) -> tuple[Prompts, Rows]:
-    """Takes some rows, each with a copy of its prompt.
+def arrange(
+    prompts: Prompts,
+    state: State,
+    groups: Int[Array, " g"],
+    rows: Int[Array, " n"],
+    outputs: Int[Array, " m"],
+) -> tuple[Prompts, State]:
+    """Takes some prompts, rows and outputs, in any order and as often as wanted.
 
     Args:
         prompts: the prompts.
-        rows: the rows.
-        index: the rows to take.
+        state: the state.
+        groups: the prompts to take.
+        rows: the rows to take, as many of each of these prompts, each once; one out of
+            range is a free row.
+        outputs: the outputs to take; the row of each live one must be among these. One
+            out of range is not live.
 
     Returns:
-        The prompts of the rows, and the rows.
+        The prompts, and the state.
     """
+    index = jnp.arange(len(rows), dtype=jnp.int32)
+    place = jnp.zeros(len(state.hidden), jnp.int32).at[rows].set(index, mode="drop")
 
-    def pick(tree: Any, index: Int[Array, " n"]) -> Any:
-        cache = Slots(*(jnp.take(part, index, axis=1) for part in tree.cache))
-        rest = {k: leaf[index] for k, leaf in tree._asdict().items() if k != "cache"}
-        return tree._replace(cache=cache, **rest)
+    def slots(cache: Slots, index: Int[Array, " n"]) -> Slots:
+        return Slots(*(jnp.take(part, index, axis=1, mode="clip") for part in cache))
 
-    owner = index // (len(rows.live) // len(prompts.lengths))
-    return pick(prompts, owner), pick(rows, index)
+    taken = Prompts(
+        slots(prompts.cache, groups), prompts.lengths[groups], prompts.hidden[groups]
+    )
+    last = jnp.minimum(outputs, len(state.outputs.live) - 1)
+    chosen = jax.tree.map(lambda leaf: leaf[last], state.outputs)
+    return taken, State(
+        slots(state.cache, rows),
+        jnp.take(state.hidden, rows, axis=0, mode="clip"),
+        chosen._replace(row=place[chosen.row], live=chosen.live & (outputs == last)),
+    )
 
 
-def resize(rows: Rows, capacity: int) -> Rows:
+def resize(state: State, capacity: int) -> State:
     """Changes the number of tokens that rows can hold; what is beyond it is lost."""
 
     def fit(part: Array, axis: int) -> Array:
@@ -272,5 +305,7 @@ def resize(rows: Rows, capacity: int) -> Rows:
         widths[axis] = (0, max(capacity - part.shape[axis], 0))
         return jax.lax.slice_in_dim(jnp.pad(part, widths), 0, capacity, axis=axis)
 
-    cache = Slots(*(fit(part, 3) for part in rows.cache))
-    return rows._replace(cache=cache, tokens=fit(rows.tokens, 1))
+    return state._replace(
+        cache=Slots(*(fit(part, 3) for part in state.cache)),
+        outputs=state.outputs._replace(tokens=fit(state.outputs.tokens, 1)),
+    )

@@ -68,25 +68,29 @@ class Sampler:
         return kept
 
     def pick(
-        self, logits: Float[Array, "r v"], keys: Key[Array, " r"]
-    ) -> tuple[Int[Array, " r"], Float[Array, " r"]]:
-        """Draws a token for each row.
+        self,
+        logits: Float[Array, "r v"],
+        keys: Key[Array, " o"],
+        rows: Int[Array, " o"] | None = None,
+    ) -> tuple[Int[Array, " o"], Float[Array, " o"]]:
+        """Draws tokens.
 
         Args:
             logits: the model's.
-            keys: a key for each row; not used at temperature 0.
+            keys: a key for each token; not used at temperature 0.
+            rows: the row of logits that each token is drawn from; None for one of each.
 
         Returns:
             The tokens, and their log-probabilities under the model: without
             temperature and filters.
         """
+        rows = jnp.arange(len(logits)) if rows is None else rows
         if self.temperature == 0:
-            tokens = jnp.argmax(logits, axis=-1)
+            tokens = jnp.argmax(logits, axis=-1)[rows]
         else:
-            tokens = _draw(jnp.exp(self.filtered(logits)), keys)
+            tokens = _draw(jnp.exp(self.filtered(logits)), keys, rows)
         tokens = tokens.astype(jnp.int32)
-        own = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-        return tokens, own - jax.nn.logsumexp(logits, axis=-1)
+        return tokens, logits[rows, tokens] - jax.nn.logsumexp(logits, axis=-1)[rows]
 
 
 def _at_least(
@@ -117,18 +121,19 @@ def _nucleus(logits: Float[Array, "r v"], top_p: float) -> Float[Array, "r 1"]:
     return jax.lax.fori_loop(0, 32, halve, (low, high))[0]
 
 
-def _draw(weights: Float[Array, "r v"], keys: Key[Array, " r"]) -> Int[Array, " r"]:
+def _draw(
+    weights: Float[Array, "r v"], keys: Key[Array, " o"], rows: Int[Array, " o"]
+) -> Int[Array, " o"]:
     """Draws an index in proportion to its weight: a block, then an entry of it.
 
-    Two uniform numbers a row cost a thirtieth of the vocabulary's Gumbel noise.
+    Two uniform numbers a token cost a thirtieth of the vocabulary's Gumbel noise.
     """
     missing = -weights.shape[-1] % _BLOCK
     blocks = jnp.pad(weights, ((0, 0), (0, missing)))
     blocks = blocks.reshape(len(weights), -1, _BLOCK)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2, 1)))(keys)
-    block = _choose(jnp.sum(blocks, axis=-1), uniform[:, 0])
-    inner = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * _BLOCK + _choose(inner, uniform[:, 1])
+    block = _choose(jnp.sum(blocks, axis=-1)[rows], uniform[:, 0])
+    return block * _BLOCK + _choose(blocks[rows, block], uniform[:, 1])
 
 
 def _choose(

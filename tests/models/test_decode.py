@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding import NONE, begin, fresh, go_on, outputs, read, start
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from llama_peer import (
@@ -19,24 +20,12 @@ from llama_peer import (
 )
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
-from ivon_jax.models.decode import (
-    Rows,
-    decode,
-    fresh,
-    place,
-    prefill,
-    resize,
-    start,
-    take,
-)
+from ivon_jax.models.decode import State, arrange, decode, place, resize
 from ivon_jax.models.kv_cache import Past, Slots
 from ivon_jax.models.packed import Packed
 from ivon_jax.models.quantized import is_quantized, quantize
 from ivon_jax.models.sampler import Sampler
 
-NONE = jnp.array([-1])
-read = jax.jit(prefill, static_argnums=0)
-go_on = jax.jit(decode, static_argnames=("model", "sampler"))
 VARIANTS = {
     "plain": SMALL,
     "windowed": dataclasses.replace(
@@ -48,27 +37,11 @@ VARIANTS = {
 }
 
 
-fresh = jax.jit(fresh, static_argnames=("rows", "capacity"))
-start = jax.jit(start)
-
-
-def begin(prompts, rows, capacity=16, seed=0):
-    keys = jax.random.split(jax.random.key(seed), rows)
-    return start(fresh(prompts, rows, capacity), prompts, jnp.ones(rows, bool), keys)
-
-
 def padded(tokens, lengths):
     """Prompts whose padding is arbitrary tokens."""
     noise = random_tokens(*tokens.shape, seed=99)
     mask = np.arange(tokens.shape[1])[None] < np.array(lengths)[:, None]
     return jnp.where(mask, tokens, noise), jnp.asarray(lengths, jnp.int32)
-
-
-def outputs(rows):
-    return [
-        ids[:count].tolist()
-        for ids, count in zip(np.asarray(rows.tokens), rows.counts, strict=True)
-    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,7 +123,7 @@ def test_log_probs_equal_those_of_a_whole_forward_pass(name, adapted, lengths):
         assert len(output) == 9
         prompt = np.asarray(tokens)[row // 2, : lengths[row // 2]]
         expected = whole_log_prob(model, variables, prompt, output)
-        np.testing.assert_allclose(rows.log_probs[row], expected, rtol=1e-4)
+        np.testing.assert_allclose(rows.outputs.log_probs[row], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
@@ -174,7 +147,7 @@ def test_a_quantised_base_decodes_as_it_reads(quantization):
     )
     for row, output in enumerate(outputs(rows)):
         expected = whole_log_prob(model, variables, tokens[0].tolist(), output)
-        np.testing.assert_allclose(rows.log_probs[row], expected, rtol=1e-4)
+        np.testing.assert_allclose(rows.outputs.log_probs[row], expected, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -207,86 +180,92 @@ def test_dynamic_rope_is_not_stretched_within_the_context():
     assert found[0] == found[1]
 
 
-def test_rows_do_not_depend_on_their_company(small, three):
+def test_outputs_do_not_depend_on_their_company(small, three):
     keys = jax.random.split(jax.random.key(7), 6)
-    everyone = jnp.ones(6, bool)
-    rows = start(fresh(three, 6, 16), three, everyone, keys)
-    together = go_on(*small, three, rows, Sampler(), NONE, limit=12)
-    for row in (0, 3, 5):
-        group = row // 2
-        index = jnp.array([2 * group])
-        alone, _ = take(three, rows, index)
-        one = start(fresh(alone, 1, 16), alone, jnp.ones(1, bool), keys[row : row + 1])
+    together = go_on(
+        *small, three, begin(three, 6, keys=keys), Sampler(), NONE, limit=12
+    )
+    everyone = jnp.arange(6)
+    for output in (0, 3, 5):
+        group = jnp.array([output // 2])
+        alone, _ = arrange(three, together, group, everyone[:1], everyone[:1])
+        one = begin(alone, 1, keys=keys[output : output + 1])
         one = go_on(*small, alone, one, Sampler(), NONE, limit=12)
-        assert outputs(one)[0] == outputs(together)[row]
-        np.testing.assert_allclose(one.log_probs[0], together.log_probs[row], rtol=1e-5)
+        assert outputs(one)[0] == outputs(together)[output]
+        np.testing.assert_allclose(
+            one.outputs.log_probs[0], together.outputs.log_probs[output], rtol=1e-5
+        )
 
 
-def test_rows_that_start_later_and_in_other_buffers_make_the_same(small, three):
+def test_outputs_that_start_later_and_in_other_buffers_make_the_same(small, three):
     """As the schedule does: stop after a few steps, grow, refill, compact."""
     keys = jax.random.split(jax.random.key(7), 6)
-    whole = start(fresh(three, 6, 16), three, jnp.ones(6, bool), keys)
-    expected = outputs(go_on(*small, three, whole, Sampler(), NONE, limit=12))
-    early = jnp.array([True, False, True, False, True, True])
-    rows = start(fresh(three, 6, 4), three, early, keys)
-    rows = go_on(*small, three, rows, Sampler(), NONE, limit=12)
-    assert rows.counts.tolist() == [4, 0, 4, 0, 4, 4]  # full
-    rows = start(resize(rows, 8), three, ~early, keys)
-    rows = go_on(*small, three, rows, Sampler(), NONE, limit=12, steps=3)
-    assert rows.counts.tolist() == [7, 3, 7, 3, 7, 7]
-    prompts, rows = take(three, rows, jnp.array([5, 1, 3]))
-    rows = go_on(*small, prompts, resize(rows, 16), Sampler(), NONE, limit=12)
-    assert outputs(rows) == [expected[5], expected[1], expected[3]]
+    expected = outputs(
+        go_on(*small, three, begin(three, 6, keys=keys), Sampler(), NONE, limit=12)
+    )
+    early, own = jnp.array([True, False, True, False, True, True]), jnp.arange(6)
+    state = start(fresh(three, 6, 6, 4), three, early, own, keys)
+    state = go_on(*small, three, state, Sampler(), NONE, limit=12)
+    assert state.outputs.counts.tolist() == [4, 0, 4, 0, 4, 4]  # full
+    state = start(resize(state, 8), three, ~early, own, keys)
+    state = go_on(*small, three, state, Sampler(), NONE, limit=12, steps=3)
+    assert state.outputs.counts.tolist() == [7, 3, 7, 3, 7, 7]
+    index = jnp.array([5, 1, 3])
+    prompts, state = arrange(three, state, index // 2, state.outputs.row[index], index)
+    state = go_on(*small, prompts, resize(state, 16), Sampler(), NONE, limit=12)
+    assert outputs(state) == [expected[5], expected[1], expected[3]]
 
 
 def test_a_prompt_takes_the_place_of_another(small, three):
     keys = jax.random.split(jax.random.key(7), 3)
-    rows = start(fresh(three, 3, 8), three, jnp.ones(3, bool), keys)
-    rows = go_on(*small, three, rows, Sampler(), NONE, limit=6)
-    new = random_tokens(1, 5, seed=8)
-    one = read(*small, new, jnp.array([5]))
+    state = go_on(
+        *small, three, begin(three, 3, 8, keys=keys), Sampler(), NONE, limit=6
+    )
+    one = read(*small, random_tokens(1, 5, seed=8), jnp.array([5]))
     prompts = place(three, one, 1)
-    rows = start(rows, prompts, jnp.array([False, True, False]), keys)
-    rows = go_on(*small, prompts, rows, Sampler(), NONE, limit=6)
-    alone = start(fresh(one, 1, 8), one, jnp.ones(1, bool), keys[1:2])
-    alone = go_on(*small, one, alone, Sampler(), NONE, limit=6)
-    assert outputs(rows)[1] == outputs(alone)[0]
+    state = start(state, prompts, jnp.array([False, True, False]), jnp.arange(3), keys)
+    state = go_on(*small, prompts, state, Sampler(), NONE, limit=6)
+    alone = go_on(
+        *small, one, begin(one, 1, 8, keys=keys[1:2]), Sampler(), NONE, limit=6
+    )
+    assert outputs(state)[1] == outputs(alone)[0]
 
 
-def test_rows_stop_at_their_own_tokens(small, three):
-    free = go_on(*small, three, begin(three, 3), Sampler(), NONE, limit=12)
+def test_outputs_stop_at_their_own_tokens(small, three):
+    free = go_on(*small, three, begin(three, 6), Sampler(), NONE, limit=12)
     first, *_ = outputs(free)
     for stops in ([first[0]], [first[4], first[2]], [1008]):
-        rows = go_on(
-            *small, three, begin(three, 3), Sampler(), jnp.array(stops), limit=12
+        state = go_on(
+            *small, three, begin(three, 6), Sampler(), jnp.array(stops), limit=12
         )
-        for whole, cut in zip(outputs(free), outputs(rows), strict=True):
+        for whole, cut in zip(outputs(free), outputs(state), strict=True):
             ends = [i + 1 for i, token in enumerate(whole) if token in stops]
             assert cut == whole[: ends[0] if ends else 12]
-        assert not rows.live.any()
+        assert not state.outputs.live.any()
 
 
 @pytest.mark.parametrize("limit", [1, 5])
 def test_outputs_end_at_the_limit(small, three, limit):
-    rows = go_on(*small, three, begin(three, 3), Sampler(), NONE, limit=limit)
-    assert rows.counts.tolist() == [limit] * 3 and not rows.live.any()
+    state = go_on(*small, three, begin(three, 6), Sampler(), NONE, limit=limit)
+    assert state.outputs.counts.tolist() == [limit] * 6
+    assert not state.outputs.live.any()
 
 
-def test_decoding_returns_when_enough_rows_have_ended(small, three):
+def test_decoding_returns_when_enough_outputs_have_ended(small, three):
     free = go_on(*small, three, begin(three, 3), Sampler(), NONE, limit=12)
     stop = outputs(free)[1][3]
-    rows = go_on(
+    state = go_on(
         *small, three, begin(three, 3), Sampler(), jnp.array([stop]), limit=12, ended=1
     )
-    assert rows.live.sum() == 2 and rows.counts[1] == 4
+    assert state.outputs.live.sum() == 2 and state.outputs.counts[1] == 4
 
 
-def test_rows_that_have_ended_are_not_written_to(small, three):
-    rows = begin(three, 3)
-    rows = rows._replace(live=jnp.array([True, False, True]))
-    after = go_on(*small, three, rows, Sampler(), NONE, limit=6)
-    assert after.counts.tolist() == [6, 0, 6]
-    assert not after.tokens[1].any() and not after.cache.keys[:, 1].any()
+def test_rows_without_outputs_are_not_written_to(small, three):
+    state = begin(three, 3)
+    live = state.outputs._replace(live=jnp.array([True, False, True]))
+    after = go_on(*small, three, state._replace(outputs=live), Sampler(), NONE, limit=6)
+    assert after.outputs.counts.tolist() == [6, 0, 6]
+    assert not after.outputs.tokens[1].any() and not after.cache.keys[:, 1].any()
 
 
 def test_one_program_serves_all_lengths_and_limits(small):
@@ -319,22 +298,23 @@ def test_a_past_excludes_what_it_holds_itself(small):
 
 
 def test_the_state_is_a_pytree(three):
-    rows = fresh(three, 6, 8)
-    assert isinstance(jax.tree.map(lambda x: x, rows), Rows)
-    assert rows.cache.keys.shape == (3, 6, 2, 8, 8)
+    state = fresh(three, 6, 12, 8)
+    assert isinstance(jax.tree.map(lambda x: x, state), State)
+    assert state.cache.keys.shape == (3, 6, 2, 8, 8)
+    assert state.outputs.tokens.shape == (12, 8)
 
 
 def test_buffers_are_written_in_place(small, three):
     """A copy of all keys or values in every step would cost more than the step."""
-    rows = begin(three, 6, capacity=64)
-    shape = ",".join(map(str, rows.cache.keys.shape))
+    state = begin(three, 6, capacity=64)
+    shape = ",".join(map(str, state.cache.keys.shape))
 
     def copies(donated):
         program = jax.jit(
             decode, static_argnames=("model", "sampler"), donate_argnames=donated
         )
-        lowered = program.lower(*small, three, rows, Sampler(), NONE, limit=60)
+        lowered = program.lower(*small, three, state, Sampler(), NONE, limit=60)
         lines = lowered.compile().as_text().splitlines()
         return [line for line in lines if f"f32[{shape}]" in line and " copy(" in line]
 
-    assert copies(()) and not copies(("rows",))
+    assert copies(()) and not copies(("state",))

@@ -41,7 +41,7 @@ class Options:
         tau: temperature of the posterior: its variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         seed: seed of the tokens that are drawn; the models do not depend on it.
-        batch_size: number of outputs made at a time; changes no result.
+        batch_size: number of different outputs made at a time; changes no result.
     """
 
     models: int = 0

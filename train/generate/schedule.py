@@ -1,6 +1,6 @@
-"""Which outputs are made when: a row that ends takes the next output at once.
+"""Which outputs are made when: as soon as there is room, the next ones start.
 
-Results do not depend on it, for what a row draws depends on its key only.
+Results do not depend on it, for what an output draws depends on its key only.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from ivon_jax.train.pod.sharding import BATCH_AXES
 
 _GROUP = 4  # rows that share a prompt, where there are enough prompts
 _FEWEST = 8  # rows below which a step is no faster: it reads all weights anyway
+_PER_ROW = 16  # outputs at a time for each row, at most
 _SHORTEST = 64  # tokens that rows have room for at first
 _MEAN = 2**32 - 1  # stands for the mean among the samples' indices
 
@@ -74,7 +75,8 @@ class Setting:
         stops: tokens that end an output.
         limit: maximal number of tokens of an output.
         key: key of all draws.
-        rows: number of outputs made at a time, rounded up to what the mesh can split.
+        rows: number of different outputs made at a time, rounded up to what the mesh
+            can split.
         steps: number of tokens between two looks at the rows.
     """
 
@@ -122,14 +124,16 @@ class Decoder:
         self.shapes: set[tuple[int, ...]] = set()
         self._setting, self._variables, self._model = setting, variables, model
         self._waiting = sorted(work, key=lambda job: len(job.tokens), reverse=True)
-        groups, count = _geometry(setting, self._waiting)
-        self._jobs: list[Work | None] = [None] * groups
-        self._left: list[list[int]] = [[] for _ in range(groups)]  # still to start
-        self._group = np.arange(count) // (count // groups)  # of each row
-        self._numbers = np.zeros(count, np.int32)  # of each row's output
+        self._full = layout = _layout(setting, self._waiting)
+        self._layout = layout.few if layout.groups == 1 and layout.few else layout
+        count = self._layout.slots
+        self._jobs: list[Work | None] = [None] * self._layout.groups
+        self._left: list[list[int]] = [[] for _ in self._jobs]  # still to start
+        self._numbers = np.zeros(count, np.int32)  # of the output of each slot
         self._busy = np.zeros(count, bool)
+        self._row = np.zeros(count, np.int32)
         self._prompts: Any = None
-        self._rows: Any = None
+        self._state: Any = None
 
     def __iter__(self) -> Iterator[list[Output]]:
         """Yields the outputs that grew, some of them finished, every few tokens."""
@@ -142,35 +146,45 @@ class Decoder:
         with (
             jax.set_mesh(self._setting.mesh),
             naming_memory(
-                f"decoding of {len(self._busy)} outputs at a time",
+                f"decoding of {self._full.rows} outputs at a time",
                 "lower --batch-size, or split more with --mesh",
             ),
         ):
             return self._advance() if self._fill() else []
 
     def _fill(self) -> bool:
-        """Starts outputs in free rows; returns whether any row is busy."""
-        for group in range(len(self._jobs)):
-            busy = self._left[group] or self._busy[self._group == group].any()
-            if self._waiting and not busy:
-                self._load(group, self._waiting.pop())
+        """Starts outputs in free rows; returns whether any is busy."""
         where = np.zeros_like(self._busy)
-        for row in np.flatnonzero(~self._busy):
-            if left := self._left[self._group[row]]:
-                self._numbers[row], where[row] = left.pop(0), True
+        for group, left in enumerate(self._left):
+            slots = self._layout.slots_of(group)
+            if self._waiting and not (left or self._busy[slots].any()):
+                self._load(group, self._waiting.pop())
+                left = self._left[group]
+            free = np.flatnonzero(~self._busy[slots])[: len(left)] + slots.start
+            rows = sorted(self._layout.rows_of(group) - self._used)
+            if len(free) and rows:
+                # All in one row, which is shared until they differ.
+                self._numbers[free], self._row[free] = left[: len(free)], rows[0]
+                where[free] = True
+                del left[: len(free)]
         if where.any():
             keys = np.array([job.key if job else 0 for job in self._jobs], np.uint32)
-            self._rows = programs.start(
-                self._rows,
+            self._state = programs.start(
+                self._state,
                 self._prompts,
                 where,
+                self._row,
                 self._setting.key,
-                keys[self._group],
+                np.repeat(keys, self._layout.per_group),
                 np.uint32(_MEAN if self._model is None else self._model),
                 self._numbers,
             )
             self._busy |= where
         return bool(self._busy.any())
+
+    @property
+    def _used(self) -> set[int]:
+        return set(self._row[self._busy].tolist())
 
     def _load(self, group: int, job: Work) -> None:
         """Reads a prompt into a group's buffer."""
@@ -184,94 +198,156 @@ class Decoder:
             tokens,
             np.array([len(job.tokens)], np.int32),
         )
-        if self._rows is None:
-            capacity = min(_SHORTEST, bucket(self._setting.limit))
-            sizes = (len(self._jobs), width, len(self._busy), capacity)
-            self._prompts, self._rows = programs.fresh(one, *sizes)
+        if self._state is None:
+            capacity, layout = min(_SHORTEST, bucket(self._setting.limit)), self._layout
+            sizes = (layout.groups, width, layout.rows, layout.slots, capacity)
+            self._prompts, self._state = programs.fresh(one, *sizes)
         self._prompts = programs.place(self._prompts, one, group)
 
     def _advance(self) -> list[Output]:
-        """Adds tokens to all rows."""
-        setting, waiting = self._setting, self._waiting or any(self._left)
-        count = len(self._busy)
-        few = count // 4 if count // 4 >= _FEWEST and self._unsplit else 0
-        if not waiting and self._busy.sum() <= few:
-            self._compact(few)
-            count, few = few, 0
-        # Rows are refilled a few at a time; and taken together when few are left.
-        ended = max(1, count // 8) if waiting else self._busy.sum() - few
-        self._rows = rows = programs.decode(
+        """Adds tokens to all outputs."""
+        setting = self._setting
+        # Some are waited for before others start, for that takes time too.
+        some = max(1, int(self._busy.sum()) // 8)
+        self._state = state = programs.decode(
             setting.module,
             self._variables,
             self._prompts,
-            self._rows,
+            self._state,
             setting.sampler,
             np.array(setting.stops or (-1,), np.int32),
             setting.limit,
             setting.steps,
-            int(ended),
+            some if self._others else 2**30,
+            self._layout is self._full,
         )
-        lengths = self._prompts.cache.keys.shape[3], rows.tokens.shape[1]
-        self.shapes.add((len(self._jobs), count, *lengths))
-        tokens, counts, log_probs, live = map(
-            np.asarray, (rows.tokens, rows.counts, rows.log_probs, rows.live)
+        lengths = self._prompts.cache.keys.shape[3], state.cache.keys.shape[3]
+        self.shapes.add((self._layout.groups, self._layout.rows, *lengths))
+        outputs = state.outputs._replace(keys=None)
+        row, tokens, counts, log_probs, live, waits = map(
+            np.array, jax.tree.leaves(outputs)
         )
         grown = [
             self._output(
-                row, tokens[row, : counts[row]], float(log_probs[row]), live[row]
+                slot, tokens[slot, : counts[slot]], float(log_probs[slot]), live[slot]
             )
-            for row in np.flatnonzero(self._busy).tolist()
+            for slot in np.flatnonzero(self._busy).tolist()
         ]
         self._busy &= live
+        self._row = row
+        if (waits & live).any():
+            self._arrange(self._full)
+        elif few := self._fewer():
+            self._arrange(few)
         self._make_room(int(counts[live].max(initial=0)))
         return grown
 
+    @property
+    def _others(self) -> bool:
+        """Whether there are outputs still to start."""
+        return bool(self._waiting) or any(self._left)
+
     def _output(
-        self, row: int, tokens: np.ndarray, log_prob: float, live: np.bool_
+        self, slot: int, tokens: np.ndarray, log_prob: float, live: np.bool_
     ) -> Output:
-        job = self._jobs[self._group[row]]
+        job = self._jobs[slot // self._layout.per_group]
         assert job is not None
         if not math.isfinite(log_prob):
             raise ValueError(f"prompt {job.prompt}: the model's logits are not finite")
         stopped = tokens[-1] in self._setting.stops
         finish = None if live else "stop" if stopped else "length"
-        number = int(self._numbers[row])
+        number = int(self._numbers[slot])
         return Output(job.prompt, self._model, number, tokens.copy(), log_prob, finish)
 
     def _make_room(self, longest: int) -> None:
         """Lets buffers grow by the double, and shrink when they are mostly empty."""
         fitting = max(_SHORTEST, 1 << longest.bit_length())
         fitting = min(fitting, bucket(self._setting.limit))
-        capacity = self._rows.tokens.shape[1]
+        capacity = self._state.cache.keys.shape[3]
         if fitting > capacity or fitting * 4 <= capacity:
-            self._rows = programs.resize(self._rows, fitting)
+            self._state = programs.resize(self._state, fitting)
 
-    def _compact(self, count: int) -> None:
-        """Keeps the busy rows only, each with its prompt, and free ones up to count."""
-        index = np.argsort(~self._busy, kind="stable")[:count]
-        self._prompts, self._rows = programs.take(self._prompts, self._rows, index)
-        self._jobs = [self._jobs[group] for group in self._group[index]]
-        self._left = [[] for _ in index]
-        self._numbers, self._busy = self._numbers[index], self._busy[index]
-        self._group = np.arange(count)
+    def _fewer(self) -> "Layout | None":
+        """Returns the smaller layout, if the last outputs fit in it."""
+        few = self._layout.few
+        if few is None or self._others or not self._busy.any():
+            return None
+        used = [len(self._layout.rows_of(g) & self._used) for g in self._busy_groups]
+        fits = len(used) <= few.groups and max(used) <= few.rows // few.groups
+        return few if fits else None
 
     @property
-    def _unsplit(self) -> bool:
-        return _shards(self._setting.mesh) == 1
+    def _busy_groups(self) -> list[int]:
+        return np.unique(np.flatnonzero(self._busy) // self._layout.per_group).tolist()
+
+    def _arrange(self, new: "Layout") -> None:
+        """Moves the busy outputs, their rows and their prompts to a layout."""
+        old, groups = self._layout, self._busy_groups
+        if new is old:
+            return
+        # What is out of range is a free row, or no output.
+        rows = np.full((new.groups, new.rows // new.groups), old.rows)
+        slots = np.full((new.groups, new.per_group), old.slots)
+        for own, here, group in zip(rows, slots, groups, strict=False):
+            used = sorted(old.rows_of(group) & self._used)
+            own[: len(used)] = used
+            here[:] = np.arange(old.slots)[old.slots_of(group)]
+        kept = [self._left[group] for group in groups]
+        self._left = kept + [[] for _ in range(new.groups - len(groups))]
+        groups += groups[:1] * (new.groups - len(groups))  # any prompt
+        self._prompts, self._state = programs.arrange(
+            self._prompts, self._state, np.array(groups), rows.ravel(), slots.ravel()
+        )
+        self._jobs = [self._jobs[group] for group in groups]
+        self._numbers = np.append(self._numbers, 0)[slots.ravel()]
+        self._busy = np.append(self._busy, False)[slots.ravel()]
+        self._row = np.array(self._state.outputs.row)
+        self._layout = new
 
 
-def _shards(mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How many prompts, rows and outputs there are at a time.
+
+    Attributes:
+        groups: number of prompts.
+        rows: number of rows, those of the first prompt before those of the second.
+        per_group: number of outputs of each prompt.
+        few: a smaller one for the last outputs, or for outputs that differ little; None
+            if a step would not be faster.
+    """
+
+    groups: int
+    rows: int
+    per_group: int
+    few: "Layout | None" = None
+
+    @property
+    def slots(self) -> int:
+        """Number of outputs at a time."""
+        return self.groups * self.per_group
+
+    def rows_of(self, group: int) -> set[int]:
+        """Returns the rows of a prompt."""
+        own = self.rows // self.groups
+        return set(range(group * own, (group + 1) * own))
+
+    def slots_of(self, group: int) -> slice:
+        """Returns the outputs of a prompt."""
+        return slice(group * self.per_group, (group + 1) * self.per_group)
 
 
-def _geometry(setting: Setting, work: Sequence[Work]) -> tuple[int, int]:
-    """Returns the numbers of groups and of rows."""
+def _layout(setting: Setting, work: Sequence[Work]) -> Layout:
     most = max(len(job.outputs) for job in work)
     groups = min(len(work), max(1, setting.rows // min(most, _GROUP)))
     rows = min(most, max(1, setting.rows // groups))
-    shards = _shards(setting.mesh)
+    shards = math.prod(setting.mesh.shape[axis] for axis in BATCH_AXES)
     if groups >= shards:
         groups = -(-groups // shards) * shards
     else:
         rows = -(-rows // shards) * shards
-    return groups, groups * rows
+    per_group, few, count = min(most, _PER_ROW * rows), None, groups * rows // 4
+    if count >= _FEWEST and shards == 1:
+        fewer = max(1, groups // 4)
+        few = Layout(fewer, count // fewer * fewer, per_group)
+    return Layout(groups, groups * rows, per_group, few)

@@ -99,6 +99,22 @@ def test_the_first_outputs_of_many_are_those_of_few(model, three):
     assert_same([output for output in many if output.output < 3], three)
 
 
+@pytest.mark.parametrize(
+    ("temperature", "layouts"),
+    [(0.0, {(1, 8)}), (5.0, {(1, 8), (1, 32)})],
+)
+def test_outputs_share_what_they_have_in_common(model, temperature, layouts):
+    """Few rows while few differ, then all, and outputs that wait for a row."""
+    options = dataclasses.replace(SHORT, outputs=60, sampler=Sampler(temperature))
+    tokens, shapes, found = encode_prompts(model.tokenizer, TEXTS[:1]), set(), []
+    for grown in stream(model, tokens, options, steps=3, shapes=shapes):
+        found += [output for output in grown if output.finish]
+    found.sort(key=lambda output: output.output)
+    assert {shape[:2] for shape in shapes} == layouts
+    alone = dataclasses.replace(options, batch_size=1)
+    assert_same(found, generate(model, TEXTS[:1], alone))
+
+
 def test_other_prompts_change_nothing(model, three):
     found = generate(model, [TEXTS[2], "Text: two", TEXTS[0]], SHORT)
     again = [*found[6:], *found[:3]]
