@@ -10,9 +10,9 @@ pytestmark = pytest.mark.slow
 
 def test_a_few_steps_teach_the_format(data_dir, tmp_path):
     out = tmp_path / "run"
-    data = ["--task", "gsm8k", "--train-examples", "64", "--eval-examples", "4"]
+    data = ["--task", "gsm8k", "--train-examples", "256", "--eval-examples", "4"]
     data += ["--data-dir", data_dir, "--max-length", "256", "--too-long", "drop"]
-    steps = ["--method", "adam", "--steps", "16", "--batch-size", "2", "--warmup", "2"]
+    steps = ["--method", "adam", "--steps", "64", "--batch-size", "2", "--warmup", "4"]
     assert command("train", *data, *steps, "--learning-rate", "1e-3", "--out", out) == 0
     votes = ["--samples", "1", "--outputs", "2", "--max-tokens", "256"]
     assert command("evaluate", out, *votes) == 0
