@@ -137,6 +137,10 @@ CATALOG: Mapping[str, Mapping[str, Any]] = {
     | _TIED
     | _sizes(896, 4864, 24, 14, 2)
     | {"vocab_size": 151936},
+    "Qwen/Qwen2.5-3B": _QWEN_25
+    | _TIED
+    | _sizes(2048, 11008, 36, 16, 2)
+    | {"vocab_size": 151936},
     "Qwen/Qwen2.5-7B": _QWEN_25
     | _sizes(3584, 18944, 28, 28, 4)
     | {"vocab_size": 152064, "max_position_embeddings": 131072},

@@ -126,6 +126,10 @@ FILES = {
     | sizes(896, 4864, 24, 14, 2)
     | {"max_position_embeddings": 32768, "max_window_layers": 24}
     | {"sliding_window": 32768, "tie_word_embeddings": True, "vocab_size": 151936},
+    "Qwen/Qwen2.5-3B": QWEN_25
+    | sizes(2048, 11008, 36, 16, 2)
+    | {"max_position_embeddings": 32768, "max_window_layers": 36}
+    | {"sliding_window": 32768, "tie_word_embeddings": True, "vocab_size": 151936},
     "Qwen/Qwen2.5-7B": QWEN_25
     | sizes(3584, 18944, 28, 28, 4)
     | {"max_position_embeddings": 131072, "max_window_layers": 28}
