@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_answers import command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_a_few_steps_teach_the_format(data_dir, tmp_path):
