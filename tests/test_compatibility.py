@@ -172,7 +172,7 @@ def test_resumed_runs_go_on(name, left, home, written):
     assert len(losses) > done
     # The packed run's adapters are so large that masks matter, and its rate is so large
     # that two runs soon have nothing in common.
-    near, bound = (done + 1, 0.3) if name == "packed" else (len(old), 0.2)
+    near, bound = (done + 1, 0.3) if name == "packed" else (len(old), 0.25)
     assert losses[:near] == pytest.approx(old[:near], rel=bound)
     for path in posteriors(expected):
         mine, theirs = load_file(out / path.name), load_file(path)

@@ -205,7 +205,7 @@ def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "on 1 node of 8 h100" in shown
     best = "fewest operations of what fits, and of equal ones the least memory: "
-    assert f"{best}--remat names --base f32 --mesh data=8 --batch-size" in shown
+    assert f"{best}--remat dots --base f32 --mesh data=8 --batch-size" in shown
     for remat in ("none", "dots", "names", "full"):
         assert len(re.findall(rf"data=8 +(?:8|16) +{remat} ", shown)) == 2
 
