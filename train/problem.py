@@ -16,6 +16,7 @@ from jaxtyping import Int, PyTree
 from ivon_jax.lora import Branch, LoraConfig, low_rank
 from ivon_jax.models import Pretrained, load
 from ivon_jax.models.attention import Kernel, Platform, choose
+from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.families import Config, family_of
 from ivon_jax.models.peft_io import check_base, load_adapter
 from ivon_jax.models.pretrained import load_config, tokenizer_fingerprint
@@ -33,12 +34,7 @@ from ivon_jax.train.objectives.registry import objective_of
 from ivon_jax.train.pod.processes import check_agreement, on_first_process
 from ivon_jax.train.pod.sharding import make_mesh, placement, put_whole, row_shards
 from ivon_jax.train.runs.progress import say
-from ivon_jax.train.splits import (
-    example_metadata,
-    find_examples,
-    find_task,
-    run_splits,
-)
+from ivon_jax.train.splits import example_metadata, find_examples, find_task, run_splits
 from ivon_jax.train.step import Fixed, Network
 from ivon_jax.train.trainable import TRAINABLES
 
@@ -259,8 +255,7 @@ def make_network(
     trainable = TRAINABLES[config.train]
     base = base.clone(remat=config.remat, dtype=base_dtype(config)[0])
     kernel, _ = find_kernel(config, base.config, platform)
-    if kernel != Kernel():  # of which an encoder has no choice
-        base = base.clone(attention=kernel)
+    base = base if kernel == Kernel() else base.clone(attention=kernel)
     dropout: float = getattr(base.config, "dropout", 0.0)  # decoders have none
     if trainable.frozen:
         dropout = max(dropout, lora.dropout)
@@ -275,8 +270,9 @@ def find_kernel(
     Raises:
         ValueError: the one that is asked for is not possible.
     """
-    head_dim = getattr(model_config, "head_dim", None)  # encoders have none
-    return choose(config.attention, platform, base_dtype(config)[0], head_dim)
+    biased = isinstance(model_config, DebertaConfig)
+    size = None if biased else model_config.head_dim
+    return choose(config.attention, platform, base_dtype(config)[0], size)
 
 
 def _spaced(task: Task, pretrained: Pretrained) -> Task:

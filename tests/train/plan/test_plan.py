@@ -15,6 +15,7 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models import families
 from ivon_jax.models.attention import Platform
 from ivon_jax.models.cache import fetch
+from ivon_jax.models.deberta import Deberta
 from ivon_jax.models.deberta_config import DebertaConfig
 from ivon_jax.models.gguf_io import read_gguf
 from ivon_jax.models.known import CATALOG
@@ -98,6 +99,19 @@ def test_operations_are_those_xla_counts(shape, method, remat, monkeypatch):
     # XLA counts the elementwise operations too, and leaves out what the first
     # layer need not send further back.
     assert wanted == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(("platform", "base"), [("tpu", "f32"), ("gpu", "bf16")])
+def test_an_encoder_has_no_choice_of_kernels(platform, base):
+    """Its heads of 64 would suit them all, but it adds biases to the scores."""
+    shape = dataclasses.replace(ENCODER, num_attention_heads=2)
+    config, chip = config_of("adam", base=base), Platform(platform, 9.0)
+    step = step_shapes(config, shape, chip, 32, 4)
+    assert isinstance(step.network.base, Deberta)
+    for name in ("splash", "cudnn"):
+        asked = dataclasses.replace(config, attention=name)
+        with pytest.raises(ValueError, match=f"^attention: {name} needs"):
+            step_shapes(asked, shape, chip, 32, 4)
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=8", "fsdp=8", "fsdp=2,tensor=4"])
