@@ -154,14 +154,14 @@ class Decoder:
 
     def _fill(self) -> bool:
         """Starts outputs in free rows; returns whether any is busy."""
-        where = np.zeros_like(self._busy)
+        where, used = np.zeros_like(self._busy), self._used
         for group, left in enumerate(self._left):
             slots = self._layout.slots_of(group)
             if self._waiting and not (left or self._busy[slots].any()):
                 self._load(group, self._waiting.pop())
                 left = self._left[group]
             free = np.flatnonzero(~self._busy[slots])[: len(left)] + slots.start
-            rows = sorted(self._layout.rows_of(group) - self._used)
+            rows = sorted(self._layout.rows_of(group) - used)
             if len(free) and rows:
                 # All in one row, which is shared until they differ.
                 self._numbers[free], self._row[free] = left[: len(free)], rows[0]
@@ -184,6 +184,7 @@ class Decoder:
 
     @property
     def _used(self) -> set[int]:
+        """The rows of the busy outputs."""
         return set(self._row[self._busy].tolist())
 
     def _load(self, group: int, job: Work) -> None:
@@ -282,14 +283,14 @@ class Decoder:
 
     def _arrange(self, new: "Layout") -> None:
         """Moves the busy outputs, their rows and their prompts to a layout."""
-        old, groups = self._layout, self._busy_groups
+        old, groups, busy = self._layout, self._busy_groups, self._used
         if new is old:
             return
         # What is out of range is a free row, or no output.
         rows = np.full((new.groups, new.rows // new.groups), old.rows)
         slots = np.full((new.groups, new.per_group), old.slots)
         for own, here, group in zip(rows, slots, groups, strict=False):
-            used = sorted(old.rows_of(group) & self._used)
+            used = sorted(old.rows_of(group) & busy)
             own[: len(used)] = used
             here[:] = np.arange(old.slots)[old.slots_of(group)]
         kept = [self._left[group] for group in groups]
