@@ -131,6 +131,9 @@ class RunConfig:
         checkpoint_steps: save a checkpoint every N steps.
         checkpoint_minutes: also save one whenever the last one is older than this.
         keep_checkpoints: number of newest checkpoints to keep.
+        eval_steps: score the mean on the evaluation examples every N steps and at the
+            end; the best state is kept beside the last. Use held-out training examples
+            (validation_examples): selection biases the score.
         trackers: programs besides the run's folder that get its numbers, of
             tensorboard, wandb, mlflow and trackio; their settings are their own
             environment variables.
@@ -151,12 +154,18 @@ class RunConfig:
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
+    eval_steps: Annotated[int | None, unset("INT", "never")] = None
     trackers: Annotated[tuple[str, ...], unset("NAME [NAME ...]", "none")] = ()
     profile: Annotated[str | None, unset("START:STEPS", "none")] = None
 
     def __post_init__(self) -> None:
         """Checks the fields that do not depend on method or task."""
-        for name in ("checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"):
+        for name in (
+            "checkpoint_steps",
+            "checkpoint_minutes",
+            "keep_checkpoints",
+            "eval_steps",
+        ):
             if (value := getattr(self, name)) is not None:
                 check(name, value, FINITE_POSITIVE)
 
@@ -171,21 +180,15 @@ class TrainConfig(RunConfig):
         adapter: folder of a HF PEFT adapter to start from. On the command line its
             settings are the defaults of the adapter options; all but dropout must agree
             with it.
-        eval_steps: score the mean on the evaluation examples every N steps and at the
-            end; the best state is kept beside the last. Use held-out training examples
-            (validation_examples): selection biases the score.
     """
 
     method: MethodName = DEFAULT
     hyper: Flat[Hyper] = dataclasses.field(default_factory=Hyper)
     adapter: Annotated[Path | None, unset("PATH", "fresh adapters")] = None
-    eval_steps: Annotated[int | None, unset("INT", "never")] = None
 
     def __post_init__(self) -> None:
         """Checks fields, and converts a plain `Hyper` to the method's own."""
         super().__post_init__()
-        if self.eval_steps is not None:
-            check("eval_steps", self.eval_steps, FINITE_POSITIVE)
         wanted = METHODS[self.method].hyper_type
         if type(self.hyper) is Hyper:
             object.__setattr__(self, "hyper", wanted(**vars(self.hyper)))

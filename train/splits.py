@@ -139,7 +139,7 @@ def run_splits(config: RunConfig) -> tuple[str, ...]:
         and scored == "test"
         and not (data.eval_file or data.dataset)
     ):
-        if getattr(config, "eval_steps", None):
+        if config.eval_steps:
             raise ValueError(
                 "eval_steps: needs --eval-file or --validation-examples to score"
             )

@@ -70,18 +70,6 @@ def compare(options: str, cases: Mapping[str, str], name: str) -> Group:
     return Group(name, cases, (f"compare {options} {{case}} {END}",))
 
 
-def curves(
-    name: str, cases: Mapping[str, str], options: Mapping[str, str], every: int
-) -> Group:
-    """Returns runs that are scored on the way, one a method, case and seed."""
-    commands = (
-        f"train --method {method} {words} {{case}} --eval-steps {every} --seed {{seed}}"
-        f" --out {{out}}/{method} --resume"
-        for method, words in options.items()
-    )
-    return Group(name, cases, tuple(commands))
-
-
 def strict(cases: Mapping[str, str]) -> Group:
     """Returns searches on held-out examples, and the run of each method's best point.
 
@@ -131,7 +119,7 @@ PAPER = compare(
 )
 PAPER_LONGER = compare(
     f"{LLAMA} {TWO} --adam.steps 10000 --adam.warmup 150"
-    " --ivon-lora.steps 10000 --ivon-lora.warmup 150",
+    " --ivon-lora.steps 10000 --ivon-lora.warmup 150 --eval-steps 500",
     COMMONSENSE,
     "longer",
 )
@@ -147,12 +135,6 @@ PAPER_SIZES = compare(
         for n in (256, 512, 1024, 2048)
     },
     "sizes",
-)
-PAPER_CURVES = curves(
-    "curves",
-    COMMONSENSE,
-    dict.fromkeys(("adam", "ivon-lora"), f"{LLAMA} --steps 10000 --warmup 150"),
-    every=500,
 )
 PAPER_VOTES = votes(f"{QWEN} {TWO}", {"gsm8k": "--task gsm8k"}, models=64)
 GLUE = ("cola", "mrpc", "rte", "stsb", "qqp", "qnli", "sst2")
@@ -185,18 +167,12 @@ SMALL_HALF = compare(
     "half",
 )
 SMALL_SIZES = compare(
-    f"{TWO} {lengths(2000, 'adam', 'ivon-lora')}",
+    f"{TWO} {lengths(2000, 'adam', 'ivon-lora')} --eval-steps 250",
     {
         str(n): f"--task city-continent --train-examples {n} --eval-examples 400"
         for n in (128, 256, 512, 1024, 2048)
     },
     "sizes",
-)
-SMALL_CURVES = curves(
-    "curves",
-    SMALL,
-    {method: settings(4000, method) for method in ("adam", "ivon-lora")},
-    every=250,
 )
 SMALL_VOTES = votes(
     f"{TWO} --adam.steps 120 --adam.batch-size 8 --adam.learning-rate 1e-3"

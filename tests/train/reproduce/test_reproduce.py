@@ -35,7 +35,7 @@ def recipe_of(home) -> Recipe:
         {"all": "--train-examples 32"},
         (
             f"compare --methods adam ivon-lora {SHORT} --samples 2 {options} {{case}}"
-            " --seed {seed} --out {out} --resume",
+            " --eval-steps 3 --seed {seed} --out {out} --resume",
         ),
     )
     single = Group(
@@ -115,6 +115,10 @@ def test_a_recipe_runs_stops_goes_on_and_is_collated(tmp_path, monkeypatch, caps
         ours = found["lines"]["Ours"]["all"][seed]
         assert ours["nll"] == rows["ivon-lora, 2 samples, tau 1, prune 0"]["nll"]
         assert found["lines"]["Adam"]["all"][seed]["nll"] == rows["adam"]["nll"]
+        # A comparison has what a figure along its runs needs, up to the row itself.
+        curve = collate._curve(out / "compared" / "all" / seed / "adam")
+        assert curve["log"]["step"] == [3, 6]
+        assert curve["nll"] == pytest.approx(rows["adam"]["nll"], rel=1e-5)
     # Trained by itself it is the same run.
     alone = found["differences"]["nll"]["Alone"]["all"]
     assert alone["mean"] == pytest.approx(0, abs=1e-5)
