@@ -167,12 +167,21 @@ SMALL_HALF = compare(
     "half",
 )
 SMALL_SIZES = compare(
-    f"{TWO} {lengths(2000, 'adam', 'ivon-lora')} --eval-steps 250",
+    f"{TWO} {lengths(2000, 'adam', 'ivon-lora')}",
     {
         str(n): f"--task city-continent --train-examples {n} --eval-examples 400"
         for n in (128, 256, 512, 1024, 2048)
     },
     "sizes",
+)
+# As many epochs again, of half of the examples: an hour of one core for three seeds.
+SMALL_CURVES = compare(
+    f"{TWO} {lengths(1000, 'adam', 'ivon-lora')} --eval-steps 125",
+    {
+        "city-continent": "--task city-continent --train-examples 128"
+        " --eval-examples 400"
+    },
+    "curves",
 )
 SMALL_VOTES = votes(
     f"{TWO} --adam.steps 120 --adam.batch-size 8 --adam.learning-rate 1e-3"

@@ -8,7 +8,7 @@ RECIPE = Recipe(
     title="Accuracy and over-fitting along a run",
     claim="IVON-LoRA gains from more steps and over-fits less",
     kind="steps",
-    groups={"paper": (groups.PAPER_LONGER,), "small": (groups.SMALL_SIZES,)},
+    groups={"paper": (groups.PAPER_LONGER,), "small": (groups.SMALL_CURVES,)},
     lines=(Line("Adam", "adam"), Line("IVON-LoRA@mean", "ivon-lora")),
     metrics={"accuracy": 100, "ece": 100, "nll": 1},
 )
