@@ -1,7 +1,8 @@
 """Texts one after another in a row, without padding, and attention within each.
 
 Layers work on rows of tokens. Attention alone needs the tokens of a text side by side:
-it is computed on places, of which every text has as many as the longest.
+it is computed on places, of which every text has as many as the longest. A row with a
+token for every place has its texts at their places, and its padding between them.
 
 Shapes: b rows, k texts in each, t tokens of the texts; w places of a text; p tokens of
 a prefix that all texts share, which is computed once a row; u = p + t.
@@ -58,22 +59,31 @@ class Packed(NamedTuple):
             >>> found.token.tolist(), found.place.tolist(), found.text.tolist()
             ([[[0, 1], [2, 4]]], [[0, 1, 2, 4]], [[0, 1]])
         """
-        ends = np.cumsum(lengths, axis=1)
-        if ends[:, -1].max() > tokens or lengths.max() > width:
+        most, texts = lengths.sum(axis=1).max(), lengths.shape[1]
+        if most > tokens or lengths.max() > width:
             raise ValueError(
-                f"texts of up to {lengths.max()} tokens, {ends[:, -1].max()} in a row,"
+                f"texts of up to {lengths.max()} tokens, {most} in a row,"
                 f" do not fit into {tokens} tokens and {width} places"
             )
+        starts = np.cumsum(lengths, axis=1) - lengths
+        if tokens == texts * width:
+            starts = np.broadcast_to(np.arange(texts) * width, lengths.shape)
         offset = np.arange(width)
         inside = offset < lengths[..., None]
-        token = np.where(inside, (ends - lengths)[..., None] + offset, tokens)
-        place = np.full((len(lengths), tokens), lengths.shape[1] * width)
+        token = np.where(inside, starts[..., None] + offset, tokens)
+        place = np.full((len(lengths), tokens), texts * width)
         row, which, at = np.nonzero(inside)
         place[row, token[inside]] = which * width + at
         if text is None:
             text = np.arange(lengths.size).reshape(lengths.shape)
         parts = (part.astype(np.int32) for part in (token, place, text))
         return cls(*parts)
+
+    @property
+    def full(self) -> bool:
+        """Whether a row has a token for every place."""
+        _, texts, width = self.token.shape
+        return bool(self.place.shape[1] == texts * width)
 
     def positions(self, prefix: int) -> Int[Array, "b u"]:
         """Returns the position in its text of every token of a row.
@@ -144,7 +154,7 @@ to_tokens.defvjp(
 )
 
 
-def _take(x: Float[Array, "b n *f"], index: Int[Array, "b *m"]) -> Array:
+def _take(x: Float[Array, "b n *f"], index: Int[Any, "b *m"]) -> Array:
     """Takes from every row; 0 where the index is out of range."""
     fill: Any = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
     return jax.vmap(lambda row, at: row.at[at].get(**fill))(x, index)
@@ -175,13 +185,16 @@ def packed_attention(
     tokens = packed.place.shape[1]
     prefix = query.shape[1] - tokens
     rows, texts, width = packed.token.shape
-    plain = not prefix and packed.branch is None
+    plain = not prefix and packed.branch is None and not packed.full
     fewer = plain and tokens**2 <= texts * width**2
     if kernel.name == "splash" and tokens >= kernel.shortest and fewer:
         return attention(query, key, value, causal, kernel, packed.place // width)
 
     def side_by_side(x: Float[Array, "b u _ h"]) -> Float[Array, "c w _ h"]:
-        return to_places(x[:, prefix:], packed).reshape(-1, width, *x.shape[2:])
+        own = x[:, prefix:]
+        if not packed.full:
+            own = to_places(own, packed)
+        return own.reshape(-1, width, *x.shape[2:])
 
     def after_prefix(x: Float[Array, "b u m h"]) -> Float[Array, "c v m h"]:
         shape = (rows, texts, prefix, *x.shape[2:])
@@ -194,7 +207,10 @@ def packed_attention(
         own = attention(*inputs, causal, kernel)
     else:
         own = dot_product(*inputs, _forked(packed, prefix, causal))
-    own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
+    if packed.full:
+        own = own.reshape(rows, tokens, *own.shape[2:])
+    else:
+        own = to_tokens(own.reshape(rows, texts, width, *own.shape[2:]), packed)
     if not prefix:
         return own
     first = attention(

@@ -14,7 +14,8 @@ from llama_peer import SMALL, hf_configs, no_past, random_model, relative
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models import Llama, LlamaConfig
-from ivon_jax.models.packed import Packed, to_places, to_tokens
+from ivon_jax.models.attention import Causal, Kernel
+from ivon_jax.models.packed import Packed, packed_attention, to_places, to_tokens
 from ivon_jax.models.stack import unstack_layers
 
 LENGTHS = st.integers(1, 7)
@@ -38,19 +39,20 @@ def in_rows(prefix, rows, tokens=0, places=0):
     size, width = lengths.sum(1).max() + tokens, lengths.max() + places
     packed = Packed.of(lengths, int(size), int(width))
     made = np.zeros((len(rows), len(prefix) + packed.place.shape[1]), np.int32)
-    for row, own in zip(rows, made, strict=True):
-        joined = np.concatenate([prefix, *row])
-        own[: len(joined)] = joined
-    return jnp.asarray(made), jax.tree.map(jnp.asarray, packed)
+    made[:, : len(prefix)] = prefix
+    empty = texts_of(made, prefix, packed, rows)
+    for own, text in zip(empty, itertools.chain(*rows), strict=True):
+        own[:] = text
+    return jnp.asarray(made), packed
 
 
-def texts_of(hidden, prefix, rows):
+def texts_of(hidden, prefix, packed, rows):
     """The states of each text's own tokens, one text after another."""
-    ends = [np.cumsum([0, *map(len, row)]) + len(prefix) for row in rows]
+    starts = len(prefix) + packed.token[..., 0]
     return [
-        own[start:stop]
-        for own, edges in zip(hidden, ends, strict=True)
-        for start, stop in itertools.pairwise(edges)
+        own[start : start + len(text)]
+        for own, edges, row in zip(hidden, starts, rows, strict=True)
+        for start, text in zip(edges, row, strict=True)
     ]
 
 
@@ -63,7 +65,7 @@ def weighted(states):
 def by_rows(model, params, prefix, rows, *more):
     tokens, packed = in_rows(prefix, rows, *more)
     hidden = model.apply({"params": params}, tokens, packed=packed)
-    return texts_of(hidden, prefix, rows)
+    return texts_of(hidden, prefix, packed, rows)
 
 
 def padded(model, params, prefix, rows, *_):
@@ -119,17 +121,15 @@ def test_branches_of_a_text_are_as_if_alone(config, data, seed):
     model, params = random_model(LlamaConfig.from_hf(config), seed)
     prefix, rows, *more = data.draw(texts(config["vocab_size"]))
     # Each row is one text: its first part, then the others as branches.
-    tokens, _ = in_rows(prefix, rows, *more)
-    lengths = np.array([[sum(map(len, row))] for row in rows])
-    size = int(tokens.shape[1]) - len(prefix)
-    packed = Packed.of(lengths, size, size)
-    starts = np.cumsum([[len(text) for text in row] for row in rows], axis=1)
-    branch = (starts[..., :-1, None] <= np.arange(size)).sum(1)
-    packed = packed._replace(branch=branch[:, None].astype(np.int32))
-    got = model.apply(
-        {"params": params}, tokens, packed=jax.tree.map(jnp.asarray, packed)
-    )
-    states = texts_of(got, prefix, rows)
+    joined = [[np.concatenate(row)] for row in rows]
+    tokens, packed = in_rows(prefix, joined, *more)
+    edges = np.cumsum([[len(text) for text in row] for row in rows], axis=1)[:, :-1]
+    width = packed.token.shape[2]
+    branch = (edges[..., None] <= np.arange(width)).sum(1)[:, None]
+    packed = packed._replace(branch=branch.astype(np.int32))
+    got = model.apply({"params": params}, tokens, packed=packed)
+    wholes = texts_of(got, prefix, packed, joined)
+    states = list(itertools.chain(*map(np.split, wholes, edges)))
     every = list(itertools.chain(*rows))
     for row in rows:
         first, *branches = row
@@ -181,7 +181,7 @@ def test_masks_belong_to_texts(scan_layers, remat):
             variables = {"params": params, "lora": adapters}
             rngs = {"dropout": jax.random.key(key)}
             hidden = model.apply(variables, tokens, packed=packed, rngs=rngs)
-            states = texts_of(hidden, [7, 8], rows)
+            states = texts_of(hidden, [7, 8], packed, rows)
             own = [states[i] for i in np.argsort(np.ravel(order))]
             return weighted(own), (own, hidden[:, :2])
 
@@ -250,6 +250,34 @@ def test_places_and_tokens_are_each_others_transpose(case):
 def inside(packed):
     _, texts, width = packed.token.shape
     return (packed.place < texts * width)[..., None].astype(jnp.float32)
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+@pytest.mark.parametrize("lengths", [[[4, 4, 4]], [[4, 1, 3], [2, 4, 4]], [[4], [2]]])
+def test_a_full_row_is_taken_as_it_is(lengths, prefix):
+    """Bit for bit as with a token more, which gathers: results and gradients."""
+    lengths, rng = np.array(lengths), np.random.default_rng(0)
+    texts = lengths.shape[1]
+
+    def found(tokens):
+        packed = Packed.of(lengths, tokens, 4)
+        assert packed.full == (tokens == 4 * texts)
+        own = prefix + packed.token[packed.token < tokens]
+        row = np.nonzero(packed.token < tokens)[0]
+        rows = np.full((3, len(lengths), prefix + tokens, 2, 8), 9.0, np.float32)
+        rows[:, :, :prefix], rows[:, row, own] = shared, values
+
+        def loss(rows):
+            out = packed_attention(*rows, packed, Causal(), Kernel())
+            out = jnp.concatenate([out[:, :prefix].ravel(), out[row, own].ravel()])
+            return weighted([out]), out
+
+        grads, out = jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(rows))
+        return out, grads[:, :, :prefix], grads[:, row, own]
+
+    shared = rng.normal(size=(3, 1, prefix, 2, 8))
+    values = rng.normal(size=(3, lengths.sum(), 2, 8))
+    chex.assert_trees_all_equal(found(4 * texts), found(4 * texts + 1))
 
 
 def test_texts_that_do_not_fit_are_refused():

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     The first axis of every array is that of rows.
 
     Attributes:
-        tokens: token ids, a row's texts one after another, then padding.
+        tokens: token ids, a row's texts where `packed` says, and padding.
         lengths: number of tokens of each text; a decoder predicts the answer from a
             text's last token.
         labels: index of the right class, the number or the token to predict.
@@ -90,25 +90,28 @@ def collate(
     # Not the tokenizer's padding token, which may have no embedding in the model. Every
     # model has one for 0, and padding is masked.
     tokens = np.zeros((len(indices), shape.tokens), np.int32)
-    for row, chosen in zip(tokens, indices, strict=True):
-        texts = np.concatenate([encoded.tokens[i] for i in chosen])
-        row[: len(texts)] = texts
+    packed = Packed.of(lengths, *shape, numbers)
+    starts = packed.token[..., 0]
+    for row, k in np.ndindex(*indices.shape):
+        start, text = starts[row, k], encoded.tokens[indices[row, k]]
+        tokens[row, start : start + len(text)] = text
     counts = np.ones(indices.shape, bool) if real is None else real
     if encoded.second_starts is not None:
         second_starts = encoded.second_starts[indices]
         weights = counts.astype(np.float32)
         labels = encoded.labels[indices]
         return Batch(tokens, lengths, labels, weights, second_starts)
-    packed = Packed.of(lengths, *shape, numbers)
     count = answers or answer_count(encoded, indices, shape.tokens)
     if encoded.learnt is not None:
-        labels, weights, positions = _targets(encoded, indices, tokens, counts, count)
+        labels, weights, positions = _targets(
+            encoded, indices, tokens, starts, counts, count
+        )
         return Batch(tokens, lengths, labels, weights, None, positions, packed)
     labels, weights = encoded.labels[indices], counts.astype(np.float32)
     batch = Batch(tokens, lengths, labels, weights, packed=packed)
     if encoded.choices is None:
         return batch
-    scored, positions = scored_tokens(encoded, indices, tokens, count)
+    scored, positions = scored_tokens(encoded, indices, tokens, starts, count)
     packed = packed._replace(branch=branches(encoded, indices, shape.width))
     return batch._replace(positions=positions, packed=packed, scored=scored)
 
@@ -117,6 +120,7 @@ def _targets(
     encoded: Encoded,
     indices: Int[np.ndarray, "b k"],
     tokens: Int[np.ndarray, "b t"],
+    starts: Int[np.ndarray, "b k"],
     real: Bool[np.ndarray, "b k"],
     count: int,
 ) -> tuple[Int[np.ndarray, "b q"], Float[np.ndarray, "b q"], Int[np.ndarray, "b q"]]:
@@ -125,8 +129,7 @@ def _targets(
     labels, positions = np.zeros((2, len(indices), count), np.int32)
     weights = np.zeros((len(indices), count), np.float32)
     for row, chosen in enumerate(indices):
-        starts = np.cumsum(encoded.lengths[chosen]) - encoded.lengths[chosen]
-        pairs = zip(starts, chosen, strict=True)
+        pairs = zip(starts[row], chosen, strict=True)
         learnt = np.concatenate([start + encoded.learnt[i] for start, i in pairs])
         labels[row, : learnt.size] = tokens[row, learnt]
         weights[row, : learnt.size] = np.repeat(real[row], encoded.answers[chosen])

@@ -119,6 +119,7 @@ def scored_tokens(
     encoded: Encoded,
     indices: Int[np.ndarray, "b k"],
     tokens: Int[np.ndarray, "b t"],
+    starts: Int[np.ndarray, "b k"],
     count: int,
 ) -> tuple[ScoredTokens, Int[np.ndarray, "b q"]]:
     """Finds the scored tokens of rows, and the position that each is predicted from.
@@ -129,6 +130,7 @@ def scored_tokens(
         encoded: the examples.
         indices: the examples of each row.
         tokens: the rows.
+        starts: where the examples begin in them.
         count: q.
     """
     assert encoded.choices is not None
@@ -136,8 +138,9 @@ def scored_tokens(
     targets, positions = np.zeros((2, len(indices), count), np.int32)
     choice = np.full((len(indices), count), indices.shape[1] * classes, np.int32)
     for row, chosen in enumerate(indices):
-        offset = done = 0
+        done = 0
         for text, example in enumerate(chosen):
+            offset = starts[row, text]
             edges = encoded.choices[example, :, :2]
             ends = np.append(edges[1:, 0], encoded.lengths[example])
             for number, ((start, first), end) in enumerate(
@@ -150,6 +153,5 @@ def scored_tokens(
                 positions[row, part] = offset + before
                 choice[row, part] = text * classes + number
                 done += len(at)
-            offset += encoded.lengths[example]
     sizes = encoded.choices[indices, :, 2].astype(np.float32)
     return ScoredTokens(targets, choice, sizes), positions

@@ -46,6 +46,7 @@ class LabelWords(ClassAnswer):
         self, model: Bound, batch: Batch, prefix: Int[Array, " p"] | None = None
     ) -> Float[Array, "b c"]:
         """Computes the label words' logits of every prompt, row by row."""
-        ends = jnp.cumsum(batch.lengths, axis=1) - 1
-        last = states_at(model, batch, ends, prefix)
+        assert batch.packed is not None
+        ends = batch.packed.token[..., 0] + batch.lengths - 1
+        last = states_at(model, batch, jnp.asarray(ends), prefix)
         return model.unembed(last.reshape(-1, last.shape[-1]), self.label_ids)

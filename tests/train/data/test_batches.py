@@ -51,6 +51,14 @@ def test_texts_of_a_row_follow_one_another():
             assert place.tolist() == [token] * length + [0] * (9 - length)
 
 
+def test_a_full_row_has_its_texts_at_their_places():
+    batch = collate(encoded([2, 1, 3]), np.array([[0, 1, 2]]), Shape(9, 3))
+    assert batch.packed.full
+    row = [100, 100, 0, 101, 0, 0, 102, 102, 102]
+    assert batch.tokens.tolist() == [row]
+    assert batch.packed.token[..., 0].tolist() == [[0, 3, 6]]
+
+
 @pytest.mark.parametrize(("rows", "groups"), [(1, 1), (2, 2), (4, 2), (8, 1)])
 def test_a_text_has_its_number_in_whatever_row(rows, groups):
     """Masks are drawn by it: also the rows of one process have those of the batch."""
