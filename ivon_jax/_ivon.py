@@ -188,6 +188,8 @@ def ivon(
     Example:
         >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
     """
+    if not callable(learning_rate):
+        check("learning_rate", learning_rate, NOT_NEGATIVE)
     check("clip_radius", clip_radius, POSITIVE)
     check("weight_decay", weight_decay, NOT_NEGATIVE)
     return optax.chain(
@@ -237,6 +239,8 @@ def ivon_lora(
     Example:
         >>> tx = ivon_lora(learning_rate=1e-2, ess=lora_ess(640))
     """
+    if not callable(learning_rate):
+        check("learning_rate", learning_rate, NOT_NEGATIVE)
     check("clip_radius", clip_radius, POSITIVE)
     return optax.chain(
         scale_by_ivon(ess, prior, hess_init, beta1, beta2),

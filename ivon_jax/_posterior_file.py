@@ -108,6 +108,8 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
 def _read_tensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise ValueError("not a file" if path.exists() else "no such file")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}

@@ -15,7 +15,7 @@ from ivon_jax import _posterior_file
 from ivon_jax._pruning import lowest
 from ivon_jax._state import find_states, posterior_precision
 from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
-from ivon_jax.checks import POSITIVE, check
+from ivon_jax.checks import AT_LEAST_ONE, POSITIVE, check
 from ivon_jax.errors import prefixed
 from ivon_jax.noise import gaussian
 
@@ -152,7 +152,11 @@ class Posterior:
         Args:
             key: the ensemble's key.
             n: number of samples.
+
+        Raises:
+            ValueError: n is below 1.
         """
+        check("n", n, AT_LEAST_ONE)
         return jax.vmap(lambda index: self.draw(key, index))(jnp.arange(n))
 
     def variance(self) -> Leaves:

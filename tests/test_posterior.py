@@ -80,6 +80,11 @@ def test_temper_refuses(tau):
         draw(0).temper(tau)
 
 
+def test_sample_refuses():
+    with pytest.raises(ValueError, match=r"^n: 0 is not >= 1$"):
+        draw(0).sample(KEY, 0)
+
+
 def numpy_lowest(score, ratio):
     """The flat positions of the lowest floor(ratio*d) by a plain Python sort."""
     ranked = sorted(range(len(score)), key=lambda i: (score[i], i))

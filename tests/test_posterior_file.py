@@ -59,8 +59,8 @@ def load_error(path):
 
 
 def test_missing_file(tmp_path):
-    load_error(tmp_path / "absent")
-    load_error(tmp_path)  # a folder
+    assert load_error(tmp_path / "absent").endswith("absent: no such file")
+    assert load_error(tmp_path).endswith(": not a file")  # but a folder
 
 
 def digest(tensors):

@@ -90,6 +90,8 @@ def parse(
     """
     words = sys.argv[1:] if words is None else words
     name, *args = words or [""]
+    if name and name[0] != "-" and name not in commands:
+        raise ValueError(f"command: {name!r} is not one of {', '.join(commands)}")
     kind, method, found = None, "", {}
     if name in commands:
         file = _choices(_File(), args).config
@@ -272,10 +274,19 @@ def _later(command: Callable[..., Any]) -> Callable[..., Any]:
 def _message(box: str) -> str:
     """Extracts the message from tyro's box; tyro has no public API for it.
 
-    The box has a title, the message and advice, separated by rules.
+    The box has a title, the message and advice, separated by rules. Of the advice, what
+    an option's value should have been is kept.
     """
     body = "\n".join(line.strip("│ ") for line in box.splitlines()[1:])
     parts = (" ".join(part.split()) for part in re.split(r"(?m)^[─╰╯-]+$", body))
     message = next(filter(None, parts), "illegal arguments")
+    # Commands have no subcommands between which an option could be misplaced.
+    message = re.sub(r" \(applied to [^)]*\)| Arguments are applied .*", "", message)
+    message = message.replace("Unrecognized or misplaced", "Unrecognized")
+    # The attempts at every type of a union.
+    message = message.partition(" Got errors: ")[0]
+    wanted = re.search(r"(?m)^Argument helptext:\n(--.*)$", body)
+    if wanted and message.startswith("Error parsing --"):
+        message = f"{message.rstrip('.')}; expected {wanted[1]}"
     # Errors of a dataclass already name the field.
     return re.sub(r"^Error parsing [^-]\S*: ", "", message)

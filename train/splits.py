@@ -88,6 +88,8 @@ def _check_owners(data: DataConfig) -> None:
         raise ValueError(
             f"data_dir: not with --task {data.task}, which has its own files"
         )
+    if data.task in OWN and data.prompt_style != DEFAULT.prompt_style:
+        raise ValueError(f"prompt_style: not with --task {data.task}")
     if data.max_length is not None:
         check("max_length", data.max_length, AT_LEAST_ONE)
 
@@ -190,7 +192,8 @@ def find_examples(
         found["test"] = load_examples(task, "eval", **sources, limit=limit)
     scored = "test" if "test" in splits else "validation"
     if (n := data.eval_examples) is not None and scored in found:
-        with prefixed("eval_examples"):
+        held_out = ", of those held out" if scored == "validation" else ""
+        with prefixed(f"eval_examples{held_out}"):
             found[scored] = subsample(
                 found[scored], n, EVAL_SEED, balanced=task.balanced
             )

@@ -119,7 +119,7 @@ def test_a_folder_in_use_is_left_alone(problem, tmp_path, capsys, name):
     ("args", "message"),
     [
         ([], "train, evaluate, fit"),
-        (["bake"], "bake"),
+        (["bake"], "command: 'bake' is not one of train, evaluate, fit"),
         (["train"], "--out"),
         (["table"], "directories"),
         (["evaluate"], "directory: name a run"),
@@ -150,7 +150,18 @@ def test_a_tokenizer_of_another_vocabulary(problem, home, tmp_path, capsys):
     [
         (["--rank", "0"], "rank: 0 is not >= 1"),
         (["--method", "sgd"], "invalid choice 'sgd' for argument '--method'"),
-        (["--frobnicate"], "Unrecognized options: --frobnicate"),
+        (["--frobnicate"], "Unrecognized options: --frobnicate\n"),
+        (["--best"], "Unrecognized options: --best\n"),  # of other commands
+        (
+            ["--learning-rate", "abc"],
+            "Error parsing --learning-rate: no type matching {None}|FLOAT could be"
+            " instantiated from ['abc']; expected --learning-rate FLOAT\n",
+        ),
+        (
+            ["--rank-pattern", "q_proj", "x"],
+            "Error parsing --rank-pattern: Could not find valid parse for arguments:"
+            " ['q_proj', 'x']; expected --rank-pattern [STR INT [STR INT ...]]\n",
+        ),
     ],
 )
 def test_the_parsers_box_becomes_one_line(

@@ -22,6 +22,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     tiny.write_model(folder / "model", layers=1)
     tiny.write_data(folder / "data", train=16, evaluation=12)
+    (folder / "folder.jsonl").mkdir()
     return folder
 
 
@@ -146,6 +147,15 @@ EARLY = {
     "not a number": ({"learning_rate": "nan"}, "learning_rate: nan"),
     "beta": ({"beta2": 1.0}, "beta2: 1.0"),
     "both lambdas": ({"gamma": 1, "ess": 1}, "gamma: excludes ess"),
+    "style of built-in tasks": (
+        {"prompt_style": "choice_text"},
+        "prompt_style: not with --task custom",
+    ),
+    "more than are held out": (
+        {"validation_examples": 4, "eval_examples": 5},
+        "eval_examples, of those held out: cannot take 5 examples of 4",
+    ),
+    "folder as data file": ({"train_file": "folder.jsonl"}, "folder.jsonl: not a file"),
     "option of Adam": ({"eps": 1e-8}, "eps: method ivon-lora has"),
     "option of IVON": ({"method": "adam", "gamma": 1}, "gamma: method adam has"),
     "used folder": ({"out": "data"}, "data: holds another run"),

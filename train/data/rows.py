@@ -35,7 +35,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
         legal = ", ".join(SUFFIXES)
         raise ValueError(f"{path}: unknown data file type; legal: {legal}")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'not a' if path.exists() else 'no such'} file")
     try:
         with path.open("rb") as file:
             yield from reader(file, str(path))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ivon_jax.checks import INSIDE, check
 from ivon_jax.conformal import Conformal, Score, fewest_examples
 from ivon_jax.errors import prefixed
 from ivon_jax.selective import fewest_accepted, fit_threshold
@@ -75,6 +76,8 @@ class Targets:
             ValueError: it has not, nothing is to be fitted, or a number is out of
                 range.
         """
+        if self.alpha is not None:
+            check("conformal", self.alpha, INSIDE)
         if not (self.temperature or self.guarantees):
             raise ValueError("temperature: there is nothing else to calibrate")
         left, hint = count - self.parts(count), ""

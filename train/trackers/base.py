@@ -59,11 +59,11 @@ def check_installed(names: Sequence[str], trackers: Mapping[str, Any]) -> None:
         ValueError: one is not.
     """
     for name in names:
-        if name not in trackers or names.count(name) > 1:
-            raise ValueError(
-                f"trackers: {' '.join(names)} are not different ones of"
-                f" {', '.join(trackers)}"
-            )
+        if name not in trackers:
+            legal = ", ".join(trackers)
+            raise ValueError(f"trackers: {name!r} is not one of {legal}")
+        if names.count(name) > 1:
+            raise ValueError(f"trackers: {name} is named twice")
         if importlib.util.find_spec(trackers[name].package) is None:
             raise ValueError(
                 f"trackers: {name} is not installed; pip install ivon-jax[{name}]"

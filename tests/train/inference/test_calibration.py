@@ -210,7 +210,7 @@ def test_another_posterior_is_refused(calibrated, home, dev, tmp_path, capsys):
             ("--conformal", 0.05),
             "conformal: 0.05 needs 19 examples or more, not",
         ),
-        (20, ("--conformal", 0.0), "alpha: 0.0 is not in (0, 1)"),
+        (20, ("--conformal", 0.0), "conformal: 0.0 is not in (0, 1)"),
         (60, ("--max-risk", 0.05), "0.05 needs 59 examples or more, not 48 of 60; one"),
         (
             *(58, ("--max-risk", 0.05, "--no-temperature")),

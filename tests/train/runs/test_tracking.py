@@ -203,8 +203,8 @@ def test_a_tracker_that_does_not_start_is_an_error(config, tmp_path, monkeypatch
     ("words", "message"),
     [
         (["wandb"], "trackers: wandb is not installed; pip install ivon-jax[wandb]"),
-        (["comet"], "trackers: comet are not different ones of tensorboard, wandb, "),
-        (2 * ["mlflow"], "trackers: mlflow mlflow are not different ones of "),
+        (["comet"], "trackers: 'comet' is not one of tensorboard, wandb, "),
+        (2 * ["mlflow"], "trackers: mlflow is named twice"),
     ],
 )
 def test_what_is_refused_at_the_start(words, message, tmp_path, monkeypatch, capsys):
