@@ -41,6 +41,9 @@ def find_task(data: DataConfig) -> Task:
     """
     known = None if data.task in OWN else get_task(data.task, data.prompt_style)
     _check_owners(data)
+    given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
+    if given and not (data.task == "text" or (known and known.exchange)):
+        raise ValueError(f"{min(given)}: only with a text task, not {data.task}")
     space = {"auto": None, "yes": True, "no": False}[data.leading_space]
     if data.task == "custom":
         assert data.prompt is not None
@@ -52,9 +55,6 @@ def find_task(data: DataConfig) -> Task:
             source=_hub_source(data),
         )
     task = known or text_task(data.columns, _hub_source(data))
-    given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
-    if task.exchange is None and given:
-        raise ValueError(f"{min(given)}: only with a text task, not {task.name}")
     if task.exchange and space is not None:
         raise ValueError(f"leading_space: {task.name} has no label words")
     if task.exchange:

@@ -4,6 +4,7 @@ The trainer, the evaluation and the reports use methods through it only.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import (
     Annotated,
@@ -26,6 +27,8 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.options import Presets, preset
 
+# In a step hyper-parameters are int32 and float32.
+MAX_INT, MAX_FLOAT = 2**31 - 1, float(jnp.finfo(jnp.float32).max)
 # Length, warm-up and batch of a run (App. D.2.1, D.3 and D.4.1). Presets in MIN_EPOCHS
 # round up to whole epochs, at least so many.
 RUN: dict[str, dict[str, Any]] = {
@@ -163,6 +166,9 @@ class Hyper:
             if isinstance(value, str) or (name, value, may_skip) == ("steps", 0, True):
                 continue
             check(name, value, rules.get(name, FINITE_POSITIVE))
+            largest = MAX_INT if name in RUN["commonsense"] else MAX_FLOAT
+            if isinstance(value, int | float) and largest < value < math.inf:
+                raise ValueError(f"{name}: {value} is not <= {largest:.10g}")
         if values["warmup"] > values["steps"]:
             raise ValueError(f"warmup: {values['warmup']} is not <= steps")
         return type(self)(**values)
