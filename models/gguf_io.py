@@ -103,12 +103,20 @@ class _Cursor:
     def scalar(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
-    def text(self) -> bytes:
-        # A tokenizer has a hundred thousand: three times as fast as by `scalar`.
-        return self.take(int.from_bytes(self.take(8), "little"))
-
     def string(self) -> str:
-        return self.text().decode()
+        return self.take(self.scalar("Q")).decode()
+
+    def texts(self, count: int) -> list[bytes]:
+        # A tokenizer has a hundred thousand, hence no call for each.
+        data, at, found = self.data, self.at, []
+        for _ in range(count):
+            start = at + 8
+            at = start + int.from_bytes(data[at:start], "little")
+            if at > len(data):
+                break
+            found.append(data[start:at])
+        self.take(at - self.at)
+        return found
 
     def value(self, value_type: int, keep_array: bool = False) -> Any:
         if value_type == _STRING:
@@ -124,7 +132,7 @@ class _Cursor:
     def array(self) -> list[Any]:
         item_type, length = self.scalar("I"), self.scalar("Q")
         if item_type == _STRING:
-            return [self.string() for _ in range(length)]
+            return [text.decode() for text in self.texts(length)]
         code = self.item_code(item_type)
         raw = self.take(length * struct.calcsize("<" + code))
         return list(struct.unpack(f"<{length}{code}", raw))
@@ -134,8 +142,7 @@ class _Cursor:
         # the text where a single value was expected.
         item_type, length = self.scalar("I"), self.scalar("Q")
         if item_type == _STRING:
-            for _ in range(length):
-                self.text()
+            self.texts(length)
         else:
             self.take(length * struct.calcsize("<" + self.item_code(item_type)))
         return f"array of {length}"

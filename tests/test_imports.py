@@ -147,6 +147,19 @@ def test_the_list_of_commands_needs_no_jax():
     assert run(code) == []
 
 
+def test_garbage_is_sought_outside_of_what_is_imported_only():
+    code = """if True:
+        import gc, json
+        from ivon_jax.train import entry
+        from ivon_jax.train import cli
+        found, entry.sys.argv = [], ["ivon-jax", "models"]
+        cli.main = lambda: found.append((gc.isenabled(), gc.get_freeze_count() > 1e5))
+        entry.main()
+        print(json.dumps(found))
+    """
+    assert run(code) == [[True, True]]
+
+
 def test_every_name_of_the_package_is_imported_when_it_is_used():
     code = """if True:
         import ast, json

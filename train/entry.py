@@ -1,6 +1,8 @@
 """The command ``ivon-jax``: its list of commands is shown without loading JAX."""
 
 import ast
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +16,16 @@ def main() -> None:
     if sys.argv[1:] in (["-h"], ["--help"]):
         print(overview())
         return
+    # Huge pages make no step faster, and are slow to find where memory is fragmented.
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
+    # What is imported lives as long as the process, and most of what a run starts with:
+    # looking for garbage in it would take a tenth of the time to the first step.
+    gc.disable()
     from ivon_jax.train import cli
 
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
     cli.main()
 
 
