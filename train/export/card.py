@@ -63,6 +63,7 @@ class Results(NamedTuple):
 
     Attributes:
         of: the name of the examples.
+        split: their split, see `find_examples`.
         size: their number.
         rows: a row of results for each way to predict.
         log_probs: the predictions of each row; None if they are not of classes.
@@ -70,6 +71,7 @@ class Results(NamedTuple):
     """
 
     of: str
+    split: str
     size: int
     rows: list[Row]
     log_probs: Float[np.ndarray, "m n c"] | None
@@ -145,6 +147,7 @@ def read_results(exported: Exported, task: Task) -> list[Results]:
             exported,
             Results(
                 "the task's evaluation examples" if own else "held-out examples",
+                "test" if own else "validation",
                 counts[own],
                 list(found[own].values()),
                 None,
@@ -198,6 +201,7 @@ def _front(exported: Exported, task: Task, results: Sequence[Results]) -> str:
             task_type=kind,
             dataset_type=task.name,
             dataset_name=f"{task.name} ({found.of})",
+            dataset_split=found.split,  # sets of one split would be joined
             metric_type=name,
             metric_value=row[name],
             metric_name=f"{name}, {label(row)}",

@@ -14,9 +14,11 @@ import ivon_jax
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.export import card
 from ivon_jax.train.export.card import CARD, FIGURE
 from ivon_jax.train.export.push import Repository
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.tasks.registry import get_task
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -65,20 +67,33 @@ def sections(folder):
 def test_the_front_matter_is_what_was_measured(exported, trained):
     from huggingface_hub import ModelCard
 
-    card = ModelCard.load(exported / CARD)
-    assert card.data.library_name == "peft"
-    assert "base_model" not in card.data.to_dict()  # a folder, which nobody else has
-    assert {"ivon-jax", "lora", "ivon-lora"} <= set(card.data.tags)
+    front = ModelCard.load(exported / CARD).data
+    assert front.library_name == "peft"
+    assert "base_model" not in front.to_dict()  # a folder, which nobody else has
+    assert {"ivon-jax", "lora", "ivon-lora"} <= set(front.tags)
     (path,) = trained.glob("evaluation-*.json")
     rows = json.loads(path.read_text())["rows"]
-    found = {
-        (result.metric_name, result.metric_value) for result in card.data.eval_results
-    }
+    found = {(result.metric_name, result.metric_value) for result in front.eval_results}
     names = ("ivon-lora@mean", f"ivon-lora, {SAMPLES} samples, tau 1, prune 0")
     for row, name in zip(rows, names, strict=True):
         for metric in ("accuracy", "nll", "ece"):
             assert (f"{metric}, {name}", row[metric]) in found
-    assert set(card.data.metrics) >= {"accuracy", "nll", "ece"}
+    assert set(front.metrics) >= {"accuracy", "nll", "ece"}
+
+
+def test_scores_of_held_out_examples_are_not_those_of_the_tasks_own(tmp_path):
+    from huggingface_hub import ModelCard
+
+    run = card.Exported(tmp_path, TrainConfig(), {}, False, "peft", 0, 1.0, 0.0)
+    row = {"method": "adam", "predict": "mean", "samples": 0, "tau": 1.0, "prune": 0.0}
+    results = [
+        card.Results(split, split, 8, [row | {"accuracy": value}], None, None)
+        for split, value in {"test": 0.5, "validation": 0.75}.items()
+    ]
+    front = card._front(run, get_task("boolq"), results)
+    found = ModelCard(f"---\n{front}\n---\n").data.eval_results
+    scores = {result.dataset_name: result.metric_value for result in found}
+    assert scores == {"boolq (test)": 0.5, "boolq (validation)": 0.75}
 
 
 def test_the_text_tells_settings_and_scores_with_errors(exported, trained):
