@@ -181,14 +181,13 @@ def common_prefix_length(encoded: Encoded) -> int:
     The key-value cache of the prefix can be computed once for all prompts; each must
     keep a token of its own to predict from.
     """
-    prompts = [ids.tolist() for ids in encoded.tokens]
-    # The common prefix of the first and the last in dictionary order is that of all.
-    first, last = min(prompts), max(prompts)
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
-        min(len(first), len(last)),
-    )
-    return min(shared, min(map(len, prompts)) - 1)
+    first = encoded.tokens[0]
+    shared = int(encoded.lengths.min()) - 1
+    for ids in encoded.tokens:
+        differ = ids[:shared] != first[:shared]
+        if differ.any():
+            shared = int(differ.argmax())
+    return shared
 
 
 def token_ids(

@@ -14,6 +14,7 @@ from ivon_jax.models.gguf_tokenizer import read_tokenizer
 from ivon_jax.train.data.answers import answer_tokens, fitting_space
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length, encode
 from ivon_jax.train.data.task import Example
+from ivon_jax.train.pod.processes import divide
 from ivon_jax.train.tasks.registry import TASKS, get_task
 
 
@@ -294,3 +295,17 @@ def test_common_prefix_is_shared_and_longest(prompts):
     assert len({tuple(p[:length]) for p in prompts}) == 1
     ends = length == min(map(len, prompts)) - 1
     assert ends or len({tuple(p[: length + 1]) for p in prompts}) > 1
+
+
+def test_texts_are_tokenised_in_parts():
+    """Lists of all tokens would take ten times the memory of the arrays."""
+    asked = []
+
+    def work(items):
+        asked.append(len(items))
+        return [[item, item + 1] for item in items]
+
+    found = divide(work, range(5000))
+    np.testing.assert_array_equal(found, [[i, i + 1] for i in range(5000)])
+    assert max(asked) <= 1024
+    assert divide(work, []) == []
