@@ -176,7 +176,8 @@ SMALL_SIZES = compare(
 )
 # As many epochs again, of half of the examples: an hour of one core for three seeds.
 SMALL_CURVES = compare(
-    f"{TWO} {lengths(1000, 'adam', 'ivon-lora')} --eval-steps 125",
+    f"{TWO} {lengths(1000, 'adam', 'ivon-lora')} --taus 0.5 2 --sweep-samples 10"
+    " --eval-steps 125",
     {
         "city-continent": "--task city-continent --train-examples 128"
         " --eval-examples 400"

@@ -48,19 +48,18 @@ def report(recipe: Recipe, scale: Scale, found: Found, images: list[str]) -> str
         f"# {recipe.name}: {recipe.title}",
         f"The paper: {recipe.claim}.",
         f"Scale {scale}; finished seeds of each group of runs: {seeds}.",
+        _DIFFERENCES,
     ]
     for metric in recipe.metrics:
         parts += [f"## {COLUMNS[metric][0]}", _means(recipe, found, metric)]
-        if table := _differences(recipe, found, metric):
-            parts += [_DIFFERENCES, table]
+        parts += filter(None, [_differences(recipe, found, metric)])
     parts += [f"![{recipe.title}]({name})" for name in images]
     return "\n\n".join(parts) + "\n"
 
 
-_DIFFERENCES = """Differences to another line of the same seeds, with 95 % intervals:
-ours by Student's t over seeds, those of the paper from its standard errors as of
-independent runs. The last column compares the signs of the averages, where both
-intervals exclude 0."""
+_DIFFERENCES = """Differences are between lines of the same seeds, with 95 % intervals:
+ours by Student's t over seeds, the paper's from its standard errors, as if its runs
+were independent. "sign" compares the averages if both intervals exclude 0."""
 
 
 def cases_of(recipe: Recipe, found: Found) -> list[str]:
