@@ -103,6 +103,7 @@ def test_splash_is_as_xla(queries, keys, window, windowed, dtype):
 def test_splash_takes_texts_of_a_row(prefix, lengths, window):
     rows = [[np.zeros(n, int) for n in lengths], [np.zeros(5, int) for _ in lengths]]
     tokens, packed = in_rows(np.zeros(prefix, int), rows, 4)
+    packed = jax.tree.map(jnp.asarray, packed)
     arrays = inputs(tokens.shape[1], tokens.shape[1])
     _, texts, width = packed.token.shape
     own = np.asarray(packed.place) < texts * width
