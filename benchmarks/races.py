@@ -50,8 +50,8 @@ def sentence(races: Races) -> str:
     ranked = sorted(medians.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{title} {value:.2f}" for title, value in ranked)
     return (
-        "Training steps on one core, in float32 with dropout, in units of PEFT's speed:"
-        f" {listed} ([how](docs/scaling.md))."
+        "Speed of a training step relative to PEFT on torch (one CPU core, float32, LoRA"
+        f" dropout): {listed} ([how](docs/scaling.md))."
     )
 
 
