@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ivon_jax.train.report.tables import markdown
+
 Races = Mapping[str, Mapping[str, Any]]
 
 TASKS = {
@@ -36,8 +38,7 @@ def table(races: Races) -> str:
         found = races[task]["results"]
         cells = [_cell(found[k]) if k in found else "" for k in columns]
         rows.append([TASKS[task], str(races[task]["steps"]), *cells])
-    head, *body = (f"| {' | '.join(cells)} |" for cells in rows)
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+    return markdown(rows)
 
 
 def sentence(races: Races) -> str:

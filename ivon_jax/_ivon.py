@@ -188,9 +188,7 @@ def ivon(
     Example:
         >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
     """
-    if not callable(learning_rate):
-        check("learning_rate", learning_rate, NOT_NEGATIVE)
-    check("clip_radius", clip_radius, POSITIVE)
+    _check_step(learning_rate, clip_radius)
     check("weight_decay", weight_decay, NOT_NEGATIVE)
     return optax.chain(
         scale_by_ivon(
@@ -239,14 +237,18 @@ def ivon_lora(
     Example:
         >>> tx = ivon_lora(learning_rate=1e-2, ess=lora_ess(640))
     """
-    if not callable(learning_rate):
-        check("learning_rate", learning_rate, NOT_NEGATIVE)
-    check("clip_radius", clip_radius, POSITIVE)
+    _check_step(learning_rate, clip_radius)
     return optax.chain(
         scale_by_ivon(ess, prior, hess_init, beta1, beta2),
         optax.clip(clip_radius),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _check_step(learning_rate: optax.ScalarOrSchedule, clip_radius: ArrayLike) -> None:
+    if not callable(learning_rate):
+        check("learning_rate", learning_rate, NOT_NEGATIVE)
+    check("clip_radius", clip_radius, POSITIVE)
 
 
 def lora_ess(num_examples: int, gamma: float = 5000.0) -> float:

@@ -174,7 +174,7 @@ SMALL_SIZES = compare(
     },
     "sizes",
 )
-# As many epochs again, of half of the examples: an hour of one core for three seeds.
+# As many epochs again, of half of the examples: half an hour of one core a seed.
 SMALL_CURVES = compare(
     f"{TWO} {lengths(1000, 'adam', 'ivon-lora')} --taus 0.5 2 --sweep-samples 10"
     " --eval-steps 125",
