@@ -151,10 +151,12 @@ def _lines(
 def _curve(folder: Path) -> Row:
     """Reads the scores along a run: the last ones, and all of them."""
     scored = [x for x in read_log(folder) if "eval_nll" in x]
-    names = [k for k in scored[-1] if k.startswith("eval_")] if scored else []
+    if not scored:
+        raise ValueError(f"{folder}: has no scores along a run; needs --eval-steps")
+    names = [k for k in scored[-1] if k.startswith("eval_")]
     lists = {k.removeprefix("eval_"): [x[k] for x in scored] for k in names}
     lists |= {k: [x[k] for x in scored] for k in ("step", "seconds")}
-    return {k: v[-1] for k, v in lists.items() if v} | {"log": lists}
+    return {k: v[-1] for k, v in lists.items()} | {"log": lists}
 
 
 def differences(

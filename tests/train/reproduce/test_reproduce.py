@@ -238,3 +238,12 @@ def test_figures_are_drawn_of_what_is_there(name, tmp_path):
 
 def test_numbers_without_errors_are_shown_without():
     assert Published(1.0, None) == published("nll a\nx: 1.0")["nll"]["x"]["a"]
+
+
+def test_a_comparison_that_was_not_scored_on_the_way_has_no_curve(tmp_path, capsys):
+    folder = tmp_path / "curves" / "city-continent" / "0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"rows": []}')
+    assert command("reproduce", "fig1b", "--table", "--out", tmp_path) == 2
+    assert "needs --eval-steps" in one_line(capsys)
+    assert [x.name for x in tmp_path.iterdir()] == ["curves"]
