@@ -53,7 +53,9 @@ def measure(name: str, rows: int, tokens: int, rounds: int) -> list[dict[str, An
     hidden, matrix = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     targets = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     compiled: dict[str, Any] = {
-        fn.__name__: jax.jit(jax.grad(fn)).lower(hidden, matrix, targets).compile()
+        fn.__name__: jax.jit(jax.value_and_grad(fn))
+        .lower(hidden, matrix, targets)
+        .compile()
         for fn in (whole, in_blocks)
     }
     rows_of: dict[str, dict[str, Any]] = {

@@ -87,7 +87,7 @@ class SelfAttention(ProjectionModule):
                 ("value", self.value_proj),
             )
         )
-        scores = _dot("bqhc,bkhc->bhqk", query, key)
+        scores = _dot("bhqc,bhkc->bhqk", query, key)
         if relative is not None:
             embeddings = self.pos_dropout(relative.embeddings, not training)
             scores = scores + self._by_position(
@@ -97,13 +97,13 @@ class SelfAttention(ProjectionModule):
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = self.dropout(jax.nn.softmax(scores), not training)
-        out = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(value.dtype), value)
-        return out.reshape(x.shape)
+        out = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(value.dtype), value)
+        return out.swapaxes(1, 2).reshape(x.shape)
 
     def _by_position(
         self,
-        query: Float[Array, "b s h c"],
-        key: Float[Array, "b s h c"],
+        query: Float[Array, "b h s c"],
+        key: Float[Array, "b h s c"],
         embeddings: Float[Array, "r d"],
         distance: Int[Array, "s s"],
     ) -> Float[Array, "#b #h s s"]:
@@ -112,17 +112,18 @@ class SelfAttention(ProjectionModule):
         scores = jnp.zeros((1, 1, *distance.shape))
         if "c2p" in c.pos_att_type:
             project = self.key_proj if c.share_att_key else self.pos_key_proj
-            all_ = _dot("bqhc,rhc->bhqr", query, self._heads(project(embeddings)))
+            all_ = _dot("bhqc,hrc->bhqr", query, self._heads(project(embeddings)))
             scores = scores + jnp.take_along_axis(all_, distance[None, None], -1)
         if "p2c" in c.pos_att_type:
             project = self.query_proj if c.share_att_key else self.pos_query_proj
-            all_ = _dot("bkhc,rhc->bhkr", key, self._heads(project(embeddings)))
+            all_ = _dot("bhkc,hrc->bhkr", key, self._heads(project(embeddings)))
             by_key = jnp.take_along_axis(all_, distance.T[None, None], -1)
             scores = scores + jnp.swapaxes(by_key, -1, -2)
         return scores
 
-    def _heads(self, x: Float[Array, "*n d"]) -> Float[Array, "*n h c"]:
-        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+    def _heads(self, x: Float[Array, "*n s d"]) -> Float[Array, "*n h s c"]:
+        split = x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+        return split.swapaxes(-3, -2)
 
 
 def _dot(how: str, a: Array, b: Array) -> Float[Array, "..."]:

@@ -160,6 +160,44 @@ def test_a_decoder_is_the_same_with_it():
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-4 * size)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kernel", [Kernel(), Kernel(blocks=4)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "window", "windowed"),
+    [
+        (1, 1, None, None),
+        (33, 33, None, None),
+        (131, 131, None, None),
+        (64, 190, None, None),  # after a prefix
+        (131, 150, 9, None),
+        (131, 131, 70, None),
+        (131, 150, 9, True),
+        (131, 150, 9, False),
+    ],
+)
+def test_xla_is_as_jax(queries, keys, window, windowed, kernel, dtype):
+    here = None if windowed is None else jnp.array(windowed)
+    arrays, causal = inputs(queries, keys, dtype=dtype), Causal(window, here)
+    mask = causal.visible(queries, keys)
+    found = with_gradients(lambda *x: attention(*x, causal, kernel), arrays)
+    wanted = with_gradients(
+        lambda *x: jax.nn.dot_product_attention(*x, mask=mask), arrays
+    )
+    assert_close(found, wanted, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize(("window", "share"), [(None, 10 / 16), (64, 7 / 16)])
+def test_blocks_leave_out_keys_that_none_of_them_sees(window, share):
+    arrays = inputs(256, 256)
+
+    def operations(blocks):
+        causal, kernel = Causal(window), Kernel(blocks=blocks)
+        run = jax.jit(lambda *x: attention(*x, causal, kernel))
+        return run.lower(*arrays).compile().cost_analysis()["flops"]
+
+    assert operations(4) < (share + 0.05) * operations(1)
+
+
 def test_short_texts_are_left_to_xla():
     arrays = inputs(40, 40)
     long = Kernel("splash", shortest=41, interpret=True)
@@ -226,7 +264,13 @@ def test_the_kernel_is_chosen_by_platform_dtype_and_heads(
             refused = pytest.raises(ValueError, match=rf"^attention: {name} needs ")
         with refused:
             assert choose(name, platform, dtype, head_dim)[0] == Kernel(name)
-    assert choose("xla", platform, dtype, head_dim)[0] == Kernel()
+    plain = choose("xla", platform, dtype, head_dim)[0]
+    assert (plain.name, plain.blocks > 1) == ("xla", platform == CPU)
+    assert wanted != "xla" or kernel == plain
+
+
+def test_an_encoder_has_no_blocks():
+    assert choose("auto", CPU, jnp.float32, None)[0] == Kernel()
 
 
 def test_a_device_says_what_it_is():

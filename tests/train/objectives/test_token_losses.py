@@ -60,6 +60,43 @@ def test_values_and_gradients_are_those_of_whole_logits(count, columns, seed):
     chex.assert_trees_all_close(*graded, rtol=1e-4, atol=1e-5)
 
 
+def test_logits_of_a_frozen_matrix_are_computed_once():
+    hidden, matrix, targets = problem(6)
+
+    def loss(hidden):
+        return jnp.sum(in_blocks(8, hidden, matrix, targets)[..., 0])
+
+    # The logits, and the gradient by the states.
+    step = jax.make_jaxpr(jax.value_and_grad(loss))(hidden)
+    assert str(step).count("dot_general") == 2
+
+
+def test_16_bit_states_have_16_bit_gradients():
+    hidden, matrix, targets = problem(6)
+    short = hidden.astype(jnp.bfloat16)
+    weights = jax.random.uniform(jax.random.key(1), targets.shape)
+
+    def loss(fn, states):
+        found = fn(states)[..., 0]
+        return jnp.sum(weights * found)
+
+    def ours(states):
+        return token_log_probs(
+            lambda x: x.astype(jnp.float32) @ matrix, states, targets, 8
+        )
+
+    def theirs(states):
+        return whole(states.astype(jnp.float32), matrix, targets)
+
+    found, wanted = (
+        jax.grad(functools.partial(loss, fn))(short) for fn in (ours, theirs)
+    )
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=2**-6, atol=1e-6
+    )
+
+
 def test_a_token_that_is_the_likeliest_has_the_largest_log_prob():
     hidden, matrix, _ = problem(5)
     likeliest = jnp.argmax(hidden @ matrix, axis=-1)
