@@ -23,8 +23,8 @@ AttentionName = Literal["auto", "xla", "splash", "cudnn"]
 
 # Tokens of the queries from which on a kernel is worth its launches and its padding.
 SHORTEST: dict[KernelName, int] = {"splash": 1024, "cudnn": 512}
-# On a CPU, XLA's operations take queries in blocks of at least 32, and in at most 4: more
-# take longer to compile. By their compiler, TPUs are slower with blocks.
+# On a CPU, queries are in at most 4 blocks, of at least 32; more compile longer.
+# By their compiler, TPUs are slower with blocks.
 BLOCK_QUERIES, CPU_BLOCKS = 32, 4
 # A window that no text is as long as.
 EVERYTHING = 2**30
