@@ -37,7 +37,7 @@ def training(
     path: str,
     method: str = "adam",
     padded: bool = False,
-    remat: str = "none",
+    remat: str = "dots",
     dropout: float = 0.1,
 ) -> Contestant:
     """Steps of a method on the file's batches.
@@ -94,7 +94,7 @@ def prediction(path: str, samples: int, batch_size: int) -> Contestant:
     return Contestant(work)
 
 
-def load(prompts: Prompts, remat: Any = "none", dropout: float = 0.1) -> Problem:
+def load(prompts: Prompts, remat: Any = "dots", dropout: float = 0.1) -> Problem:
     """Loads the model, with the prompts' answers in place of a task's."""
     keep_freed_memory()  # as the command line does
     data, lora = DataConfig(prompts.task), LoraConfig(dropout=dropout)

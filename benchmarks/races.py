@@ -19,7 +19,7 @@ TASKS = {
 CONTESTANTS = {
     "ours": "ours, Adam",
     "ours_ivon": "ours, IVON-LoRA",
-    "ours_dots": "ours, Adam, remat dots",
+    "ours_none": "ours, Adam, remat none",
     "ours_padded": "ours, Adam, padded rows",
     "peft_prefix": "PEFT, prefix shared by hand",
 }

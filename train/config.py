@@ -119,9 +119,9 @@ class RunConfig:
             only.
         accumulate: number of sequential micro-batches of a batch. An encoder's have
             each its own dropout mask.
-        remat: activations that the backward pass recomputes to save memory: none, all
-            of each layer (full), all but its matrix products (dots), or all but those
-            that it reads most (names).
+        remat: activations that the backward pass recomputes: all but the results of
+            matrix products (dots, as fast as none with half the memory), all but those
+            that it reads most (names), all of each layer (full), or none.
         attention: what computes attention: XLA's operations; splash, a kernel for TPUs;
             cudnn, for NVIDIA GPUs and a 16-bit base; or the fastest that can be used
             here for the batch's lengths (auto).
@@ -148,7 +148,7 @@ class RunConfig:
     mesh: str = "data=1"
     share_prefix: Literal["auto", "off"] = "auto"
     accumulate: int = 1
-    remat: RematName = "none"
+    remat: RematName = "dots"
     attention: AttentionName = "auto"
     base: BaseName = "f32"
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None
