@@ -4,10 +4,10 @@
     python -m benchmarks.accelerators --out runs/benchmarks/accelerators.json
 
 Both fine-tune Llama-3.2-3B on text in bfloat16, with rank 8 on q and v and no dropout;
-every token is learnt, and whole layers are recomputed, or in ours what `--remat` says:
-ours by IVON-LoRA, tunix's by Adam, with its trainer's loss. Our layers are scanned, so
-that 28 are compiled as fast as one. tunix unrolls its own: one and two layers are
-compiled, and a line drawn through them.
+every token is learnt, and whole layers are recomputed: ours by IVON-LoRA, tunix's by
+Adam, with its trainer's loss. `--remat` and `--accumulate` change ours. Our layers are
+scanned, so that 28 are compiled as fast as one. tunix unrolls its own: one and two
+layers are compiled, and a line drawn through them.
 """
 
 import os
@@ -65,7 +65,9 @@ def measure(traced: Any, topology: Topology) -> dict[str, float]:
     }
 
 
-def trace_ours(topology: Topology, mesh: Mesh, length: int, remat: RematName) -> Any:
+def trace_ours(
+    topology: Topology, mesh: Mesh, length: int, remat: RematName, accumulate: int
+) -> Any:
     """Traces our step, of all layers.
 
     Args:
@@ -73,6 +75,7 @@ def trace_ours(topology: Topology, mesh: Mesh, length: int, remat: RematName) ->
         mesh: the chip as a mesh.
         length: tokens of a text.
         remat: see `TrainConfig`.
+        accumulate: number of micro-batches.
     """
     config = TrainConfig(
         model=MODEL,
@@ -80,6 +83,7 @@ def trace_ours(topology: Topology, mesh: Mesh, length: int, remat: RematName) ->
         lora=LoraConfig(rank=RANK, dropout=0.0),
         hyper=Hyper(batch_size=BATCH),
         mesh="data=1",
+        accumulate=accumulate,
         remat=remat,
     )
     config = resolve(config, "custom", 64)
@@ -183,6 +187,7 @@ def main(
     chip: Literal["v5e", "v6e", "v5p"] = "v5e",
     lengths: tuple[int, ...] = (256, 2048),
     remat: RematName = "full",
+    accumulate: int = 1,
 ) -> None:
     """Compiles both steps and writes the numbers.
 
@@ -191,6 +196,7 @@ def main(
         chip: the TPU.
         lengths: tokens of a text.
         remat: what our layers recompute.
+        accumulate: our number of micro-batches.
     """
     os.environ.update(ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
@@ -208,7 +214,9 @@ def main(
         return row
 
     for length in lengths:
-        ours = add("ours", length, trace_ours(topology, mesh, length, remat))
+        ours = add(
+            "ours", length, trace_ours(topology, mesh, length, remat, accumulate)
+        )
         one = add("tunix, 1 layer", length, trace_tunix(mesh, length, 1))
         two = add("tunix, 2 layers", length, trace_tunix(mesh, length, 2))
         theirs = _line(one, two)
@@ -217,7 +225,13 @@ def main(
         results.append(row | theirs | ratios)
     write(
         out,
-        {"machine": machine(), "chip": chip, "remat": remat, "results": results},
+        {
+            "machine": machine(),
+            "chip": chip,
+            "remat": remat,
+            "accumulate": accumulate,
+            "results": results,
+        },
     )
 
 
