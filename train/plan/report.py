@@ -122,6 +122,7 @@ def table(plans: Sequence[Plan]) -> str:
         "base",
         "mesh",
         "batch",
+        "parts",
         "remat",
         "peak GiB",
         "",
@@ -142,6 +143,7 @@ def _row(plan: Plan, *, known: bool) -> tuple[str, ...]:
         config.base,
         config.mesh,
         str(config.hyper.batch_size),
+        str(config.accumulate),
         config.remat,
         f"{plan.memory.peak / GIB:.2f}",
         "fits" if plan.fits else "does not fit",
@@ -169,7 +171,7 @@ def _best(plans: Sequence[Plan], *, known: bool) -> str:
     best = min(fit, key=cost).config
     named = (
         f"--remat {best.remat} --base {best.base} --mesh {best.mesh}"
-        f" --batch-size {best.hyper.batch_size}"
+        f" --batch-size {best.hyper.batch_size} --accumulate {best.accumulate}"
     )
     if known:
         return f"fastest that fits, by prompts a second and chip: {named}"

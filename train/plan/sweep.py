@@ -20,12 +20,14 @@ class Sweep:
         mesh: devices along each axis.
         remat: activations that the backward pass recomputes.
         base: number formats of the frozen base.
+        accumulate: numbers of micro-batches of a batch.
     """
 
     batch_size: Annotated[tuple[int, ...], unset("INT [INT ...]", OWN)] = ()
     mesh: Annotated[tuple[str, ...], unset("MESH [MESH ...]", OWN)] = ()
     remat: tuple[RematName, ...] = ("none", "dots", "names", "full")
     base: Annotated[tuple[BaseName, ...], unset("BASE [BASE ...]", OWN)] = ()
+    accumulate: Annotated[tuple[int, ...], unset("INT [INT ...]", OWN)] = ()
 
     def configs(self, config: TrainConfig) -> Iterator[TrainConfig]:
         """Returns the run, then its variants, which it may be among.
@@ -34,13 +36,19 @@ class Sweep:
             config: the run.
         """
         yield config
-        for base, mesh, batch, remat in itertools.product(
+        for base, mesh, batch, parts, remat in itertools.product(
             self.base or (config.base,),
             self.mesh or (config.mesh,),
             self.batch_size or (config.hyper.batch_size,),
+            self.accumulate or (config.accumulate,),
             self.remat or (config.remat,),
         ):
             hyper: Any = dataclasses.replace(config.hyper, batch_size=batch)
             yield dataclasses.replace(
-                config, base=base, mesh=mesh, hyper=hyper, remat=remat
+                config,
+                base=base,
+                mesh=mesh,
+                hyper=hyper,
+                accumulate=parts,
+                remat=remat,
             )

@@ -213,7 +213,8 @@ def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(tiny_models.CONFIG))
     words = ["plan", "--model", str(folder), "--chip", "h100", "--mesh", "data=8"]
-    words += ["--compiler", "cpu", "--sweep.batch-size", "8", "16"]
+    words += ["--compiler", "cpu", "--sweep.batch-size", "16", "32"]
+    words += ["--sweep.accumulate", "1", "2"]
     monkeypatch.setattr("sys.argv", ["ivon-jax", *words, "--seq-length", "16"])
     cli.main()
     shown = capsys.readouterr().out
@@ -221,7 +222,7 @@ def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
     best = "fewest operations of what fits, and of equal ones the least memory: "
     assert f"{best}--remat dots --base f32 --mesh data=8 --batch-size" in shown
     for remat in ("none", "dots", "names", "full"):
-        assert len(re.findall(rf"data=8 +(?:8|16) +{remat} ", shown)) == 2
+        assert len(re.findall(rf"data=8 +(?:16|32) +[12] +{remat} ", shown)) == 4
 
 
 @pytest.mark.parametrize(
