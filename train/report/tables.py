@@ -205,7 +205,7 @@ def over_seeds(runs: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
-    """Formats rows of `over_seeds`, as mean and standard error.
+    """Formats rows of `over_seeds`, as mean and, of several seeds, standard error.
 
     Args:
         rows: the rows.
@@ -217,8 +217,10 @@ def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
         line = [row["row"]]
         for name, (_, scale, digits) in columns.items():
             values = scale * np.array(row[name], np.float64)
-            mean, error = values.mean(), standard_error(values)
-            line.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
+            cell = f"{values.mean():.{digits}f}"
+            if len(values) > 1:
+                cell += f" ± {standard_error(values):.{digits}f}"
+            line.append(cell)
         cells.append(line)
     return markdown(cells)
 

@@ -178,7 +178,7 @@ def test_differences_show_value_and_interval():
 
 def test_one_seed_has_no_error():
     _, line = cells(tables.seeds_table([[make_row(accuracy=0.25)]]))
-    assert line[1] == "25.0 ± 0.0"
+    assert line[1] == "25.0"
 
 
 @pytest.mark.parametrize(
