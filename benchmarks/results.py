@@ -226,11 +226,9 @@ def rendered(text: str, results: Mapping[str, Any]) -> str:
 def _about(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     note = f"; {found['note']}" if found["note"] else ""
-    first, *others = map(str, found["seeds"])
-    seeds = f"seed {first}"
-    if others:
-        listed = ", ".join([first, *others])
-        seeds = f"means and standard errors of seeds {listed}"
+    several = len(found["seeds"]) > 1
+    seeds = "means and standard errors of seeds " if several else "seed "
+    seeds += ", ".join(map(str, found["seeds"]))
     return (
         f"{found['task']}, {found['model']}, {found['train_examples']} training and"
         f" {found['eval_examples']} evaluation examples, {found['steps']} steps;"

@@ -215,17 +215,17 @@ def _in_blocks(
     most: int,
 ) -> Float[Array, "c s n h"]:
     """Attends from blocks of queries to the keys that any of a block may see."""
-    queries, keys = query.shape[1], key.shape[1]
-    mask = causal.visible(queries, keys)
+    queries, prefix = query.shape[1], key.shape[1] - query.shape[1]
+    far = causal.window if causal.windowed is None else None
     size = -(-queries // min(max(queries // BLOCK_QUERIES, 1), most))
     out = []
     for start in range(0, queries, size):
-        own = slice(start, min(start + size, queries))
-        first = keys - queries + start  # the key of the block's first query
-        far = causal.window if causal.windowed is None else None
-        seen = slice(max(0, first + 1 - (far or EVERYTHING)), keys - queries + own.stop)
-        parts = (query[:, own], key[:, seen], value[:, seen], mask[:, :, own, seen])
-        out.append(dot_product(*parts))
+        stop = min(start + size, queries)
+        first = max(0, prefix + start + 1 - (far or EVERYTHING))
+        seen = slice(first, prefix + stop)
+        mask = causal.visible(stop - start, prefix + stop)[..., first:]
+        own = query[:, start:stop]
+        out.append(dot_product(own, key[:, seen], value[:, seen], mask))
     return jnp.concatenate(out, axis=1)
 
 

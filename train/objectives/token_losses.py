@@ -76,6 +76,17 @@ def _block(
     return jnp.stack([target - total, largest], axis=-1)
 
 
+def _recomputed(unembed: Any, read: Any, states: Any, ids: Any) -> Array:
+    """Computes the blocks one after another; their gradients compute them again."""
+
+    @jax.checkpoint
+    def block(part: tuple[Array, Array]) -> Array:
+        return _block(unembed, read, *part)
+
+    found: Array = jax.lax.map(block, (states, ids))
+    return found
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_blocks(
     unembed: Callable[..., Float[Array, "r w v"]],
@@ -83,7 +94,7 @@ def _in_blocks(
     states: Float[Array, "n r w d"],
     ids: Int[Array, "n r w"],
 ) -> Float[Array, "n r w 2"]:
-    return jax.lax.map(lambda part: _block(unembed, read, *part), (states, ids))
+    return _recomputed(unembed, read, states, ids)
 
 
 def _forward(unembed: Any, read: Any, states: Any, ids: Any) -> Any:
@@ -109,14 +120,7 @@ def _backward(unembed: Any, saved: Any, cotangent: Any) -> Any:
     if inputs is None:
         return None, own, None
     values, *parts = inputs
-
-    @jax.checkpoint
-    def block(part: tuple[Array, Array], read: list[Array]) -> Array:
-        return _block(unembed, read, *part)
-
-    _, pull = jax.vjp(
-        lambda read: jax.lax.map(lambda part: block(part, read), tuple(parts)), values
-    )
+    _, pull = jax.vjp(lambda read: _recomputed(unembed, read, *parts), values)
     return *pull(cotangent), own, None
 
 
