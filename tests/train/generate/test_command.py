@@ -233,8 +233,8 @@ def test_a_run_of_text_ends_where_it_has_learnt_to(home, tmp_path, capsys):
     rows = [{"prompt": "Text: red", "completion": " big yes"}] * 8
     data = tiny.write_rows(tmp_path / "text.jsonl", rows)
     words = ["--task", "text", "--train-file", data, "--eval-file", data]
-    words += ["--model", folder, "--steps", 90, "--batch-size", 4, "--warmup", 1]
-    words += ["--targets", "all-linear", "--learning-rate", 0.05, "--dropout", 0]
+    words += ["--model", folder, "--steps", 60, "--batch-size", 4, "--warmup", 1]
+    words += ["--targets", "all-linear", "--learning-rate", 0.01, "--dropout", 0]
     out = tmp_path / "run"
     assert command("train", *words, "--method", "adam", "--out", out) == 0
     capsys.readouterr()
