@@ -105,7 +105,8 @@ class Llama(nn.Module):
             the layers are `layers_0`, `layers_1`, ...
         remat: recomputation in the backward pass, to save memory: `"none"`, `"full"`
             for whole layers, `"dots"` for all but matrix products, `"names"` for all
-            but what `stack.NAMES` lists.
+            but what `stack.NAMES` lists, `"offload"` for the same with those of
+            `stack.WIDE` in the host's memory.
         attention: what computes attention, where neither padding nor a cache is masked.
         dtype: of the computation; norms, softmax and logits use float32.
         param_dtype: of the parameters that `init` makes.

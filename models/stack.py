@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-Remat = Literal["none", "full", "dots", "names"]
+Remat = Literal["none", "full", "dots", "names", "offload"]
 # Maps hidden states and further inputs to hidden states and outputs of the layers.
 Stack = Callable[..., tuple[Array, Any]]
 
@@ -17,6 +17,9 @@ Stack = Callable[..., tuple[Array, Any]]
 # What layers name of what the backward pass reads; the rest is little work to compute
 # again. A kernel's output and its sums are "attention".
 NAMES = ("query", "key", "value", "attention", "residual", "gate", "up")
+
+# The largest of them, which can be kept in the host's memory.
+WIDE = ("gate", "up")
 
 # Features below which a product is no work: half of those a TPU multiplies at a time.
 FEW = 64
@@ -27,6 +30,13 @@ def policy_of(remat: Remat) -> Callable[..., Any] | None:
     policies = jax.checkpoint_policies
     if remat == "names":
         return policies.save_only_these_names(*NAMES)
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[name for name in NAMES if name not in WIDE],
+            names_which_can_be_offloaded=list(WIDE),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     if remat == "dots":
         # Kernels are no products to this policy, but theirs are the dearest.
         return policies.save_from_both_policies(
@@ -67,7 +77,7 @@ def stack(
         scan_layers: compile one layer and loop over parameters stacked under `layers`;
             otherwise the layers are `layers_0`, `layers_1`, ...
         remat: recomputation in the backward pass: none, whole layers, all but matrix
-            products, or all but what layers name.
+            products, or all but what layers name, which can be offloaded in part.
 
     Returns:
         A function of the hidden states and the further inputs. It returns the last

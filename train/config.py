@@ -19,7 +19,7 @@ from ivon_jax.train.trackers.registry import TRACKERS
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
-RematName = Literal["none", "full", "dots", "names"]
+RematName = Literal["none", "full", "dots", "names", "offload"]
 if TYPE_CHECKING:
     MethodName = str
     TrainName = str
@@ -121,7 +121,8 @@ class RunConfig:
             each its own dropout mask.
         remat: activations that the backward pass recomputes: all but the results of
             matrix products (dots, as fast as none with half the memory), all but those
-            that it reads most (names), all of each layer (full), or none.
+            that it reads most (names; offload, with the widest moved to the host's
+            memory until they are read), all of each layer (full), or none.
         attention: what computes attention: XLA's operations; splash, a kernel for TPUs;
             cudnn, for NVIDIA GPUs and a 16-bit base; or the fastest that can be used
             here for the batch's lengths (auto).

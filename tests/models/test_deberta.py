@@ -253,7 +253,7 @@ def test_buckets_are_odd_and_grow(buckets, extra, length):
     assert row[min(length, largest) - 1] < buckets
 
 
-@pytest.mark.parametrize("remat", ["full", "names"])
+@pytest.mark.parametrize("remat", ["full", "names", "offload"])
 def test_remat_changes_no_gradient(remat):
     config = DebertaConfig.from_hf(LIKE_V3 | {"conv_kernel_size": 3})
     tokens = jnp.arange(10).reshape(2, 5)

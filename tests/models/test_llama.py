@@ -189,7 +189,14 @@ def test_init_makes_the_tree_that_is_loaded(scan_layers):
 
 
 @pytest.mark.parametrize(
-    ("scan_layers", "remat"), [(True, "dots"), (True, "names"), (False, "full")]
+    ("scan_layers", "remat"),
+    [
+        (True, "dots"),
+        (True, "names"),
+        (True, "offload"),
+        (False, "offload"),
+        (False, "full"),
+    ],
 )
 def test_remat_changes_no_gradient(scan_layers, remat):
     _, params = random_model()

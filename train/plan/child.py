@@ -71,7 +71,13 @@ def _compile(
     copied = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     cost = program_cost(compiled.as_text())
     kernels = kernel_operations(traced.jaxpr.jaxpr)
-    return Program(sizes.peak_memory_in_bytes, cost, copied, kernels=kernels)
+    return Program(
+        sizes.peak_memory_in_bytes,
+        cost,
+        copied,
+        kernels=kernels,
+        host=sizes.host_temp_size_in_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Program(NamedTuple):
         copied: bytes of results that are not written over donated arguments.
         fits: whether the compiler found enough memory.
         kernels: operations of its kernels, see `kernel_operations`.
+        host: bytes of activations in the host's memory.
     """
 
     peak: int
@@ -55,6 +56,7 @@ class Program(NamedTuple):
     copied: int = 0
     fits: bool = True
     kernels: float = 0.0
+    host: int = 0
 
 
 def missing(topology: Topology) -> str | None:

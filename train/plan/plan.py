@@ -52,6 +52,8 @@ class Plan:
         reads: bytes of the gathered model that a device reads from its memory.
         cycles: of the program's fusions and copies; 0 if they are not known.
         kernels: operations of kernels on one device, which have no cycles.
+        host: bytes of activations in the host's memory, of one device; 0 if no chip's
+            compiler says so.
         attention: what computes attention, and why.
     """
 
@@ -65,6 +67,7 @@ class Plan:
     reads: float
     cycles: int
     kernels: float
+    host: int
     attention: str
 
     @property
@@ -184,6 +187,7 @@ def _plan(
         passes * _gathered(base or state.params, sizes),
         program.cost.cycles,
         program.kernels,
+        program.host,
         attention,
     )
 

@@ -34,6 +34,7 @@ def report(plan: Plan) -> str:
             f"  {name:<12} {size / GIB:9.3f} GiB"
             for name, size in plan.memory._asdict().items()
         ),
+        *_host(plan),
         "",
         *_traffic(plan),
         f"operations: {plan.flops:.3g} in all",
@@ -45,6 +46,15 @@ def report(plan: Plan) -> str:
         *_advice(plan),
     ]
     return "\n".join(lines)
+
+
+def _host(plan: Plan) -> list[str]:
+    if not plan.host:
+        return []
+    return [
+        f"host's memory for one device: {plan.host / GIB:.3f} GiB, sent there and back"
+        " in a step; no time below has it"
+    ]
 
 
 def _traffic(plan: Plan) -> list[str]:
@@ -139,6 +149,7 @@ def table(plans: Sequence[Plan]) -> str:
 
 def _row(plan: Plan, *, known: bool) -> tuple[str, ...]:
     config = plan.config
+    host = f" + {plan.host / GIB:.2f} GiB to the host and back" if plan.host else ""
     return (
         config.base,
         config.mesh,
@@ -147,7 +158,7 @@ def _row(plan: Plan, *, known: bool) -> tuple[str, ...]:
         config.remat,
         f"{plan.memory.peak / GIB:.2f}",
         "fits" if plan.fits else "does not fit",
-        f"{_least(plan, known=known):.4f}" if plan.fits else "",
+        f"{_least(plan, known=known):.4f}{host}" if plan.fits else "",
     )
 
 
@@ -162,11 +173,10 @@ def _best(plans: Sequence[Plan], *, known: bool) -> str:
     if not fit:
         return "none of these fits"
 
-    def cost(plan: Plan) -> tuple[float, int]:
+    def cost(plan: Plan) -> tuple[bool, float, int]:
         prompts: int = plan.config.hyper.batch_size  # type: ignore[assignment]
-        return _least(
-            plan, known=known
-        ) / prompts * plan.topology.used, plan.memory.peak
+        each = _least(plan, known=known) / prompts * plan.topology.used
+        return plan.host > 0, each, plan.memory.peak  # time to the host is not known
 
     best = min(fit, key=cost).config
     named = (

@@ -17,8 +17,17 @@ from ivon_jax.train.plan.program import step_shapes
 from ivon_jax.train.pod.sharding import parse_mesh
 
 # Operations whose results a compiler keeps; the others are computed inside of what
-# reads them.
-STORED = ("dot_general", "conv", "reduce", "gather", "scatter", "cumsum", "sort")
+# reads them. Those of device_put are in the host's memory, or come from there.
+STORED = (
+    "dot_general",
+    "conv",
+    "reduce",
+    "gather",
+    "scatter",
+    "cumsum",
+    "sort",
+    "device_put",
+)
 KERNELS = ("pallas_call", "dot_product_attention")  # what is inside stays inside
 
 
@@ -191,6 +200,8 @@ def _bits(dtype: Any) -> int:
 
 
 def _bytes(aval: Any) -> int:
+    if aval.memory_space == jax.memory.Space.Host:
+        return 0
     return math.prod(aval.shape) * _bits(aval.dtype) // 8
 
 

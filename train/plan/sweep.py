@@ -18,7 +18,8 @@ class Sweep:
     Attributes:
         batch_size: numbers of prompts of a step.
         mesh: devices along each axis.
-        remat: activations that the backward pass recomputes.
+        remat: activations that the backward pass recomputes. Offload is left out
+            unless named, as the time of its transfers is not known.
         base: number formats of the frozen base.
         accumulate: numbers of micro-batches of a batch.
     """

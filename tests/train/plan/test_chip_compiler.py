@@ -82,6 +82,23 @@ def test_attention_is_the_chips_kernel_on_all_axes(chip, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("chip", ["v5e", "h100"])
+def test_offloaded_activations_are_in_the_hosts_memory(chip, model):
+    config = config_of(model=model, base="bf16", remat="offload", mesh=MESH)
+    moved, kept = (
+        compiled(chip, dataclasses.replace(config, remat=remat))
+        for remat in ("offload", "names")
+    )
+    tokens = config.hyper.batch_size * 128 // 8
+    layers = SIZES["num_hidden_layers"]
+    gate_and_up = 2 * 2 * layers * tokens * SIZES["intermediate_size"]
+    assert moved.fits
+    assert kept.host == 0
+    assert gate_and_up <= moved.host < 1.5 * gate_and_up
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_does_not_fit_is_said_by_the_compiler(model, monkeypatch, capsys):
     words = ["--model", model, "--chip", "v5e", "--compiler", "chip"]
     words += ["--batch-size", "8192", "--seq-length", "128", "--sweep.remat", "none"]

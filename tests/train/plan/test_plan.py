@@ -29,7 +29,7 @@ from ivon_jax.train.plan import program
 from ivon_jax.train.plan.flops import flops
 from ivon_jax.train.plan.plan import Memory, Plan, make_plans
 from ivon_jax.train.plan.program import compile_step, step_shapes
-from ivon_jax.train.plan.report import report
+from ivon_jax.train.plan.report import report, table
 from ivon_jax.train.plan.topology import find_topology
 from ivon_jax.train.pod.sharding import make_mesh
 
@@ -206,6 +206,27 @@ def test_the_report_says_what_to_change(fits, sizes, changes, advice):
     for part in (AXES, BASES, "--remat full", ROWS, "a lower --rank", TOKENS):
         assert (part in text) == (part in advice)
     assert all(part in text for part in advice)
+
+
+@pytest.mark.parametrize("names_fit", [True, False])
+def test_offloading_is_best_only_if_nothing_else_fits(fits, names_fit):
+    offload, names = (
+        dataclasses.replace(
+            fits,
+            config=dataclasses.replace(fits.config, remat=remat),
+            cycles=cycles,
+            host=host,
+        )
+        for remat, cycles, host in (("offload", 1, 2**31), ("names", 2, 0))
+    )
+    names = dataclasses.replace(names, fits=names_fit)
+    assert "host's memory for one device: 2.000 GiB" in report(offload)
+    assert "host" not in report(names)
+    text = table([offload, names])
+    best = "names" if names_fit else "offload"
+    assert f"fastest that fits, by prompts a second and chip: --remat {best} " in text
+    (line,) = re.findall(r".* offload .*GiB.*", text)
+    assert line.endswith("+ 2.00 GiB to the host and back")
 
 
 def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):

@@ -92,6 +92,11 @@ def test_accumulation_changes_no_number(base, alone, tmp_path):
     assert_close(run(parts, tmp_path / "parts"), alone)
 
 
+def test_offloading_changes_no_number(base, alone, tmp_path):
+    offload = dataclasses.replace(base, remat="offload", mesh=MIXED)
+    assert_close(run(offload, tmp_path / "offload"), alone)
+
+
 def test_a_mesh_changes_no_number_without_a_shared_prefix(base, alone, tmp_path):
     base = dataclasses.replace(base, share_prefix="off")
     wanted = run(base, tmp_path / "one")
