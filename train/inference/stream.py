@@ -236,7 +236,8 @@ class Tally:
     def text(self) -> str:
         """The counts, in words."""
         accepted = f", {self.accepted} accepted" if self._abstains else ""
-        return f"{self.rows} rows predicted{accepted}"
+        rows = "row" if self.rows == 1 else "rows"
+        return f"{self.rows} {rows} predicted{accepted}"
 
 
 def _record(
