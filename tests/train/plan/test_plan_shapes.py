@@ -1,6 +1,5 @@
 """Memory estimated from shapes, against what the chips' own compilers need."""
 
-import dataclasses
 import functools
 
 import jax
@@ -30,13 +29,12 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         (f"{LLAMA}2-3B", 8, 256, "nf4", "dots", "data=1", 5.35),
         slow(f"{LLAMA}1-8B", 32, 256, "bf16", "full", "fsdp=8", 2.66),
         (f"{LLAMA}1-8B", 32, 128, "bf16", "none", "data=2,fsdp=16", 2.18),
-        slow(f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 7.24),
-        (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=2,fsdp=64", 12.28),
+        slow(f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=4,fsdp=64", 6.22),
+        (f"{LLAMA}1-70B", 256, 2048, "bf16", "full", "data=2,fsdp=64", 9.34),
     ],
 )
 def test_it_is_within_30_percent(model, batch, length, base, remat, mesh, peak):
     config = config_of(batch=batch, model=model, base=base, remat=remat, mesh=mesh)
-    config = dataclasses.replace(config, attention="xla")  # as compiled
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes them
         found = estimate(config, load_config(model), TPU, length, 4)
     assert peak / 1.3 < found / GIB < peak * 1.3
