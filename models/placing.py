@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ Place = Callable[[str, tuple[int, ...]], Sharding]
 Open = Callable[[], Any]
 
 _ROWS = 64  # read at a time: they stay in a core's cache while transposed
-_READERS = 4  # threads: NumPy converts and copies without the interpreter's lock
 _ALIGNMENT = 64  # of memory that JAX's CPU devices adopt without a copy
 _PADDING = 64  # bytes between rows: powers of 2 apart they would share cache lines
 
@@ -48,7 +46,7 @@ def place_leaf(
 
     Args:
         path: the leaf's, `/`-joined.
-        layers: its tensors; each is opened once, some at the same time.
+        layers: its tensors; each is opened once.
         stack: the leading axis of stacked layers, empty if there is none.
         shape: of one layer.
         dtype: of the leaf.
@@ -67,19 +65,16 @@ def place_leaf(
         for device, index in sharding.addressable_devices_indices_map(whole).items()
     }
     shares = {bound: _allocate(bound, np.dtype(dtype)) for bound in bounds.values()}
-
-    def read(layer: int) -> bool:
-        tensor = layers[layer]()
+    bad = []
+    for layer, open_tensor in enumerate(layers):
+        tensor = open_tensor()
         finite = [
             _read(tensor, bound[1:], share[layer - bound[0][0]], transposed)
             for bound, share in shares.items()
             if layer in range(*bound[0])
         ]
-        return all(finite)
-
-    with ThreadPoolExecutor(_READERS) as readers:
-        finite = readers.map(read, range(len(layers)))
-        bad = [layer for layer, found in enumerate(finite) if not found]
+        if not all(finite):
+            bad.append(layer)
     arrays = [
         jax.device_put(
             shares[bound].reshape(sharding.shard_shape(whole)),
