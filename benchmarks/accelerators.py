@@ -29,7 +29,8 @@ from benchmarks.timing import machine, write
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.models.pretrained import load_config
-from ivon_jax.train.config import RematName, TrainConfig, resolve
+from ivon_jax.models.stack import Remat
+from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.plan.chips import CHIPS
 from ivon_jax.train.plan.compiler import ENVIRONMENT
@@ -66,7 +67,7 @@ def measure(traced: Any, topology: Topology) -> dict[str, float]:
 
 
 def trace_ours(
-    topology: Topology, mesh: Mesh, length: int, remat: RematName, accumulate: int
+    topology: Topology, mesh: Mesh, length: int, remat: Remat, accumulate: int
 ) -> Any:
     """Traces our step, of all layers.
 
@@ -186,7 +187,7 @@ def main(
     out: Path,
     chip: Literal["v5e", "v6e", "v5p"] = "v5e",
     lengths: tuple[int, ...] = (256, 2048),
-    remat: RematName = "full",
+    remat: Remat = "full",
     accumulate: int = 1,
 ) -> None:
     """Compiles both steps and writes the numbers.

@@ -11,7 +11,8 @@ from benchmarks.contest import Contestant, Values
 from benchmarks.prompts import MODEL, Prompts
 from benchmarks.steps import make_method
 from ivon_jax.lora import LoraConfig
-from ivon_jax.train.config import DataConfig, RematName, TrainConfig
+from ivon_jax.models.stack import Remat
+from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.data.batches import Batch, train_batches
 from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
@@ -37,7 +38,7 @@ def training(
     path: str,
     method: str = "adam",
     padded: bool = False,
-    remat: RematName = TrainConfig.remat,
+    remat: Remat = TrainConfig.remat,
     dropout: float = 0.1,
 ) -> Contestant:
     """Steps of a method on the file's batches.
@@ -95,7 +96,7 @@ def prediction(path: str, samples: int, batch_size: int) -> Contestant:
 
 
 def load(
-    prompts: Prompts, remat: RematName = TrainConfig.remat, dropout: float = 0.1
+    prompts: Prompts, remat: Remat = TrainConfig.remat, dropout: float = 0.1
 ) -> Problem:
     """Loads the model, with the prompts' answers in place of a task's."""
     keep_freed_memory()  # as the command line does

@@ -10,6 +10,7 @@ from tyro.conf import arg
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.lora import LoraConfig
 from ivon_jax.models.attention import AttentionName
+from ivon_jax.models.stack import Remat
 from ivon_jax.train.methods.base import Hyper, Method
 from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
 from ivon_jax.train.options import unset
@@ -19,7 +20,6 @@ from ivon_jax.train.trackers.registry import TRACKERS
 from ivon_jax.train.trainable import TRAINABLES
 
 BaseName = Literal["f32", "bf16", "int8", "nf4"]
-RematName = Literal["none", "full", "dots", "names", "offload"]
 if TYPE_CHECKING:
     MethodName = str
     TrainName = str
@@ -149,7 +149,7 @@ class RunConfig:
     mesh: str = "data=1"
     share_prefix: Literal["auto", "off"] = "auto"
     accumulate: int = 1
-    remat: RematName = "dots"
+    remat: Remat = "dots"
     attention: AttentionName = "auto"
     base: BaseName = "f32"
     checkpoint_steps: Annotated[int | None, unset("INT", "only by time")] = None

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from ivon_jax.train.config import BaseName, RematName, TrainConfig
+from ivon_jax.models.stack import Remat
+from ivon_jax.train.config import BaseName, TrainConfig
 from ivon_jax.train.options import unset
 
 OWN = "the run's"
@@ -26,7 +27,7 @@ class Sweep:
 
     batch_size: Annotated[tuple[int, ...], unset("INT [INT ...]", OWN)] = ()
     mesh: Annotated[tuple[str, ...], unset("MESH [MESH ...]", OWN)] = ()
-    remat: tuple[RematName, ...] = ("none", "dots", "names", "full")
+    remat: tuple[Remat, ...] = ("none", "dots", "names", "full")
     base: Annotated[tuple[BaseName, ...], unset("BASE [BASE ...]", OWN)] = ()
     accumulate: Annotated[tuple[int, ...], unset("INT [INT ...]", OWN)] = ()
 
