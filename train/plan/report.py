@@ -176,7 +176,8 @@ def _best(plans: Sequence[Plan], *, known: bool) -> str:
     def cost(plan: Plan) -> tuple[bool, float, int]:
         prompts: int = plan.config.hyper.batch_size  # type: ignore[assignment]
         each = _least(plan, known=known) / prompts * plan.topology.used
-        return plan.host > 0, each, plan.memory.peak  # time to the host is not known
+        unknown = plan.config.remat == "offload"  # the time to the host and back
+        return unknown, each, plan.memory.peak
 
     best = min(fit, key=cost).config
     named = (

@@ -227,6 +227,11 @@ def test_offloading_is_best_only_if_nothing_else_fits(fits, names_fit):
     assert f"fastest that fits, by prompts a second and chip: --remat {best} " in text
     (line,) = re.findall(r".* offload .*GiB.*", text)
     assert line.endswith("+ 2.00 GiB to the host and back")
+    # By shapes neither times nor the host's memory are known.
+    smaller = fits.memory._replace(peak=fits.memory.peak - 1)
+    guessed = dataclasses.replace(offload, cycles=0, host=0, memory=smaller)
+    text = table([guessed, dataclasses.replace(names, cycles=0)])
+    assert f"the least memory: --remat {best} " in text
 
 
 def test_the_command_reads_no_weights(tmp_path, capsys, monkeypatch):
