@@ -51,7 +51,7 @@ def sentence(races: Races) -> str:
     ranked = sorted(medians.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{title} {value:.2f}" for title, value in ranked)
     return (
-        "Speed of a training step relative to PEFT on torch (one CPU core, float32,"
+        "Speed of a training step relative to PEFT on torch (two CPU cores, float32,"
         f" with dropout): {listed} ([how](docs/scaling.md))."
     )
 
