@@ -14,19 +14,19 @@ from ivon_jax.models.layers import ProjectionModule
 
 
 class Relative(NamedTuple):
-    """Embeddings of relative positions, and the index of each pair's position.
+    """Embeddings of relative positions, and which of them each distance has.
 
     Attributes:
-        embeddings: of all r distances, normalised if the model does so.
-        distance: index into `embeddings` for each query and key.
+        embeddings: of all r positions, normalised if the model does so.
+        index: index into `embeddings` of the 2 s distances from s - 1 down to -s.
     """
 
     embeddings: Float[Array, "r d"]
-    distance: Int[Array, "s s"]
+    index: Int[Array, " t"]
 
 
 def relative_positions(length: int, buckets: int | None, largest: int) -> np.ndarray:
-    """Returns distances between the tokens of a sequence, the far ones in buckets.
+    """Returns the distances in a sequence, the far ones in buckets.
 
     Args:
         length: of the sequence.
@@ -35,14 +35,14 @@ def relative_positions(length: int, buckets: int | None, largest: int) -> np.nda
         largest: distance of the last bucket.
 
     Returns:
-        The distance of query i to key j, at [i, j], int32.
+        The positions of the distances length - 1 down to -length, int32. Query i has
+        distance i - j to key j.
 
     Example:
-        >>> relative_positions(9, 6, 16)[-1]
+        >>> relative_positions(9, 6, 16)[:9]
         array([5, 5, 4, 4, 4, 3, 2, 1, 0], dtype=int32)
     """
-    index = np.arange(length, dtype=np.int32)
-    distance = index[:, None] - index[None]
+    distance = np.arange(length - 1, -length - 1, -1, dtype=np.int32)
     if buckets is None:
         return distance
     # In float32, as HF's class: rounding decides at the edges of buckets.
@@ -90,9 +90,7 @@ class SelfAttention(ProjectionModule):
         scores = _dot("bhqc,bhkc->bhqk", query, key)
         if relative is not None:
             embeddings = self.pos_dropout(relative.embeddings, not training)
-            scores = scores + self._by_position(
-                query, key, embeddings, relative.distance
-            )
+            scores = scores + self._by_position(query, key, embeddings, relative.index)
         scores = scores / np.sqrt(query.shape[-1] * (1 + len(c.pos_att_type))).item()
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -105,19 +103,20 @@ class SelfAttention(ProjectionModule):
         query: Float[Array, "b h s c"],
         key: Float[Array, "b h s c"],
         embeddings: Float[Array, "r d"],
-        distance: Int[Array, "s s"],
-    ) -> Float[Array, "#b #h s s"]:
+        index: Int[Array, " t"],
+    ) -> Float[Array, "b h s s"]:
         """Returns scores of content to position, and of position to content."""
         c = self.config
-        scores = jnp.zeros((1, 1, *distance.shape))
+        scores = jnp.zeros((1, 1, 1, 1))
         if "c2p" in c.pos_att_type:
             project = self.key_proj if c.share_att_key else self.pos_key_proj
-            all_ = _dot("bhqc,hrc->bhqr", query, self._heads(project(embeddings)))
-            scores = scores + jnp.take_along_axis(all_, distance[None, None], -1)
+            by_distance = self._heads(project(embeddings))[:, index]
+            scores = scores + _skewed(_dot("bhqc,htc->bhqt", query, by_distance))
         if "p2c" in c.pos_att_type:
             project = self.query_proj if c.share_att_key else self.pos_query_proj
-            all_ = _dot("bhkc,hrc->bhkr", key, self._heads(project(embeddings)))
-            by_key = jnp.take_along_axis(all_, distance.T[None, None], -1)
+            opposite = jnp.roll(index[::-1], -1)  # of the distances 1 - s up to s
+            by_distance = self._heads(project(embeddings))[:, opposite]
+            by_key = _skewed(_dot("bhkc,htc->bhkt", key, by_distance))
             scores = scores + jnp.swapaxes(by_key, -1, -2)
         return scores
 
@@ -128,3 +127,17 @@ class SelfAttention(ProjectionModule):
 
 def _dot(how: str, a: Array, b: Array) -> Float[Array, "..."]:
     return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
+
+
+def _skewed(x: Float[Array, "*n s t"]) -> Float[Array, "*n s s"]:
+    """Returns the entries of the distances i - j, at [i, j].
+
+    Row i has them from column s - 1 - i on. In rows of one column less, one after
+    another, they are below each other. A gather of them is slow on a TPU.
+
+    Args:
+        x: entries of the distances s - 1 down to -s in each row.
+    """
+    *batch, size, columns = x.shape
+    flat = x.reshape(*batch, -1)[..., : size * (columns - 1)]
+    return flat.reshape(*batch, size, columns - 1)[..., size - 1 :]

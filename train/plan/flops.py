@@ -58,7 +58,7 @@ def flops(
         logits = tokens * model_config.vocab_size
     once = (1 + back + (classes is None)) * logits * model_config.hidden_size
     if isinstance(model_config, DebertaConfig):
-        more = _positions(model_config, params, lora, tokens, frozen)
+        more = _positions(model_config, params, lora, tokens, seq_length, frozen)
         forward, backward = forward + more[0], backward + more[1]
         head = model_config.hidden_size * (model_config.hidden_size + (classes or 0))
         first = {k: variables["params"].get(k, {}) for k in ("embeddings", "conv")}
@@ -71,17 +71,24 @@ def flops(
 
 
 def _positions(
-    model_config: DebertaConfig, params: Any, lora: Any, tokens: int, frozen: bool
+    model_config: DebertaConfig,
+    params: Any,
+    lora: Any,
+    tokens: int,
+    seq_length: int,
+    frozen: bool,
 ) -> tuple[int, int]:
     """Counts the products that relative positions add, forward and backward.
 
     Position embeddings are projected once for all prompts, by the projections of keys
     and queries or by layers of their own, which `flops` counted as if applied to all
-    tokens. Frozen embeddings have no gradient.
+    tokens. Frozen embeddings have no gradient. Scores are of all distances between two
+    tokens of a prompt, twice its length.
     """
     count, forward, backward = 2 * model_config.position_span, 0, 0
     passed = 0 if model_config.share_att_key else tokens
-    scores = tokens * count * model_config.hidden_size * model_config.num_hidden_layers
+    scores = 2 * seq_length * tokens * model_config.hidden_size
+    scores *= model_config.num_hidden_layers
     for term in model_config.pos_att_type if model_config.relative_attention else ():
         name = {"c2p": "key_proj", "p2c": "query_proj"}[term]
         if not model_config.share_att_key:
