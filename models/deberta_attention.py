@@ -18,11 +18,11 @@ class Relative(NamedTuple):
 
     Attributes:
         embeddings: of all r positions, normalised if the model does so.
-        index: index into `embeddings` of the 2 s distances from s - 1 down to -s.
+        indices: into `embeddings`, of the 2 s distances from s - 1 down to -s.
     """
 
     embeddings: Float[Array, "r d"]
-    index: Int[Array, " t"]
+    indices: Int[Array, " t"]
 
 
 def relative_positions(length: int, buckets: int | None, largest: int) -> np.ndarray:
@@ -90,7 +90,9 @@ class SelfAttention(ProjectionModule):
         scores = _dot("bhqc,bhkc->bhqk", query, key)
         if relative is not None:
             embeddings = self.pos_dropout(relative.embeddings, not training)
-            scores = scores + self._by_position(query, key, embeddings, relative.index)
+            scores = scores + self._by_position(
+                query, key, embeddings, relative.indices
+            )
         scores = scores / np.sqrt(query.shape[-1] * (1 + len(c.pos_att_type))).item()
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
@@ -103,18 +105,18 @@ class SelfAttention(ProjectionModule):
         query: Float[Array, "b h s c"],
         key: Float[Array, "b h s c"],
         embeddings: Float[Array, "r d"],
-        index: Int[Array, " t"],
+        indices: Int[Array, " t"],
     ) -> Float[Array, "b h s s"]:
         """Returns scores of content to position, and of position to content."""
         c = self.config
         scores = jnp.zeros((1, 1, 1, 1))
         if "c2p" in c.pos_att_type:
             project = self.key_proj if c.share_att_key else self.pos_key_proj
-            by_distance = self._heads(project(embeddings))[:, index]
+            by_distance = self._heads(project(embeddings))[:, indices]
             scores = scores + _skewed(_dot("bhqc,htc->bhqt", query, by_distance))
         if "p2c" in c.pos_att_type:
             project = self.query_proj if c.share_att_key else self.pos_query_proj
-            opposite = jnp.roll(index[::-1], -1)  # of the distances 1 - s up to s
+            opposite = jnp.roll(indices[::-1], -1)  # of the distances 1 - s up to s
             by_distance = self._heads(project(embeddings))[:, opposite]
             by_key = _skewed(_dot("bhkc,htc->bhkt", key, by_distance))
             scores = scores + jnp.swapaxes(by_key, -1, -2)
