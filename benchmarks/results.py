@@ -80,6 +80,7 @@ CLAIMS = (
         "accuracy and calibration at the mean against Adam, after long training",
         (
             Evidence("long", "ivon-lora@mean", "adam", BETTER),
+            Evidence("long_sst2", "ivon-lora@mean", "adam", BETTER),
             Evidence("tab1", "IVON-LoRA@mean", "", BETTER),
         ),
         "The paper's protocol: 62 epochs, one rule for rates",
@@ -104,6 +105,7 @@ CLAIMS = (
         "samples at test time improve on Adam, after long training",
         (
             Evidence("long", SAMPLED, "adam", BETTER),
+            Evidence("long_sst2", SAMPLED, "adam", BETTER),
             Evidence("tab2", "IVON-LoRA", "", BETTER),
         ),
         "As (a)",
@@ -143,6 +145,8 @@ CLAIMS = (
         (
             Evidence("long", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
             Evidence("long", HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}),
+            Evidence("long_sst2", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
+            Evidence("long_sst2", HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}),
         ),
         "As (a); tau divides the variance",
     ),
