@@ -5,12 +5,15 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from ivon_jax._tree import by_path
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, Rule
-from ivon_jax.kinds import Distribution, has_members
+from ivon_jax.kinds import Distribution, Gaussian, has_members
 from ivon_jax.kronecker import Kronecker
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.fits import kfac
@@ -20,8 +23,8 @@ from ivon_jax.train.fits.prior_precision import Evidence, by_adam, fixed_point
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.options import unset
 from ivon_jax.train.predict import predict
+from ivon_jax.train.predictors.base import Keys, Outputs
 from ivon_jax.train.predictors.linearised import Linearised, Link, rows_at_a_time
-from ivon_jax.train.runs.progress import progress
 from ivon_jax.train.sources import Source
 from ivon_jax.train.trainable import TRAINABLES
 
@@ -107,6 +110,11 @@ class Laplace(Fit):
         """Returns the curvature's eigenvalues, and the posterior as function of p0."""
         raise NotImplementedError
 
+    @staticmethod
+    def with_prior(posterior: Any, p0: ArrayLike) -> Gaussian:
+        """Replaces the prior's precision of a posterior of `_posterior`."""
+        raise NotImplementedError
+
     def _prior_precision(
         self,
         source: Source,
@@ -120,21 +128,56 @@ class Laplace(Fit):
                 evidence
             )
         held_out = source.problem.splits["validation"]
-        streams, rows = Streams.from_seed(source.config.seed), np.arange(len(held_out))
-        nll = {}
-        with progress("prior", len(GRID), every=len(GRID)) as report:
-            for p0 in GRID:
-                (found,) = predict(
-                    source.problem,
-                    held_out,
-                    posterior_of(p0),
-                    self._predictor,
-                    streams,
-                    show=False,
-                )
-                nll[p0] = -float(np.mean(found[rows, held_out.labels]))
-                report(1, f"p0 {p0:.3g}: NLL {nll[p0]:.4f}")
-        return min(nll, key=nll.__getitem__)
+        each = _EachPrior(self.link, self.logit_samples, with_prior=self.with_prior)
+        found = predict(
+            source.problem,
+            held_out,
+            posterior_of(GRID[0]),
+            each,
+            Streams.from_seed(source.config.seed),
+        )
+        right = found[:, np.arange(len(held_out)), held_out.labels]
+        return GRID[int(np.argmax(right.mean(axis=1)))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _EachPrior(Linearised):
+    """Linearised predictions under every prior precision of `GRID`.
+
+    Attributes:
+        with_prior: replaces the prior's precision.
+    """
+
+    with_prior: Callable[[Any, ArrayLike], Gaussian]
+
+    @property
+    def passes(self) -> int:
+        """Number of predictions of every example, all from one pass."""
+        return len(GRID)
+
+    def split(
+        self, posterior: Distribution, dropout: float
+    ) -> tuple[Distribution, "_EachPrior"]:
+        """Changes nothing."""
+        return posterior, self
+
+    def draws(
+        self,
+        outputs: Outputs,
+        posterior: Distribution,
+        keys: Keys,
+        chunk_size: int | None,
+    ) -> Float[Array, "s b c"]:
+        """Computes the predictions of all precisions."""
+
+        def covariances(jacobian: PyTree) -> Float[Array, "s c c"]:
+            # One after the other, as each has products of the Jacobian's size.
+            return jax.lax.map(
+                lambda p0: self.with_prior(posterior, p0).covariance(jacobian),
+                jnp.asarray(GRID),
+            )
+
+        return self.averages(outputs, posterior.mean, covariances, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +208,11 @@ class LaplaceKfac(Laplace):
         spectrum = {name: factors.values for name, factors in eigen.items()}
         mean = source.posterior.mean
         return spectrum, lambda p0: Kronecker.of(mean, eigen, p0)
+
+    @staticmethod
+    def with_prior(posterior: Kronecker, p0: ArrayLike) -> Kronecker:
+        """Replaces the prior's precision."""
+        return Kronecker.of(posterior.mean, posterior.factors, p0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +247,13 @@ class LaplaceDiag(Laplace):
             return Posterior(source.posterior.mean, precision, prior)
 
         return total.curvature, posterior_of
+
+    @staticmethod
+    def with_prior(posterior: Posterior, p0: ArrayLike) -> Posterior:
+        """Replaces the prior's precision."""
+        old = posterior.prior_precision
+        precision = {k: p - old[k] + p0 for k, p in posterior.precision.items()}
+        return dataclasses.replace(posterior, precision=precision)
 
 
 def _by_tokens(source: Source, zero: Total, work: Work) -> Total:

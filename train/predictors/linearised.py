@@ -92,20 +92,48 @@ class Linearised(Predictor):
     ) -> Float[Array, "1 b c"]:
         """Computes the logarithms of the average probabilities."""
         assert isinstance(posterior, Gaussian)
+        mean = posterior.mean
+        return self.averages(
+            outputs, mean, lambda jac: posterior.covariance(jac)[None], keys
+        )
+
+    def averages(
+        self,
+        outputs: Outputs,
+        center: PyTree,
+        covariances: Callable[[PyTree], Float[Array, "s c c"]],
+        keys: Keys,
+    ) -> Float[Array, "s b c"]:
+        """Computes the same for several Gaussians of one mean.
+
+        Args:
+            outputs: the model's outputs.
+            center: the mean.
+            covariances: maps the Jacobian of an example's logits to their covariance
+                under each Gaussian.
+            keys: keys of the draws.
+        """
 
         def row(
             logits: Callable[[PyTree], Float[Array, " c"]],
-        ) -> tuple[Float[Array, " c"], Float[Array, "c c"]]:
-            mean, jacobian = with_jacobian(logits, posterior.mean)
-            return mean, posterior.covariance(jacobian)
+        ) -> tuple[Float[Array, " c"], Float[Array, "s c c"]]:
+            mean, jacobian = with_jacobian(logits, center)
+            return mean, covariances(jacobian)
 
-        classes = jax.eval_shape(outputs, posterior.mean).shape[1]
-        size = rows_at_a_time(classes, posterior.mean)
-        mean, covariance = outputs.map_rows(row, size)
+        classes = jax.eval_shape(outputs, center).shape[1]
+        mean, found = outputs.map_rows(row, rows_at_a_time(classes, center))
+        return jax.lax.map(
+            lambda covariance: self._average(mean, covariance, keys),
+            jnp.swapaxes(found, 0, 1),
+        )
+
+    def _average(
+        self, mean: Float[Array, "b c"], covariance: Float[Array, "b c c"], keys: Keys
+    ) -> Float[Array, "b c"]:
         if self.link == "probit":
-            return probit(mean, covariance)[None]
+            return probit(mean, covariance)
         key = keys.ensemble  # the same draws for all examples
-        return softmax(mean, covariance, key, self.logit_samples)[None]
+        return softmax(mean, covariance, key, self.logit_samples)
 
 
 def with_jacobian(

@@ -158,11 +158,12 @@ def test_kfac_is_its_factors_and_the_prior(place, source, tmp_path, words):
             assert np.abs(found - wanted).max() <= bound
 
 
-def test_other_ways_to_the_prior(place, source, tmp_path):
+@pytest.mark.parametrize("method", ["laplace-diag", "laplace-kfac"])
+def test_other_ways_to_the_prior(method, place, source, tmp_path):
     by = {}
     for prior in ("marglik", "marglik-adam", "validation"):
         out = tmp_path / prior
-        assert fit(place, out, "laplace-diag", "--prior", prior) == 0
+        assert fit(place, out, method, "--prior", prior) == 0
         by[prior] = numbers(out)
     best = by["marglik"]["log_evidence"]
     assert all(found["log_evidence"] <= best + 1e-6 for found in by.values())
@@ -173,7 +174,7 @@ def test_other_ways_to_the_prior(place, source, tmp_path):
     nll = {}
     for p0 in {laplace.GRID[3], by["validation"]["prior_precision"], laplace.GRID[-1]}:
         out = tmp_path / f"p{p0}"
-        assert fit(place, out, "laplace-diag", "--prior-precision", p0) == 0
+        assert fit(place, out, method, "--prior-precision", p0) == 0
         assert command("evaluate", out) == 0
         rows = json.loads((out / "evaluation-linearised.json").read_text())["rows"]
         nll[p0] = rows[-1]["nll"]
