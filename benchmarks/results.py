@@ -13,7 +13,7 @@ import tyro
 
 from benchmarks import races
 from ivon_jax.files import write_bytes
-from ivon_jax.train.report.tables import COLUMNS, METRICS, measured_table
+from ivon_jax.train.report.tables import COLUMNS, METRICS, markdown, measured_table
 from ivon_jax.train.reproduce.collate import Difference
 from ivon_jax.train.reproduce.recipe import AVERAGE
 
@@ -47,7 +47,7 @@ class Claim:
     """A claim of the paper.
 
     Attributes:
-        letter: its letter.
+        letter: its letter, with an ``s`` where runs were stopped where they are best.
         text: the claim.
         evidence: what may have been measured of it.
         why: how to read it, or why nothing is shown.
@@ -86,7 +86,7 @@ CLAIMS = (
         "The paper's protocol: 62 epochs, one rule for rates",
     ),
     Claim(
-        "a",
+        "as",
         "the same, each stopped where it is best",
         _stopped_early("ivon-lora@mean"),
         "Rates and lengths by held-out examples",
@@ -111,7 +111,7 @@ CLAIMS = (
         "As (a)",
     ),
     Claim(
-        "c",
+        "cs",
         "the same, each stopped where it is best",
         (
             *_stopped_early(SAMPLED),
@@ -152,7 +152,7 @@ CLAIMS = (
         "As (a); tau divides the variance",
     ),
     Claim(
-        "f",
+        "fs",
         "the same, stopped where it is best",
         (
             Evidence("cities", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
@@ -256,14 +256,21 @@ def _short(found: Mapping[str, Any]) -> str:
 
 
 def claims(results: Mapping[str, Any]) -> str:
-    """Lists the claims, one a line, each with a verdict, numbers and the reason."""
-    lines = []
+    """Returns the claims with their verdicts, then every difference behind them."""
+    columns = list(
+        dict.fromkeys(x for c in CLAIMS for e in c.evidence for x in e.signs)
+    )
+    verdicts = [("", "claim", "here", "")]
+    shown = [("", "difference", "on", *(COLUMNS[name][0] for name in columns))]
     for claim in CLAIMS:
         known = [x for x in claim.evidence if _known(x, results)]
-        numbers = "".join(f" {_shown(x, results)}." for x in known)
         here = f"**{verdict(known, results)}**"
-        lines.append(f"* ({claim.letter}) {claim.text}: {here}.{numbers} {claim.why}.")
-    return "\n".join(lines)
+        verdicts.append((claim.letter, claim.text, here, claim.why))
+        for one in known:
+            cells = _cells(one, results)
+            own = (cells.get(name, "") for name in columns)
+            shown.append((claim.letter, *_names(one, results), *own))
+    return f"{markdown(verdicts)}\n\n{markdown(shown)}"
 
 
 def _row(pattern: str, found: Mapping[str, Any]) -> Any:
@@ -338,21 +345,26 @@ def _side(value: Difference, sign: int, mean: float) -> int:
     return ((value.low > 0) - (value.high < 0)) * sign
 
 
-def _shown(evidence: Evidence, results: Mapping[str, Any]) -> str:
-    texts = []
+def _cells(evidence: Evidence, results: Mapping[str, Any]) -> dict[str, str]:
+    """Writes differences: bold if as expected, with a cross if on the other side."""
+    texts = {}
     for name, value in differences(evidence, results).items():
-        title, _, digits = COLUMNS[name]
-        texts.append(f"{title} {value.text(digits)}")
+        side = _side(value, evidence.signs[name], _mean(evidence, name, results))
+        mark = {1: "**{}**", 0: "{}", -1: "{} ✗"}[side]
+        texts[name] = mark.format(value.text(COLUMNS[name][2]))
+    return texts
+
+
+def _names(evidence: Evidence, results: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the names of what is compared, and on what."""
     found = results[evidence.file]
     if "recipe" in found:
-        names = f"{evidence.file}, {evidence.row}"
-    else:
-        rows = (_row(x, found) for x in (evidence.row, evidence.reference))
-        names = (
-            f"{found['task']} ({found['train_examples']} examples, {found['steps']}"
-            f" steps), {' minus '.join(row['row'] for row in rows)}"
-        )
-    return f"{names}: {', '.join(texts)}"
+        return evidence.row, evidence.file
+    rows = (_row(x, found)["row"] for x in (evidence.row, evidence.reference))
+    examples, steps = found["train_examples"], found["steps"]
+    seeds = len(found["seeds"])
+    on = f"{found['task']}, {examples} examples, {steps} steps, {seeds} seeds"
+    return " minus ".join(rows), on
 
 
 if __name__ == "__main__":

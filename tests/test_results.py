@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_imports import ROOT
 
-from benchmarks.results import PAGES, Evidence, read, rendered, verdict
+from benchmarks.results import CLAIMS, PAGES, Evidence, read, rendered, verdict
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -74,7 +74,12 @@ def test_blocks_are_written_from_the_files(tmp_path):
     text = rendered(page, read(tmp_path))
     assert text.count("%%") == 1  # of what is not there yet
     claims, whole, short, *_ = text.split("<!-- end -->\n")
-    assert claims.count("\n* (") == 10 and "(a) " in claims and "**holds**" in claims
+    verdicts, shown = claims.strip().split("\n\n")[1:]
+    assert len(verdicts.splitlines()) == 2 + len(CLAIMS)
+    (early,) = (x for x in verdicts.splitlines() if x.startswith("| as "))
+    assert "**holds**" in early
+    (mean,) = (x for x in shown.splitlines() if "| ivon-lora@mean minus adam" in x)
+    assert mean.count("**+5.0") == 1 and mean.count("**-5.0") == 1
     adam = np.mean(found["cities"]["rows"][0]["accuracy"])
     assert "| adam  " in whole and f"{100 * adam:.1f} ± " in whole
     assert "seeds 0, 1, 2, 3 (jax 1; n)" in whole
