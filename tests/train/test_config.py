@@ -238,7 +238,9 @@ every = dict.fromkeys(("steps", "warmup", "batch_size"), counts)
 numbers = ("learning_rate", "beta1", "beta2")
 HYPERS = {
     "adam": every
-    | dict.fromkeys((*numbers, "eps", "b_rate_ratio"), st.none() | floats),
+    | dict.fromkeys(
+        (*numbers, "eps", "weight_decay", "b_rate_ratio"), st.none() | floats
+    ),
     "ivon-lora": every
     | dict.fromkeys(
         (*numbers, "gamma", "ess", "hess_init", "clip_radius"), st.none() | floats

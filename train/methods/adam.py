@@ -1,4 +1,4 @@
-"""Adam without weight decay: the usual baseline."""
+"""Adam, or AdamW: the usual baseline."""
 
 import dataclasses
 from typing import Annotated, Any, ClassVar
@@ -35,6 +35,7 @@ class AdamHyper(Hyper):
         beta1: decay of the momentum.
         beta2: decay of the squared gradient.
         eps: added to the root of the squared gradient.
+        weight_decay: that of AdamW, which the learning rate multiplies.
         b_rate_ratio: learning rate of the B matrices over that of all else (LoRA+).
     """
 
@@ -44,10 +45,16 @@ class AdamHyper(Hyper):
     beta1: Annotated[float | None, preset("FLOAT", PRESETS, "beta1")] = None
     beta2: Annotated[float | None, preset("FLOAT", PRESETS, "beta2")] = None
     eps: Annotated[float | None, preset("FLOAT", PRESETS, "eps")] = None
+    weight_decay: Annotated[float | None, unset("FLOAT", "0")] = None
     b_rate_ratio: Annotated[float | None, unset("FLOAT", "1")] = None
 
     PRESETS: ClassVar = PRESETS
-    RULES: ClassVar = {"beta1": DECAY, "beta2": DECAY, "eps": FINITE_NOT_NEGATIVE}
+    RULES: ClassVar = {
+        "beta1": DECAY,
+        "beta2": DECAY,
+        "eps": FINITE_NOT_NEGATIVE,
+        "weight_decay": FINITE_NOT_NEGATIVE,
+    }
 
 
 class Adam(Method):
@@ -66,7 +73,10 @@ class Adam(Method):
     @property
     def _tx(self) -> optax.GradientTransformation:
         hyper = self.hyper
-        return optax.adam(self.schedule, hyper.beta1, hyper.beta2, hyper.eps)
+        adam = hyper.beta1, hyper.beta2, hyper.eps
+        if not hyper.weight_decay:
+            return optax.adam(self.schedule, *adam)
+        return optax.adamw(self.schedule, *adam, weight_decay=hyper.weight_decay)
 
     def init(self, params: PyTree) -> PyTree:
         """Returns optax's Adam state."""

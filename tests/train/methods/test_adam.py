@@ -1,4 +1,4 @@
-"""LoRA+ moves B faster, and nothing else."""
+"""Adam's weight decay; LoRA+, which moves B faster, and nothing else."""
 
 import dataclasses
 
@@ -33,14 +33,18 @@ def loss(params, minibatch):
     return jnp.sum(jnp.tanh(product @ params["head"]["kernel"]))
 
 
-def test_every_step_is_adam_with_two_rates():
-    method = Adam(HYPER.resolve("commonsense", num_examples=8))
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_every_step_is_adamw_with_two_rates(weight_decay):
+    hyper = dataclasses.replace(HYPER, weight_decay=weight_decay)
+    method = Adam(hyper.resolve("commonsense", num_examples=8))
     params, state = PARAMS, method.init(PARAMS)
     rate = linear_schedule(0.1, STEPS, 1)
     tx = optax.partition(
         {
-            "slow": optax.adam(rate),
-            "fast": optax.adam(lambda step: RATIO * rate(step)),
+            "slow": optax.adamw(rate, weight_decay=weight_decay),
+            "fast": optax.adamw(
+                lambda step: RATIO * rate(step), weight_decay=weight_decay
+            ),
         },
         {"q_proj": {"a": "slow", "b": "fast"}, "head": {"kernel": "slow"}},
     )
@@ -66,10 +70,14 @@ def test_the_methods_of_adam_have_it(name):
     assert ("b_rate_ratio" in fields) == (name not in ("ivon-lora", "ivon", "blob"))
 
 
-@pytest.mark.parametrize("ratio", [0.0, -1.0, float("inf")])
-def test_an_illegal_ratio_is_refused(ratio):
-    hyper = dataclasses.replace(HYPER, b_rate_ratio=ratio)
-    with pytest.raises(ValueError, match="b_rate_ratio: .* is not a number > 0"):
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("b_rate_ratio", x, "> 0") for x in (0.0, -1.0, float("inf"))]
+    + [("weight_decay", x, ">= 0") for x in (-1.0, float("inf"))],
+)
+def test_illegal_values_are_refused(name, value, wanted):
+    hyper = dataclasses.replace(HYPER, **{name: value})
+    with pytest.raises(ValueError, match=f"{name}: .* is not a number {wanted}"):
         hyper.resolve("commonsense", num_examples=8)
 
 
