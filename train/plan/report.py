@@ -15,8 +15,9 @@ BY_SHAPES = (
     " kernels as float32; the extra `plan` has the chips' own compilers"
 )
 CAVEAT = (
-    "  too short: waits for the network have no cycles, kernels are taken to reach 40 %"
-    " of the peak, and the memory is 1.4 times slower; compare plans for one chip only"
+    "  too short: waits for the network and reshapes have no cycles, kernels are taken"
+    " to reach 40 % of the peak, and the memory is 1.4 times slower; compare plans for"
+    " one chip only"
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.report import figures
 from ivon_jax.train.report.tables import COLUMNS, Row, standard_error
 from ivon_jax.train.reproduce.collate import Difference, Found, differences
@@ -114,7 +115,7 @@ def _sizes(recipe: Recipe, found: Found, out: Path) -> list[str]:
 
 
 def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
-    """Draws metrics along runs, averaged over cases and seeds."""
+    """Draws metrics along runs: means over cases and seeds, with standard errors."""
     figure = figures.new_figure(4.5 * len(recipe.metrics), 4)
     panels = figure.subplots(1, len(recipe.metrics), squeeze=False)[0]
     for axes, (metric, scale) in zip(panels, recipe.metrics.items(), strict=True):
@@ -124,12 +125,16 @@ def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
                 for by_seed in found[line.title].values()
                 for row in by_seed.values()
             ]
-            if logs:
-                mean = [
-                    np.mean([log[k] for log in logs], axis=0)
-                    for k in (recipe.along, metric)
-                ]
-                axes.plot(mean[0], scale * mean[1], label=line.title)
+            if not logs:
+                continue
+            color = METHODS[line.row].color
+            along = np.mean([log[recipe.along] for log in logs], axis=0)
+            values = scale * np.array([log[metric] for log in logs])
+            mean = values.mean(axis=0)
+            axes.plot(along, mean, color=color, label=line.title)
+            error = np.array([standard_error(column) for column in values.T])
+            band = (mean - error, mean + error)
+            axes.fill_between(along, *band, color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel=recipe.along, ylabel=COLUMNS[metric][0])
     panels[0].legend()
     return _saved(figure, out, recipe.name)
