@@ -117,9 +117,10 @@ SANE = Diagnosis(
         ({"hess": np.float32([0.995, 1, 1, 1, 1.005])}, ["lower beta2"]),
         ({"hess": np.float32([0.995, 1, 1, 1, 1.05])}, []),
         ({"clipped": np.float32(0.99)}, ["raise clip_radius"]),
-        ({"noise": np.float32(3.0)}, ["3.0 times as large as the mean; raise ess"]),
+        ({"noise": np.float32(9.0)}, []),
+        ({"noise": np.float32(30.0)}, ["30.0 times as large as the mean; raise ess"]),
         ({"noise": np.float32(np.inf)}, ["raise ess"]),
-        ({"noise": np.float32(2), "clipped": np.float32(1)}, ["clip", "raise ess"]),
+        ({"noise": np.float32(20), "clipped": np.float32(1)}, ["clip", "raise ess"]),
     ],
 )
 def test_advice_is_a_line_for_each_thing_that_is_wrong(change, words):
