@@ -137,7 +137,7 @@ class Laplace(Fit):
             Streams.from_seed(source.config.seed),
         )
         right = found[:, np.arange(len(held_out)), held_out.labels]
-        return GRID[int(np.argmax(right.mean(axis=1)))]
+        return GRID[int(np.nanargmax(right.mean(axis=1)))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,19 +241,17 @@ class LaplaceDiag(Laplace):
     def _posterior(
         self, source: Source, total: Total
     ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
-        def posterior_of(p0: float) -> Posterior:
-            precision = {name: f + p0 for name, f in total.curvature.items()}
-            prior = {k: jnp.asarray(p0, p.dtype) for k, p in precision.items()}
-            return Posterior(source.posterior.mean, precision, prior)
-
-        return total.curvature, posterior_of
+        flat = {k: jnp.zeros([], f.dtype) for k, f in total.curvature.items()}
+        without = Posterior(source.posterior.mean, total.curvature, flat)
+        return total.curvature, functools.partial(self.with_prior, without)
 
     @staticmethod
     def with_prior(posterior: Posterior, p0: ArrayLike) -> Posterior:
         """Replaces the prior's precision."""
         old = posterior.prior_precision
         precision = {k: p - old[k] + p0 for k, p in posterior.precision.items()}
-        return dataclasses.replace(posterior, precision=precision)
+        prior = {k: jnp.asarray(p0, p.dtype) for k, p in precision.items()}
+        return Posterior(posterior.mean, precision, prior)
 
 
 def _by_tokens(source: Source, zero: Total, work: Work) -> Total:
