@@ -73,10 +73,10 @@ class Laplace(Fit):
         (source,) = sources
         mean = source.posterior.mean
         total = self._sum(source, work)
-        spectrum, posterior_of = self._posterior(source, total)
+        spectrum, posterior = self._posterior(source, total)
         means = [by_path(mean)[name] for name in total.curvature]
         evidence = Evidence.of(spectrum.values(), means, float(total.log_likelihood))
-        p0 = self._prior_precision(source, evidence, posterior_of)
+        p0 = self._prior_precision(source, evidence, posterior)
         numbers = {
             "prior_precision": p0,
             "log_evidence": evidence.log(p0),
@@ -85,7 +85,8 @@ class Laplace(Fit):
             "examples": int(total.examples),
             "tokens": int(total.tokens),
         }
-        return Fitted(posterior_of(p0), (self._predictor,), numbers)
+        found = self.with_prior(posterior, p0)
+        return Fitted(found, (self._predictor,), numbers)
 
     @property
     def _predictor(self) -> Linearised:
@@ -106,8 +107,8 @@ class Laplace(Fit):
 
     def _posterior(
         self, source: Source, total: Total
-    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
-        """Returns the curvature's eigenvalues, and the posterior as function of p0."""
+    ) -> tuple[Mapping[str, Any], Gaussian]:
+        """Returns the curvature's eigenvalues, and the posterior for `with_prior`."""
         raise NotImplementedError
 
     @staticmethod
@@ -119,7 +120,7 @@ class Laplace(Fit):
         self,
         source: Source,
         evidence: Evidence,
-        posterior_of: Callable[[float], Distribution],
+        posterior: Gaussian,
     ) -> float:
         if self.prior_precision is not None:
             return self.prior_precision
@@ -132,7 +133,7 @@ class Laplace(Fit):
         found = predict(
             source.problem,
             held_out,
-            posterior_of(GRID[0]),
+            posterior,
             each,
             Streams.from_seed(source.config.seed),
         )
@@ -203,11 +204,10 @@ class LaplaceKfac(Laplace):
 
     def _posterior(
         self, source: Source, total: Total
-    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
+    ) -> tuple[Mapping[str, Any], Gaussian]:
         eigen = kfac.decomposed(total, source.problem.task.outputs, self.reduction)
         spectrum = {name: factors.values for name, factors in eigen.items()}
-        mean = source.posterior.mean
-        return spectrum, lambda p0: Kronecker.of(mean, eigen, p0)
+        return spectrum, Kronecker.of(source.posterior.mean, eigen, 1.0)
 
     @staticmethod
     def with_prior(posterior: Kronecker, p0: ArrayLike) -> Kronecker:
@@ -240,10 +240,9 @@ class LaplaceDiag(Laplace):
 
     def _posterior(
         self, source: Source, total: Total
-    ) -> tuple[Mapping[str, Any], Callable[[float], Distribution]]:
+    ) -> tuple[Mapping[str, Any], Gaussian]:
         flat = {k: jnp.zeros([], f.dtype) for k, f in total.curvature.items()}
-        without = Posterior(source.posterior.mean, total.curvature, flat)
-        return total.curvature, functools.partial(self.with_prior, without)
+        return total.curvature, Posterior(source.posterior.mean, total.curvature, flat)
 
     @staticmethod
     def with_prior(posterior: Posterior, p0: ArrayLike) -> Posterior:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.report import figures
 from ivon_jax.train.report.tables import COLUMNS, Row, standard_error
 from ivon_jax.train.reproduce.collate import Difference, Found, differences
@@ -118,8 +117,9 @@ def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
     """Draws metrics along runs: means over cases and seeds, with standard errors."""
     figure = figures.new_figure(4.5 * len(recipe.metrics), 4)
     panels = figure.subplots(1, len(recipe.metrics), squeeze=False)[0]
+    colors = figures.colors_of([line.row for line in recipe.lines])
     for axes, (metric, scale) in zip(panels, recipe.metrics.items(), strict=True):
-        for line in recipe.lines:
+        for line, color in zip(recipe.lines, colors, strict=True):
             logs = [
                 row["log"]
                 for by_seed in found[line.title].values()
@@ -127,7 +127,6 @@ def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
             ]
             if not logs:
                 continue
-            color = METHODS[line.row].color
             along = np.mean([log[recipe.along] for log in logs], axis=0)
             values = scale * np.array([log[metric] for log in logs])
             mean = values.mean(axis=0)
