@@ -186,7 +186,7 @@ def ivon(
         ValueError: an argument is out of range.
 
     Example:
-        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), ivon(0.1, ess=1000.0))
+        >>> tx = ivon(optax.cosine_decay_schedule(0.1, 1000), ess=1000.0)
     """
     _check_step(learning_rate, clip_radius)
     check("weight_decay", weight_decay, NOT_NEGATIVE)
