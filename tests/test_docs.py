@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tyro
-from test_imports import ROOMS
+from test_imports import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -57,7 +57,7 @@ def options() -> dict[str, set[str]]:
         "train": train,
         "plan": train | arguments(cli.plan) | fields(Sweep, prefix="sweep."),
         "tune": train | arguments(cli.tune),
-        "compare": fields(CompareConfig, DataConfig, LoraConfig, Voting)
+        "compare": fields(CompareConfig, DataConfig, LoraConfig, Voting, *FITS.values())
         | each
         | {"out", "resume"},
         "fit": fields(DataConfig, *FITS.values()) | arguments(cli.fit),
@@ -140,11 +140,11 @@ def test_the_table_of_models_is_what_the_code_says():
     assert table() in (ROOT / "docs" / "models.md").read_text()
 
 
-def test_contributing_has_the_rooms_that_are_held():
+def test_contributing_has_the_packages_that_are_held():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    _, table = text.split("| room | holds |\n|---|---|\n")
+    _, table = text.split("| package | holds |\n|---|---|\n")
     rows = [row.split("|")[1] for row in table.split("\n\n")[0].splitlines()]
-    assert [set(re.findall("`(.*?)`", row)) for row in rows] == list(ROOMS)
+    assert [set(re.findall("`(.*?)`", row)) for row in rows] == list(PACKAGES)
 
 
 def test_paths_in_contributing_exist():

@@ -79,9 +79,9 @@ def layer(name):
     return {"lora": 1, "models": 2, "train": 3, "testing": 4}.get(part, 0)
 
 
-# The rooms of train/ and its single files, from the lowest. Those of one line know
+# The packages of train/ and its single files, from the lowest. Those of one line know
 # nothing of each other.
-ROOMS = (
+PACKAGES = (
     {"pod", "keys", "options"},
     {"data"},
     {"tasks", "methods", "objectives", "predictors", "trainable", "trackers"},
@@ -99,11 +99,11 @@ ROOMS = (
     {"cli"},
     {"entry"},
 )
-RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+RANK = {package: rank for rank, packages in enumerate(PACKAGES) for package in packages}
 
 
-def room(name):
-    """The room of a module of train/; None for others."""
+def package(name):
+    """The package of a module of train/; None for others."""
     parts = name.split(".")
     return parts[2] if parts[:2] == ["ivon_jax", "train"] and parts[2:] else None
 
@@ -198,21 +198,21 @@ def test_imports_point_down(name):
             assert layer(imported) <= layer(name), f"{name} imports {imported}"
 
 
-def test_every_room_has_a_place():
-    found = {room(name) for name in SOURCES} - {None}
-    assert found == RANK.keys(), "add the room to ROOMS, below what may import it"
+def test_every_package_has_a_place():
+    found = {package(name) for name in SOURCES} - {None}
+    assert found == RANK.keys(), "add the package to PACKAGES, below what may import it"
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if room(name)])
-def test_rooms_import_lower_rooms_only(name):
-    mine = room(name)
+@pytest.mark.parametrize("name", [name for name in SOURCES if package(name)])
+def test_packages_import_lower_packages_only(name):
+    mine = package(name)
     for imported in imports(name):
-        other = room(imported)
+        other = package(imported)
         if other is None or other == mine or other not in RANK:
             continue
         assert RANK[other] < RANK[mine], (
-            f"{name} imports {imported}, but {mine} may import only rooms below it:"
-            f" {', '.join(sorted(set().union(*ROOMS[: RANK[mine]])))}"
+            f"{name} imports {imported}, but {mine} may import only packages below it:"
+            f" {', '.join(sorted(set().union(*PACKAGES[: RANK[mine]])))}"
         )
 
 
