@@ -36,7 +36,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax._state import Moments, ScaleByIvonState, as_mean, redraw_moments
 from ivon_jax._tree import by_path
-from ivon_jax.checks import DECAY, NOT_NEGATIVE, POSITIVE, check
+from ivon_jax.checks import (
+    DECAY,
+    FINITE_NOT_NEGATIVE,
+    FINITE_POSITIVE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check,
+)
 from ivon_jax.prior import FixedPrior, MatrixPrior, Prior
 
 # A step multiplies hess by at most about MAX_GROWTH^2/2, and hess and delta stay inside
@@ -78,7 +85,8 @@ def scale_by_ivon(
     noise; or `moments`, as returned by `ivon_jax.value_and_grad`. Gradients must not
     be averaged over different noise (as `optax.MultiSteps` does): use
     `ivon_jax.multi_steps`. A transformation chained before this one changes the
-    gradient and hence the Hessian estimate.
+    gradient and, with `key`, hence the Hessian estimate; `moments` are those of the
+    gradient as it was computed.
 
     Every leaf of the parameters must be a floating-point array or a Python float.
     Exclude others with `optax.masked` or `optax.partition`, or replace them by None,
@@ -87,7 +95,8 @@ def scale_by_ivon(
     Args:
         ess: effective sample size lambda: the weight of the mean per-example loss
             against the KL term. The number of training examples gives the ordinary
-            posterior, a larger value a colder one.
+            posterior, a larger value a colder one. For a schedule, wrap the
+            transformation in `optax.inject_hyperparams`.
         prior: `FixedPrior` or `MatrixPrior`.
         hess_init: h0 > 0; the initial standard deviation is
             1/sqrt(ess * (h0 + delta)).
@@ -106,8 +115,8 @@ def scale_by_ivon(
         ValueError: an argument is out of range; from `init`: a leaf is not a float;
             from `update`: `params`, or both `key` and `moments`, are missing.
     """
-    check("ess", ess, POSITIVE)
-    check("hess_init", hess_init, POSITIVE)
+    check("ess", ess, FINITE_POSITIVE)
+    check("hess_init", hess_init, FINITE_POSITIVE)
     check("beta1", beta1, DECAY)
     check("beta2", beta2, DECAY)
     if hess_approx not in ("price", "gradsq"):
@@ -118,7 +127,7 @@ def scale_by_ivon(
         mean = jax.tree_util.tree_map_with_path(as_mean, params)
         return ScaleByIvonState(
             count=jnp.zeros([], jnp.int32),
-            ess=jnp.asarray(ess, float),
+            ess=jnp.array(ess, float),  # a copy: both can be donated
             mu=jax.tree.map(jnp.zeros_like, mean),
             hess=jax.tree.map(lambda m: jnp.full_like(m, hess_init), mean),
             delta=jax.tree.map(prior.init, mean),
@@ -189,7 +198,7 @@ def ivon(
         >>> tx = ivon(optax.cosine_decay_schedule(0.1, 1000), ess=1000.0)
     """
     _check_step(learning_rate, clip_radius)
-    check("weight_decay", weight_decay, NOT_NEGATIVE)
+    check("weight_decay", weight_decay, FINITE_NOT_NEGATIVE)
     return optax.chain(
         scale_by_ivon(
             ess,
@@ -318,8 +327,11 @@ class _Recursion(NamedTuple):
         else:
             estimate = lam * moments.squared_grad[name]
         variance = 1 / (lam * (hess + delta))
+        distance = hess - self.prior.hess_bound(delta)
         delta = jnp.minimum(self.prior.update(delta, mean, variance, lam), MAX_HESS)
         bound = self.prior.hess_bound(delta)
+        # Where delta falls the bound rises; this changes nothing while it is constant.
+        hess = jnp.maximum(hess, bound + distance / 2)
         hess = _update_hess(hess, estimate, bound, 1 - self.beta2)
         momentum = mu / (1 - beta1 ** count.astype(dtype)) if self.debias else mu
         direction = (momentum + self.prior.decay(delta) * mean) / (hess + delta)
@@ -333,7 +345,7 @@ def _update_hess(
     rate: ArrayLike,
 ) -> Float[Array, "..."]:
     """Moves hess towards the estimate; its distance to the bound at most halves."""
-    distance = jnp.maximum(hess - bound, MIN_HESS)  # a falling delta may undercut it
+    distance = jnp.maximum(hess - bound, MIN_HESS)
     x = jnp.clip(rate * (estimate - hess) / distance, -MAX_GROWTH, MAX_GROWTH)
     # Cancellation must not round the distance to a negative bound down to zero.
     floor = bound * (1 - 4 * jnp.finfo(hess.dtype).eps) + MIN_HESS

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from jax.typing import ArrayLike
 
 
@@ -26,7 +27,7 @@ FINITE_NOT_NEGATIVE = Rule("a number >= 0", lambda value: 0 <= value < math.inf)
 
 
 def check(name: str, value: ArrayLike, rule: Rule) -> None:
-    """Checks a Python number; traced and injected values are not checked.
+    """Checks a number of Python or NumPy; traced and injected values are not checked.
 
     Args:
         name: name of the argument or field.
@@ -39,5 +40,5 @@ def check(name: str, value: ArrayLike, rule: Rule) -> None:
     Example:
         >>> check("rate", 0.5, POSITIVE)
     """
-    if isinstance(value, int | float) and not rule.legal(value):
+    if isinstance(value, int | float | np.number) and not rule.legal(value):
         raise ValueError(f"{name}: {value} is not {rule.wanted}")

@@ -57,9 +57,10 @@ class Iterates(NamedTuple):
         def zeros(leaf: ArrayLike) -> Array:
             return jnp.zeros_like(at_least_float32(leaf))
 
-        zero = jax.tree.map(zeros, params)
-        rows = jax.tree.map(lambda z: jnp.zeros((rank, *z.shape), z.dtype), zero)
-        return cls(jnp.int32(0), zero, zero, rows)
+        # Two trees, so that both can be donated.
+        mean, scatter = jax.tree.map(zeros, params), jax.tree.map(zeros, params)
+        rows = jax.tree.map(lambda m: jnp.zeros((rank, *m.shape), m.dtype), mean)
+        return cls(jnp.int32(0), mean, scatter, rows)
 
     @property
     def rank(self) -> int:

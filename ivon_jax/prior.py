@@ -49,7 +49,8 @@ class FixedPrior:
 
     def init(self, mean: Float[Array, "..."]) -> Float[Array, "..."]:
         """Returns the scalar delta."""
-        return jnp.asarray(self.weight_decay, mean.dtype)
+        # A copy, so that it and an injected hyper-parameter can both be donated.
+        return jnp.array(self.weight_decay, mean.dtype)
 
     def update(
         self,

@@ -109,6 +109,13 @@ def test_it_is_collected_inside_scan_as_outside():
     chex.assert_trees_all_close(found, collected(iterates, 4), rtol=1e-4, atol=1e-6)
 
 
+def test_the_first_state_can_be_donated():
+    params = {"w": jnp.arange(3.0)}
+    add = jax.jit(lambda state, new: state.add(new), donate_argnums=0)
+    found = add(Iterates.start(params, 2), params)
+    chex.assert_trees_all_equal(found, Iterates.start(params, 2).add(params))
+
+
 def test_16_bit_iterates_are_averaged_in_float32():
     params = {"w": jnp.ones(3, jnp.bfloat16)}
     state = Iterates.start(params, 2).add(params).add({"w": params["w"] * 2})

@@ -186,6 +186,19 @@ def test_precision_stays_positive_and_finite(
     assert (np.asarray(precision) > 0).all() and np.isfinite(precision).all()
 
 
+def test_falling_weight_decay_leaves_precision():
+    """A smaller delta and a step each at most halve h + delta, however small it is."""
+    params = {"w": jnp.zeros(100)}
+    state = scale_by_ivon(1e3, FixedPrior(0.1)).init(params)
+    state = state._replace(hess={"w": jnp.linspace(-0.099, 0.1, 100)})
+    before = state.hess["w"] + state.delta["w"]
+    tx = scale_by_ivon(1e3, FixedPrior(1e-3), beta2=0.9)
+    grads = {"w": jax.random.normal(jax.random.key(1), (100,))}
+    _, state = tx.update(grads, state, params, key=jax.random.key(2))
+    after = state.hess["w"] + state.delta["w"]
+    assert (after >= before / 4 * (1 - 1e-4)).all()
+
+
 def test_unmoved_matrix_under_the_printed_prior_stays_finite():
     tx = scale_by_ivon(1e5, MatrixPrior(scaled=False))
     params = grads = {"b": jnp.zeros((3, 4))}

@@ -241,9 +241,11 @@ def sample_from(tx, params=None, of=None):
 
 
 WRONG = {
-    "ess: 0 is not > 0": lambda: ivon(0.1, ess=0),
-    "ess: nan is not > 0": lambda: scale_by_ivon(ess=math.nan),
-    "hess_init: -1.0 is not > 0": lambda: ivon(0.1, 1.0, hess_init=-1.0),
+    "ess: 0 is not a number > 0": lambda: ivon(0.1, ess=0),
+    "ess: nan is not a number > 0": lambda: scale_by_ivon(ess=math.nan),
+    "ess: -1.0 is not a number > 0": lambda: scale_by_ivon(ess=np.float32(-1)),
+    "ess: inf is not a number > 0": lambda: scale_by_ivon(ess=math.inf),
+    "hess_init: -1.0 is not a number > 0": lambda: ivon(0.1, 1.0, hess_init=-1.0),
     "learning_rate: -0.1 is not >= 0": lambda: ivon(-0.1, 1.0),
     "learning_rate: nan is not >= 0": lambda: ivon_lora(math.nan, 1.0),
     "beta1: 1.0 is not in [0, 1)": lambda: ivon(0.1, 1.0, beta1=1.0),
@@ -251,7 +253,9 @@ WRONG = {
     "beta2: 1.5 is not in [0, 1)": lambda: ivon(0.1, 1.0, beta2=1.5),
     "clip_radius: 0.0 is not > 0": lambda: ivon(0.1, 1.0, clip_radius=0.0),
     "clip_radius: -1 is not > 0": lambda: ivon_lora(0.1, 1.0, clip_radius=-1),
-    "weight_decay: -1.0 is not >= 0": lambda: ivon(0.1, 1.0, weight_decay=-1.0),
+    "weight_decay: -1.0 is not a number >= 0": lambda: ivon(
+        0.1, 1.0, weight_decay=-1.0
+    ),
     "mc_samples: 0 is not >= 1": lambda: value_and_grad(lambda p: p, mc_samples=0),
     "every: 0 is not >= 1": lambda: multi_steps(ivon(0.1, 1.0), every=0),
     "key: IVON's update needs the key given to sample": lambda: update_without("key"),

@@ -14,6 +14,7 @@ from ivon_jax import (
     FixedPrior,
     Posterior,
     ivon,
+    ivon_lora,
     multi_steps,
     sample,
     scale_by_ivon,
@@ -214,6 +215,31 @@ def test_injected_schedule_of_ess():
         opt_state = tx.init(params) if opt_state is None else opt_state
         params, opt_state = step(tx, key, params, opt_state)
         assert_same(params, expected)
+
+
+INJECTED = {
+    "ivon": lambda: optax.inject_hyperparams(ivon, static_args="beta2")(LR, 100.0),
+    "ivon_lora": lambda: optax.inject_hyperparams(
+        ivon_lora, static_args=("beta2", "prior")
+    )(LR, 100.0),
+    "array": lambda: ivon(LR, jnp.float32(100), weight_decay=jnp.float32(0.1)),
+}
+
+
+@pytest.mark.parametrize("make", INJECTED.values(), ids=INJECTED.keys())
+def test_a_new_state_can_be_donated(make):
+    """No two of its arrays are one buffer."""
+    tx = make()
+    params = jax.tree.map(jnp.array, PARAMS)
+    state = tx.init(params)
+    donating = jax.jit(lambda key, *args: step(tx, key, *args), donate_argnums=(1, 2))
+    expected = (params, tx.init(params))
+    for key in KEYS[:2]:
+        expected = step(tx, key, *expected)
+        params, state = donating(key, jax.tree.map(jnp.array, params), state)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, 1e-5), params, expected[0]
+    )
 
 
 def test_apply_if_finite_leaves_the_state_alone():

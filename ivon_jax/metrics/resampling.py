@@ -74,7 +74,7 @@ def resampled_means(
     Functions of several means, as ratios or correlations, are resampled so too.
 
     Args:
-        columns: terms of each example, [n, ...].
+        columns: terms of each example, [n, ...]; some may be inf.
         seed: seed of the resamples, which depend on it and n only.
         resamples: number of resamples.
 
@@ -89,7 +89,16 @@ def resampled_means(
     n, flat = len(columns), columns.reshape(len(columns), -1)
     rng, size = np.random.default_rng(seed), max(1, _DRAWS // n)
     sizes = [min(size, resamples - done) for done in range(0, resamples, size)]
-    means = np.concatenate([_counts(rng, size, n) @ flat / n for size in sizes])
+    infinite = np.isposinf(flat)
+    finite, any_infinite = np.where(infinite, 0.0, flat), infinite.any()
+    parts = []
+    for size in sizes:
+        counts = _counts(rng, size, n)
+        part = counts @ finite / n
+        if any_infinite:  # 0 * inf is NaN
+            part = np.where(counts @ infinite > 0, np.inf, part)
+        parts.append(part)
+    means = np.concatenate(parts)
     return means.reshape(resamples, *columns.shape[1:])
 
 

@@ -67,6 +67,17 @@ def test_the_seed_decides():
     assert (one != other).any()
 
 
+def test_an_infinite_term_is_infinite_where_it_is_drawn():
+    columns = np.arange(6.0)
+    columns[2] = np.inf
+    means = metrics.resampled_means(columns, seed=0, resamples=50)
+    drawn = metrics.resampled_means(np.float64(np.arange(6) == 2), seed=0, resamples=50)
+    columns[2] = 0
+    finite = metrics.resampled_means(columns, seed=0, resamples=50)
+    np.testing.assert_array_equal(means, np.where(drawn > 0, np.inf, finite))
+    assert 0 < np.isinf(means).mean() < 1
+
+
 def test_illegal_values_are_nan_and_numbers_are_checked():
     log_probs, labels = predictions(1, 30, 2)
     bad = metrics.bootstrap(log_probs.at[0, 0].set(jnp.nan), labels, seed=0)["brier"]
