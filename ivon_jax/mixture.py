@@ -42,9 +42,9 @@ class Mixture:
             The mixture.
 
         Raises:
-            ValueError: there are none, their parameters differ in structure or shapes,
-                or one has only some draws: `Particles` of all members are then the
-                mixture.
+            ValueError: there are none, their parameters differ in structure, shapes
+                or dtypes, or one has only some draws: `Particles` of all members are
+                then the mixture.
 
         Example:
             >>> from ivon_jax import Posterior
@@ -58,9 +58,13 @@ class Mixture:
             flat += part.parts if isinstance(part, Mixture) else [part]
         if not flat:
             raise ValueError("parts: name at least one")
-        shapes = [jax.tree.map(jnp.shape, part.mean) for part in flat]
-        if any(other != shapes[0] for other in shapes):
-            raise ValueError("parts: they differ in structure or shapes")
+
+        def described(leaf: Any) -> tuple[Any, ...]:
+            return jnp.shape(leaf), jnp.result_type(leaf)
+
+        leaves = [jax.tree.map(described, part.mean) for part in flat]
+        if any(other != leaves[0] for other in leaves):
+            raise ValueError("parts: they differ in structure, shapes or dtypes")
         for part in flat:
             if part.size is not None:
                 raise ValueError(f"parts: one has only {part.size} draws")

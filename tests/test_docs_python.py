@@ -97,6 +97,7 @@ def generation(page):
 def optax(page):
     np.testing.assert_allclose(page.posterior.mean, page.exact_mean, atol=0.05)
     np.testing.assert_allclose(page.learned, jnp.diag(page.precision), rtol=0.1)
+    assert page.flax_state.step == 1 and page.flax_state.params.any()
 
 
 def research(page):

@@ -114,7 +114,13 @@ def test_a_part_alone_spreads_as_it_does(parts):
         (list, "parts: name at least one"),
         (
             lambda: [gaussian(0), Posterior.point({"b": jnp.ones(2)})],
-            "parts: they differ in structure or shapes",
+            "parts: they differ in structure, shapes or dtypes",
+        ),
+        (
+            lambda: [
+                Posterior.point({"b": jnp.ones(2, t)}) for t in ("f4", "bfloat16")
+            ],
+            "parts: they differ in structure, shapes or dtypes",
         ),
         (
             lambda: [Particles.of([gaussian(0).mean] * 3)],

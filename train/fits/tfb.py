@@ -156,22 +156,27 @@ class Tfb(Fit):
         without = log_probs(Posterior.point(mean), Mean())
         curve: list[dict[str, float]] = []
 
+        held: list[bool] = []
+
         def holds(sigma: float) -> bool:
             noisy = log_probs(noised(mean, scales, sigma), sampled)
             changes = _changes(without, noisy)
             curve.append({"sigma": sigma, **changes})
-            return changes[self.criterion] <= self._search.tolerance
+            held.append(changes[self.criterion] <= self._search.tolerance)
+            return held[-1]
 
         sigma = bisect(self.criterion, holds, self._search)
-        on_first_process(functools.partial(self._report_end, sigma))
+        on_first_process(functools.partial(self._report_end, held))
         numbers = {"sigma": sigma, "anchors": len(anchors), "curve": curve}
         return Fitted(noised(mean, scales, sigma), (sampled,), numbers)
 
-    def _report_end(self, sigma: float) -> None:
-        """Prints a note if the search ended where it began."""
-        for end in ("low", "high"):
-            if sigma == getattr(self._search, end):
-                say(f"tfb: sigma is the end of the search, {end} {sigma:g}")
+    def _report_end(self, held: Sequence[bool]) -> None:
+        """Prints a note if the largest sigma that holds may be beyond an end."""
+        search = self._search
+        if all(held):
+            say(f"tfb: every sigma that was tried holds: raise --high {search.high:g}")
+        elif not any(held):
+            say(f"tfb: no sigma that was tried holds: lower --low {search.low:g}")
 
 
 def rotated(adapters: PyTree) -> tuple[PyTree, dict[str, Float[np.ndarray, "..."]]]:

@@ -25,8 +25,8 @@ class SwagHyper(AdamHyper):
         collect_share: last share of the steps, in which iterates are collected.
         collect_rate: constant learning rate of that share, in units of the peak; before
             it, the rate falls from the peak to it.
-        iterates: number of iterates to collect, as equally spaced as whole steps allow;
-            every step's where the share has fewer.
+        iterates: least number of iterates to collect, at equal distances of whole
+            steps, so up to twice as many; every step's where the share has fewer.
         deviations: number K of the last iterates whose deviations from the mean give
             the covariance between parameters.
     """

@@ -114,8 +114,10 @@ def _report(
     # Another trial of the same point was only read.
     names = dict.fromkeys(space.name_of(config.method, t.point) for t in done)
     print(tables.table([row for name in names for row in points.read(name)]))
-    pruned = sum(trial.state == "pruned" for trial in found)
-    print(f"{len(names)} points, {pruned} given up on the way; the best one first")
+    states = [trial.state for trial in found]
+    running = f", {n} in other processes" if (n := states.count("running")) else ""
+    pruned = states.count("pruned")
+    print(f"{len(names)} points, {pruned} given up on the way{running}; best first")
     print(
         f"wrote {out / path('best', 'json')}; next:"
         f" ivon-jax train --config {out / path('best', 'json')} --out NEW"

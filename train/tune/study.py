@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -109,8 +110,18 @@ def search(
                 study.enqueue_trial(trial.params)
                 raise
 
-        while _remaining(optuna_, study, trials):
-            study.optimize(objective, n_trials=1)
+        waited = 0
+        while True:
+            states = _states(optuna_, study)
+            if "WAITING" in states or len(states) - states.count("FAIL") < trials:
+                study.optimize(objective, n_trials=1)
+                waited = 0
+            elif "RUNNING" in states and waited <= SILENT:
+                # Of another process: should it have ended, its point is tried here.
+                time.sleep(BEAT)
+                waited += BEAT
+            else:
+                break
         return [_trial(trial) for trial in study.get_trials(deepcopy=False)]
 
 
@@ -151,11 +162,10 @@ def _suggest(trial: Any, name: str, choice: Values | Range) -> Any:
     return suggest(name, choice.low, choice.high, log=choice.log)
 
 
-def _remaining(optuna: Any, study: Any, trials: int) -> bool:
-    """Tells whether there is a point left to try."""
+def _states(optuna: Any, study: Any) -> list[str]:
+    """Returns the trials' states; those of processes that have ended wait again."""
     optuna.storages.fail_stale_trials(study)
-    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
-    return "WAITING" in states or len(states) - states.count("FAIL") < trials
+    return [trial.state.name for trial in study.get_trials(deepcopy=False)]
 
 
 def _trial(trial: Any) -> Trial:

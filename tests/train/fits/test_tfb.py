@@ -205,7 +205,7 @@ def test_it_is_evaluated_as_any_run(place, made):
 
 
 @pytest.mark.parametrize("criterion", ["accuracy", "official"])
-def test_other_criteria(criterion, place, tmp_path):
+def test_other_criteria(criterion, place, tmp_path, capsys):
     words = ("--method", "tfb", "--criterion", criterion, *FEW, "--out", tmp_path / "x")
     assert command("fit", place / "adam", *words) == 0
     numbers = fitted.read(tmp_path / "x").numbers
@@ -213,10 +213,27 @@ def test_other_criteria(criterion, place, tmp_path):
     assert len(numbers["curve"]) == how.halvings
     held = [p["sigma"] for p in numbers["curve"] if p[criterion] <= how.tolerance]
     tried = {point["sigma"] for point in numbers["curve"]}
+    noted = capsys.readouterr().err
+    assert ("every sigma that was tried holds" in noted) == (len(held) == len(tried))
+    assert ("no sigma that was tried holds" in noted) == (not held)
     if criterion == "official":
         assert numbers["sigma"] == min(tried - set(held), default=how.high)
     else:
         assert numbers["sigma"] == max(held, default=how.low)
+
+
+@pytest.mark.parametrize(
+    ("end", "note"),
+    [
+        (("--low", 1e-9, "--high", 1e-8), "every sigma that was tried holds"),
+        (("--tolerance", 1e-12, "--low", 1, "--high", 9), "no sigma that was tried"),
+    ],
+    ids=["high", "low"],
+)
+def test_a_search_that_ends_where_it_began_is_noted(place, tmp_path, capsys, end, note):
+    words = ("--method", "tfb", *FEW, *end, "--out", tmp_path / "x")
+    assert command("fit", place / "adam", *words) == 0
+    assert note in capsys.readouterr().err
 
 
 def test_an_adapter_gets_a_posterior(place, tmp_path):

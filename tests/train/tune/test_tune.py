@@ -10,7 +10,8 @@ from tiny_runs import stop_after
 
 from ivon_jax.train import cli, loop
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.tune.space import Range, grid_of, read_space
+from ivon_jax.train.tune import study
+from ivon_jax.train.tune.space import Range, Values, grid_of, read_space
 from ivon_jax.train.tune.study import STUDY, search
 
 pytest.importorskip("optuna")
@@ -125,6 +126,38 @@ def test_several_share_a_study(tmp_path):
     assert {t.state for t in found} == {"complete"}
     assert 8 <= len(found) <= 9
     assert len({tuple(t.point.values()) for t in found}) == len(found)
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "alive"])
+def test_a_point_of_another_process_is_waited_for(tmp_path, monkeypatch, ended):
+    """If it ended, the point is tried here; if not, it is left to it."""
+    tried = []
+
+    def run(point, watch):
+        if not tried:  # the other process takes the second point meanwhile
+            others.append(optuna.load_study(study_name="s", storage=storage))
+            taken.append(others[0].ask().number)
+        tried.append(point["x"])
+        return 0.0
+
+    def sleep(seconds):
+        if ended and taken:
+            others[0].tell(taken.pop(), state=optuna.trial.TrialState.FAIL)
+            others[0].enqueue_trial({"x": 2})
+
+    optuna, others, taken = study.optuna(), [], []
+    storage = f"sqlite:///{tmp_path / STUDY}"
+    monkeypatch.setattr(study.time, "sleep", sleep)
+    found = study.search(
+        {"x": Values((1, 2))},
+        run,
+        tmp_path,
+        "s",
+        points=[{"x": 1}, {"x": 2}],
+        seed=0,
+    )
+    assert tried == ([1, 2] if ended else [1])
+    assert [t.state for t in found].count("running") == (not ended)
 
 
 @pytest.fixture(scope="module")
