@@ -40,5 +40,6 @@ def check(name: str, value: ArrayLike, rule: Rule) -> None:
     Example:
         >>> check("rate", 0.5, POSITIVE)
     """
-    if isinstance(value, int | float | np.number) and not rule.legal(value):
+    numbers = int | float | np.integer | np.floating
+    if isinstance(value, numbers) and not rule.legal(float(value)):
         raise ValueError(f"{name}: {value} is not {rule.wanted}")
