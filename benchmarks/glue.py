@@ -129,9 +129,7 @@ class Result:
 
 def first(encoded: Encoded, count: int) -> Encoded:
     """Returns the first examples."""
-    starts = encoded.second_starts
-    starts = None if starts is None else starts[:count]
-    return Encoded(encoded.tokens[:count], encoded.labels[:count], starts)
+    return encoded.take(np.arange(min(count, len(encoded))))
 
 
 def correlation(

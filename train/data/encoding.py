@@ -73,6 +73,14 @@ class Encoded:
         starts = ends - self.answers
         return np.concatenate([np.arange(starts[i], ends[i]) for i in indices])
 
+    def take(self, indices: Int[np.ndarray, " r"]) -> "Encoded":
+        """Returns some examples of classes or numbers, in the order of the indices."""
+        assert self.learnt is None
+        own = (self.second_starts, self.choices)
+        starts, choices = (x if x is None else x[indices] for x in own)
+        tokens = tuple(self.tokens[i] for i in indices)
+        return Encoded(tokens, self.labels[indices], starts, choices=choices)
+
     def without_prefix(self, length: int) -> "Encoded":
         """Returns the examples without their first tokens, none of which is scored."""
         learnt = self.learnt and tuple(positions - length for positions in self.learnt)

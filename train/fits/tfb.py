@@ -283,9 +283,4 @@ def _some(encoded: Encoded, count: int, seed: int) -> Encoded:
     if count >= len(encoded):
         return encoded
     drawn = np.random.default_rng(seed).choice(len(encoded), count, replace=False)
-    starts = encoded.second_starts
-    return Encoded(
-        tuple(encoded.tokens[i] for i in drawn),
-        encoded.labels[drawn],
-        None if starts is None else starts[drawn],
-    )
+    return encoded.take(drawn)

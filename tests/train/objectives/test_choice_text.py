@@ -122,6 +122,19 @@ def test_labels_are_indices_of_the_right_texts(problem):
     assert found.splits["train"].labels.tolist() == answers
 
 
+def test_questions_are_taken_with_their_choices(problem):
+    found, _ = problem
+    encoded = found.splits["train"]
+    some = encoded.take(np.array([2, 0]))
+    assert [ids.tolist() for ids in some.tokens] == [
+        encoded.tokens[i].tolist() for i in (2, 0)
+    ]
+    for name in ("labels", "choices"):
+        np.testing.assert_array_equal(
+            getattr(some, name), getattr(encoded, name)[[2, 0]]
+        )
+
+
 @pytest.mark.parametrize("texts", [1, 3])
 def test_rows_are_as_if_each_question_were_alone(problem, texts):
     """Logits and gradients, with the questions' common beginning computed once."""
@@ -243,3 +256,6 @@ def test_methods_and_fits_are_compared(home, tmp_path):
     card = (adapter / "README.md").read_text()
     assert "--prompt-style choice_text" in card
     assert "logits[0, -1" not in card  # which reads words
+    few = ("--method", "tfb", "--anchors", "2", "--samples", "2")
+    run = tmp_path / "out" / "adam"
+    assert command("fit", run, *few, "--out", tmp_path / "tfb") == 0
