@@ -1,5 +1,6 @@
 """Predictions averaged over posterior samples."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -77,5 +78,22 @@ def average(log_probs: Float[Array, "s n c"]) -> Float[Array, "n c"]:
 
     Returns:
         The log of the mean probability.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
+        >>> print(f"{jnp.exp(average(log_probs))[0, 0]:.2f}")
+        0.70
     """
     return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(log_probs.shape[0])
+
+
+def pool(log_probs: Float[np.ndarray, "s n *c"]) -> Float[np.ndarray, "n *c"]:
+    """Averages probabilities over samples in float64, by NumPy; see `average`.
+
+    Example:
+        >>> print(f"{np.exp(pool(np.log([[0.9], [0.5]])))[0]:.2f}")
+        0.70
+    """
+    wide = np.asarray(log_probs, np.float64)
+    found: np.ndarray = np.logaddexp.reduce(wide, axis=0) - math.log(len(wide))
+    return found

@@ -17,7 +17,7 @@ from ivon_jax._state import (
     posterior_precision,
     redraw_moments,
 )
-from ivon_jax._tree import by_path, path_name
+from ivon_jax._tree import added, by_path, path_name
 from ivon_jax.checks import AT_LEAST_ONE, check
 
 
@@ -54,15 +54,7 @@ def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
     missing = noise.keys() - by_path(params).keys()
     if missing:
         raise ValueError(f"params: lacks the leaf {min(missing)!r} of IVON's state")
-
-    def leaf(path: Any, mean: ArrayLike) -> Any:
-        eps = noise.get(path_name(path))
-        if eps is None:
-            return mean
-        mean = jnp.asarray(mean)
-        return mean + eps.astype(mean.dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    return added(params, noise)
 
 
 def value_and_grad(

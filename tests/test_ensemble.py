@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ivon_jax import Posterior
-from ivon_jax.ensemble import average, ensemble_log_probs
+from ivon_jax.ensemble import average, ensemble_log_probs, pool
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -70,6 +70,13 @@ def test_average_does_not_underflow():
     out = average(jax.nn.log_softmax(logits))
     expected = -1000 + np.log((1 + np.exp(-2.0)) / 2)
     np.testing.assert_allclose(out, [[0.0, expected]], rtol=1e-6)
+
+
+def test_pooling_is_averaging_in_float64():
+    log_probs = np.asarray(ensemble_log_probs(logits_fn, POSTERIOR, KEY, 5))
+    for values in (log_probs, log_probs[..., 0]):
+        wide = np.log(np.exp(values.astype(np.float64)).mean(0))
+        np.testing.assert_allclose(pool(values), wide, rtol=1e-12, atol=1e-15)
 
 
 def test_average_of_certain_and_impossible():

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import ivon_jax
+from ivon_jax.ensemble import pool
 from ivon_jax.errors import prefixed
 from ivon_jax.files import write_bytes
 from ivon_jax.models.known import hub_id
@@ -19,7 +20,6 @@ from ivon_jax.train.data.task import Task
 from ivon_jax.train.export.recipes import recipes
 from ivon_jax.train.inference.calibration import CALIBRATION, Calibration
 from ivon_jax.train.predictors.registry import predictor_of
-from ivon_jax.train.predictors.temperature import pool
 from ivon_jax.train.report import figures
 from ivon_jax.train.report.intervals import with_intervals
 from ivon_jax.train.report.tables import METRICS, Row, label, markdown

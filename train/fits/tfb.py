@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ivon_jax._tree import by_path, nest
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE
+from ivon_jax.ensemble import pool
 from ivon_jax.kinds import has_members
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.encoding import Encoded
@@ -27,7 +28,6 @@ from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.predictors.temperature import pool
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import Source
 

@@ -10,13 +10,14 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ivon_jax.checks import AT_LEAST_ONE, NOT_NEGATIVE, check
+from ivon_jax.ensemble import pool
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.config import BaseName
 from ivon_jax.train.data.encoding import token_ids
 from ivon_jax.train.data.text_encoding import prompt_tokens
 from ivon_jax.train.generate.command import find_writer
 from ivon_jax.train.generate.engine import Options, generate
-from ivon_jax.train.harness.scoring import Pair, Scorer, average
+from ivon_jax.train.harness.scoring import Pair, Scorer
 
 NAME = "ivon-jax"
 # What a task may ask of generation, and what it asks if it says nothing.
@@ -135,7 +136,7 @@ class IvonJax(TemplateLM):
             for _, context, continuation in requests
         ]
         found = self._scorer(pairs, show=not disable_tqdm)
-        values = zip(average(found.log_probs), found.greedy, strict=True)
+        values = zip(pool(found.log_probs), found.greedy, strict=True)
         results = [(float(log_prob), bool(greedy)) for log_prob, greedy in values]
         for (texts, *_), result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, result)
@@ -156,7 +157,7 @@ class IvonJax(TemplateLM):
             ends.append(len(pairs))
         log_probs = self._scorer(pairs, show=not disable_tqdm).log_probs
         whole = [part.sum(1) for part in np.split(log_probs, ends[:-1], axis=1)]
-        return [float(x) for x in average(np.stack(whole, axis=1))]
+        return [float(x) for x in pool(np.stack(whole, axis=1))]
 
     def generate_until(
         self, requests: Sequence[Any], disable_tqdm: bool = False

@@ -52,12 +52,6 @@ class _Batch(NamedTuple):
     real: Bool[Any, "b q"]  # False for padding
 
 
-def average(log_probs: Float[np.ndarray, "s n"]) -> Float[np.ndarray, " n"]:
-    """Returns the log of the mean probability over models."""
-    found: np.ndarray = np.logaddexp.reduce(log_probs, axis=0)
-    return found - np.log(len(log_probs))
-
-
 @dataclasses.dataclass(frozen=True)
 class Scorer:
     """Scores pairs by each posterior sample, or by the mean.

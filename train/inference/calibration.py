@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 
 from ivon_jax.checks import INSIDE, check
 from ivon_jax.conformal import Conformal, Score, fewest_examples
+from ivon_jax.ensemble import pool
 from ivon_jax.errors import prefixed
 from ivon_jax.selective import fewest_accepted, fit_threshold
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.registry import predictor_of
-from ivon_jax.train.predictors.temperature import pool, scaled
+from ivon_jax.train.predictors.temperature import scaled
 from ivon_jax.train.runs.run import versions, write_json
 
 CALIBRATION = "calibration.json"

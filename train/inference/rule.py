@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from ivon_jax.ensemble import pool
 from ivon_jax.errors import prefixed
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.examples import converted
@@ -19,7 +20,6 @@ from ivon_jax.train.inference.results import ClassResults, NumberResults, Result
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.predict import Forward
 from ivon_jax.train.predictors.base import Predictor
-from ivon_jax.train.predictors.temperature import pool
 from ivon_jax.train.sources import Source
 
 # Examples at a time in memory, and in a batch of the model.

@@ -1,7 +1,6 @@
 """Text by a decoder: the log-probabilities of the tokens to learn."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ivon_jax.ensemble import pool
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.data.encoding import Encoded, common_prefix_length
 from ivon_jax.train.data.exchanges import Exchange
@@ -99,22 +99,42 @@ class Text:
         ``sequence_accuracy`` the share of completions of such tokens only, which greedy
         decoding writes; both are means over samples.
         """
-        log_probs, largest = np.moveaxis(np.asarray(predictions, np.float64), -1, 0)
-        right = log_probs >= largest
-        starts = np.flatnonzero(np.diff(labels[:, 1], prepend=-1))
-        whole = np.add.reduceat(log_probs, starts, axis=1)
-        nll = -_log_mean_exp(log_probs).mean()
-        return {
-            "nll": float(nll),
-            "perplexity": math.exp(min(nll, 700.0)),
-            "sequence_nll": float(-_log_mean_exp(whole).sum() / log_probs.shape[1]),
-            "token_accuracy": float(right.mean()),
-            "sequence_accuracy": float(
-                np.logical_and.reduceat(right, starts, axis=1).mean()
-            ),
-        }
+        terms = text_terms(predictions, labels).mean(axis=0)
+        found = text_metrics(terms[None, None])
+        return {name: float(value[0, 0]) for name, value in found.items()}
 
 
-def _log_mean_exp(values: Float[np.ndarray, "s n"]) -> Float[np.ndarray, " n"]:
-    found: np.ndarray = np.logaddexp.reduce(values, axis=0) - math.log(len(values))
-    return found
+def text_terms(
+    predictions: Float[np.ndarray, "s t 2"], labels: Int[np.ndarray, "t 2"]
+) -> Float[np.ndarray, "n k"]:
+    """Returns the terms of the metrics of text, of each example.
+
+    They are the number of tokens, their NLL, that of the whole completion, the number
+    of tokens that are the likeliest, and whether all are; see `Text.score`.
+    """
+    log_probs, largest = np.moveaxis(np.asarray(predictions, np.float64), -1, 0)
+    starts = np.flatnonzero(np.diff(labels[:, 1], prepend=-1))
+    right = log_probs >= largest
+    whole = np.add.reduceat(log_probs, starts, axis=1)
+    columns = [
+        np.diff(np.append(starts, len(labels))),
+        np.add.reduceat(-pool(log_probs), starts),
+        -pool(whole),
+        np.add.reduceat(right.mean(axis=0), starts),
+        np.logical_and.reduceat(right, starts, axis=1).mean(axis=0),
+    ]
+    return np.stack(columns, axis=1)
+
+
+def text_metrics(
+    means: Float[np.ndarray, "r m k"],
+) -> dict[str, Float[np.ndarray, "r m"]]:
+    """Computes the metrics of text from means of `text_terms`."""
+    tokens, nll, whole, right, every = np.moveaxis(means, -1, 0)
+    return {
+        "nll": nll / tokens,
+        "perplexity": np.exp(np.minimum(nll / tokens, 700.0)),
+        "sequence_nll": whole / tokens,
+        "token_accuracy": right / tokens,
+        "sequence_accuracy": every,
+    }

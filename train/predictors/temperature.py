@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.checks import DECAY, FINITE_POSITIVE, check
+from ivon_jax.ensemble import pool
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.predictors.base import Predictor
 
@@ -166,12 +167,6 @@ def scaled(
     temperature = fit_temperature(pool(predictions), labels)
     uniform = 1 / (len(labels) + 1) if bound(temperature) < 0 else 0.0
     return Scaled(of, temperature, uniform)
-
-
-def pool(predictions: Float[np.ndarray, "s n c"]) -> Float[np.ndarray, "n c"]:
-    """Averages probabilities over draws, as logarithms in float64."""
-    wide = np.asarray(predictions, np.float64)
-    return np.logaddexp.reduce(wide, axis=0) - math.log(len(wide))
 
 
 def _finite(log_probs: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

@@ -11,8 +11,8 @@ from ivon_jax.ensemble import average
 from ivon_jax.train.data.exchanges import Exchange, Message
 from ivon_jax.train.data.task import AnyExample
 from ivon_jax.train.inference.results import ClassResults
+from ivon_jax.train.objectives.text import text_terms
 from ivon_jax.train.report.evaluated import Evaluated, Labels
-from ivon_jax.train.report.resamples import text_terms
 from ivon_jax.train.splits import (
     example_metadata,
     find_examples,

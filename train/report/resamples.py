@@ -8,10 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ivon_jax.ensemble import average
 from ivon_jax.metrics import bootstrap, resampled_means
+from ivon_jax.train.objectives.text import text_metrics, text_terms
 
 # Halvings of an interval of logarithms that find a noise variance.
 HALVINGS = 40
@@ -119,45 +120,6 @@ def _noise(square: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"]) -
         rises = float(np.sum(square / whole**2 - 1 / whole)) > 0
         low, high = (middle, high) if rises else (low, middle)
     return float(np.exp(low))
-
-
-def text_terms(
-    predictions: Float[np.ndarray, "s t 2"], labels: Int[np.ndarray, "t 2"]
-) -> Float[np.ndarray, "n k"]:
-    """Returns the terms of the metrics of text, of each example.
-
-    They are the number of tokens, their NLL, that of the whole completion, the number
-    of tokens that are the likeliest, and whether all are; see `objectives.text.Text`.
-    """
-    log_probs, largest = np.moveaxis(predictions.astype(np.float64), -1, 0)
-    starts = np.flatnonzero(np.diff(labels[:, 1], prepend=-1))
-    right = log_probs >= largest
-    whole = np.add.reduceat(log_probs, starts, axis=1)
-    columns = [
-        np.diff(np.append(starts, len(labels))),
-        np.add.reduceat(-_log_mean_exp(log_probs), starts),
-        -_log_mean_exp(whole),
-        np.add.reduceat(right.mean(axis=0), starts),
-        np.logical_and.reduceat(right, starts, axis=1).mean(axis=0),
-    ]
-    return np.stack(columns, axis=1)
-
-
-def text_metrics(means: Float[np.ndarray, "r m k"]) -> Metrics:
-    """Computes the metrics of text of the means of `text_terms`."""
-    tokens, nll, whole, right, every = np.moveaxis(means, -1, 0)
-    return {
-        "nll": nll / tokens,
-        "perplexity": np.exp(np.minimum(nll / tokens, 700.0)),
-        "sequence_nll": whole / tokens,
-        "token_accuracy": right / tokens,
-        "sequence_accuracy": every,
-    }
-
-
-def _log_mean_exp(values: Float[np.ndarray, "s n"]) -> Float[np.ndarray, " n"]:
-    found: np.ndarray = np.logaddexp.reduce(values, axis=0) - np.log(len(values))
-    return found
 
 
 Terms = Callable[[Any, Any], Float[np.ndarray, "n k"]]

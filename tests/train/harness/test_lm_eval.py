@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tiny_text_run import train_text
 
+from ivon_jax.ensemble import pool
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.testing.tiny import write_rows
 from ivon_jax.train.generate import Options, generate, open_run
-from ivon_jax.train.harness.scoring import Pair, Scorer, average
+from ivon_jax.train.harness.scoring import Pair, Scorer
 
 pytest.importorskip("lm_eval", reason="needs ivon-jax[eval]")
 # Of lm-eval and what it imports.
@@ -96,7 +97,7 @@ def tokens(writer, text):
     return writer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_choices_are_made_by_the_posterior_average(results, writer):
+def test_choices_are_made_by_the_posterior_pool(results, writer):
     scorer = Scorer(writer, SAMPLES)
     right = []
     for sample in results["samples"]["odd"]:
@@ -104,7 +105,7 @@ def test_choices_are_made_by_the_posterior_average(results, writer):
         pairs = [
             Pair(tokens(writer, text), tokens(writer, f" {word}")) for word in CHOICES
         ]
-        wanted = average(scorer(pairs).log_probs)
+        wanted = pool(scorer(pairs).log_probs)
         shown = [float(answer[0][0]) for answer in sample["resps"]]
         np.testing.assert_allclose(shown, wanted, atol=1e-4)
         right.append(wanted.argmax() == sample["doc"]["label"])
@@ -138,9 +139,9 @@ def test_whole_texts_are_scored_in_windows(folder, writer):
     rest = len(ids) - limit
     before = ids[len(ids) - limit - 1 : -rest]
     sums += scorer([Pair(before, ids[-rest:])]).log_probs[:, 0]
-    assert found[0] == pytest.approx(average(sums[:, None])[0], abs=1e-2)
+    assert found[0] == pytest.approx(pool(sums[:, None])[0], abs=1e-2)
     alone = scorer([Pair([end], tokens(writer, "is it?"))]).log_probs
-    assert found[1] == pytest.approx(average(alone)[0], abs=1e-4)
+    assert found[1] == pytest.approx(pool(alone)[0], abs=1e-4)
 
 
 def test_an_unknown_setting_of_generation_is_refused(folder):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tiny_text_run import train_text
 
+from ivon_jax.ensemble import pool
 from ivon_jax.train.generate import open_run
-from ivon_jax.train.harness.scoring import Pair, Scorer, average
+from ivon_jax.train.harness.scoring import Pair, Scorer
 
 RNG = np.random.default_rng(0)
 PAIRS = [
@@ -74,7 +75,7 @@ def test_scores_equal_those_of_one_pair_at_a_time(batch_size, writer):
     assert found.greedy[-1]
     assert np.ptp(found.log_probs, axis=0).min() > 1e-3  # models differ
     np.testing.assert_allclose(
-        average(found.log_probs),
+        pool(found.log_probs),
         np.log(np.exp(found.log_probs).mean(0)),
         rtol=1e-6,
     )

@@ -10,11 +10,12 @@ import tiny
 from tiny_inference import command, lines, predicted, texts, write_run
 
 from ivon_jax.conformal import Conformal
+from ivon_jax.ensemble import pool
 from ivon_jax.selective import binomial_cdf
 from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.predictors.temperature import Scaled, fit_temperature, pool
+from ivon_jax.train.predictors.temperature import Scaled, fit_temperature
 
 SAMPLED = ("--samples", 3, "--tau", 0.1)
 ALL = ("--conformal", 0.1, "--method", "aps", "--max-risk", 0.3, "--delta", 0.1)
