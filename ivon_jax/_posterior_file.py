@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,42 @@ FACT = "fact"
 
 Groups = dict[str, dict[str, Any]]
 Metadata = dict[str, int | float]
+
+
+class Saveable:
+    """Base class of the kinds of posterior: saving, and defaults.
+
+    Attributes:
+        kind: its name in files.
+        has_members: whether it has several members, whose averaged parameters are not
+            a sensible model.
+    """
+
+    kind: ClassVar[str]
+    has_members: ClassVar[bool] = False
+
+    @property
+    def size(self) -> int | None:
+        """Number of different draws; None if there is no limit."""
+        return None
+
+    def to_groups(self) -> Groups:
+        """Returns the arrays for a file, by group and leaf path."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path, **metadata: int | float) -> None:
+        """Writes a safetensors file that `ivon_jax.load_posterior` reads.
+
+        Its header has a format, a version and a checksum.
+
+        Args:
+            path: the file. It appears whole or not at all.
+            **metadata: numbers by name, such as the training step.
+
+        Raises:
+            ValueError: the parameters are not trees of nested dicts.
+        """
+        write(path, self.kind, self.to_groups(), metadata)
 
 
 def write(path: str | Path, kind: str, groups: Groups, metadata: Metadata) -> None:

@@ -22,9 +22,12 @@ class Distribution(Protocol):
 
     Attributes:
         kind: its name in files.
+        has_members: whether it has several members, whose averaged parameters are not
+            a sensible model.
     """
 
     kind: ClassVar[str]
+    has_members: ClassVar[bool]
 
     @property
     def mean(self) -> PyTree:
@@ -84,14 +87,6 @@ KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (Posterior, Particles, Kronecker, LowRank, Points, Mixture)
 }
-
-
-def has_members(posterior: Distribution) -> bool:
-    """Tells whether a posterior is one of members, of independent runs as a rule.
-
-    The average of their parameters is then no model of its own.
-    """
-    return isinstance(posterior, Particles | Mixture)
 
 
 def load_posterior(path: str | Path) -> tuple[Distribution, Metadata]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._pruning import lowest
 from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
 from ivon_jax.checks import POSITIVE, check
@@ -51,7 +51,7 @@ GROUPS = ("mean", *Eigen._fields, "kept", "scalar")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(Saveable):
     """A Gaussian whose precision is tau (A x B + p0 I) for each matrix.
 
     A and B are positive semi-definite factors of a matrix's inputs and outputs, as of
@@ -107,11 +107,6 @@ class Kronecker:
     def spread(self) -> bool:
         """Whether samples differ from the mean."""
         return bool(self.factors)
-
-    @property
-    def size(self) -> None:
-        """Number of different samples: no limit."""
-        return None
 
     def temper(self, tau: ArrayLike) -> "Kronecker":
         """Divides the variance by tau.
@@ -221,18 +216,6 @@ class Kronecker:
             "kept": self.kept,
             "scalar": {"prior_precision": self.prior_precision, "tau": self.tau},
         }
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a file that `ivon_jax.load_posterior` reads.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step.
-
-        Raises:
-            ValueError: `mean` is not a tree of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Kronecker":

@@ -1,7 +1,6 @@
 """The Gaussian posterior of diagonal plus low-rank covariance."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -11,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._pruning import lowest
 from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
 from ivon_jax.checks import POSITIVE, check
@@ -25,7 +25,7 @@ Leaves = dict[str, Float[Array, "..."]]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Saveable):
     """A Gaussian N(mean, diag(d) + F^T F) over a tree of parameters.
 
     The K rows of F run over all entries of all leaves, so the covariance joins leaves.
@@ -46,11 +46,6 @@ class LowRank:
     def spread(self) -> bool:
         """Whether samples differ from the mean."""
         return bool(self.diagonal)
-
-    @property
-    def size(self) -> None:
-        """Number of different samples: no limit."""
-        return None
 
     def temper(self, tau: ArrayLike) -> "LowRank":
         """Divides the covariance by tau.
@@ -160,18 +155,6 @@ class LowRank:
         """
         leaves = (saved_leaves("mean", self.mean), self.diagonal, self.factors)
         return dict(zip(GROUPS, leaves, strict=True))
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a file that `ivon_jax.load_posterior` reads.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step.
-
-        Raises:
-            ValueError: `mean` is not a tree of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "LowRank":

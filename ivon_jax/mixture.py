@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -11,12 +10,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._tree import by_path
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Saveable):
     """Equally likely posteriors of the same parameters, of any kinds.
 
     Draw i is draw i of part i modulo their number, so any number of draws in a row is
@@ -30,6 +30,7 @@ class Mixture:
     parts: tuple[Any, ...]
 
     kind: ClassVar[str] = "mixture"
+    has_members: ClassVar[bool] = True
 
     @classmethod
     def of(cls, parts: Sequence[Any]) -> "Mixture":
@@ -81,11 +82,6 @@ class Mixture:
         """Whether draws differ."""
         return len(self.parts) > 1 or self.parts[0].spread
 
-    @property
-    def size(self) -> None:
-        """Number of different draws: no limit."""
-        return None
-
     def temper(self, tau: ArrayLike) -> "Mixture":
         """Divides the variance of every part by tau; their means stay apart."""
         return Mixture(tuple(part.temper(tau) for part in self.parts))
@@ -131,18 +127,6 @@ class Mixture:
             for place, part in enumerate(self.parts)
             for group, leaves in part.to_groups().items()
         }
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a file that `ivon_jax.load_posterior` reads.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step.
-
-        Raises:
-            ValueError: the parameters are not trees of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Mixture":

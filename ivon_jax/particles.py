@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -11,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._tree import by_path, nest, saved_leaves
 
 GROUP = "members"
@@ -18,7 +18,7 @@ GROUP = "members"
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Particles:
+class Particles(Saveable):
     """Equally likely parameters, such as the members of a deep ensemble.
 
     Attributes:
@@ -28,6 +28,7 @@ class Particles:
     members: PyTree
 
     kind: ClassVar[str] = "particles"
+    has_members: ClassVar[bool] = True
 
     @classmethod
     def of(cls, members: Sequence[PyTree]) -> "Particles":
@@ -115,18 +116,6 @@ class Particles:
             ValueError: the members are not trees of nested dicts.
         """
         return {GROUP: saved_leaves("members", self.members)}
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a file that `ivon_jax.load_posterior` reads.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step.
-
-        Raises:
-            ValueError: the members are not trees of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Particles":

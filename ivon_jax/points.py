@@ -1,7 +1,6 @@
 """A posterior without spread: a point, with other points of the same run beside it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -10,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._tree import nest, saved_leaves
 from ivon_jax.checks import POSITIVE, RATIO, check
 from ivon_jax.posterior import Posterior
@@ -19,7 +19,7 @@ MEAN = "mean"
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Points:
+class Points(Saveable):
     """All mass on one point; others, as averages of iterates, can be asked for by name.
 
     Attributes:
@@ -36,11 +36,6 @@ class Points:
     def spread(self) -> bool:
         """Whether samples differ from the mean: never."""
         return False
-
-    @property
-    def size(self) -> None:
-        """Number of different samples: not limited, all are the mean."""
-        return None
 
     def at(self, name: str) -> Posterior:
         """Returns another point, as a posterior of its own.
@@ -97,18 +92,6 @@ class Points:
         """
         trees = {MEAN: self.mean, **self.others}
         return {name: saved_leaves(name, tree) for name, tree in trees.items()}
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a file that `ivon_jax.load_posterior` reads.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step.
-
-        Raises:
-            ValueError: the points are not trees of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Points":

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ivon_jax import _posterior_file
+from ivon_jax._posterior_file import Saveable
 from ivon_jax._pruning import lowest
 from ivon_jax._state import find_states, posterior_precision
 from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
@@ -26,7 +27,7 @@ Leaves = dict[str, Float[Array, "..."]]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Posterior:
+class Posterior(Saveable):
     """A Gaussian N(mean, diag(1/precision)) over a tree of parameters.
 
     Attributes:
@@ -81,11 +82,6 @@ class Posterior:
     def spread(self) -> bool:
         """Whether samples differ from the mean."""
         return bool(self.precision)
-
-    @property
-    def size(self) -> None:
-        """Number of different samples: no limit."""
-        return None
 
     def temper(self, tau: ArrayLike) -> "Posterior":
         """Divides the variance by tau, as lambda_test = tau * lambda does.
@@ -224,19 +220,6 @@ class Posterior:
         """
         leaves = (saved_leaves("mean", self.mean), self.precision, self.prior_precision)
         return dict(zip(GROUPS, leaves, strict=True))
-
-    def save(self, path: str | Path, **metadata: int | float) -> None:
-        """Writes a safetensors file with a format, version and checksum header.
-
-        Args:
-            path: the file. It appears whole or not at all.
-            **metadata: numbers by name, such as the training step; see
-                `ivon_jax.load_posterior`.
-
-        Raises:
-            ValueError: `mean` is not a tree of nested dicts.
-        """
-        _posterior_file.write(path, self.kind, self.to_groups(), metadata)
 
     @classmethod
     def from_groups(cls, groups: _posterior_file.Groups) -> "Posterior":

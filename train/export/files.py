@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.checks import DECAY, FINITE_POSITIVE, NOT_NEGATIVE, check
 from ivon_jax.files import new_folder, write_bytes
-from ivon_jax.kinds import Distribution, has_members
+from ivon_jax.kinds import Distribution
 from ivon_jax.models import quantized
 from ivon_jax.models.known import hub_id
 from ivon_jax.models.peft_io import RUN, save_adapter
@@ -40,7 +40,7 @@ def export_peft(
     `out` is the adapter at the mean; its subfolders `sample-0`, `sample-1`, ... are the
     samples that ``ivon-jax evaluate`` averages. Beside the mean is the whole posterior,
     neither tempered nor pruned, with its metadata; beside every adapter are the run's
-    settings. PEFT ignores both. A model card tells what they are. Adapters that started
+    settings. PEFT ignores both. A model card states them. Adapters that started
     by PiSSA are converted to those of the unchanged base, of twice the rank; the
     posterior is that of the run's own.
 
@@ -114,7 +114,7 @@ def export_hf(
     """
     config, metadata = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
-    if has_members(posterior):
+    if posterior.has_members:
         raise ValueError(
             f"format: hf has one model, and {directory} several members; use peft with"
             " --samples"
@@ -144,7 +144,7 @@ def _check_draws(
     for name, value in (("samples", samples), ("prune", prune)):
         if value and not posterior.spread:
             raise ValueError(f"{name}: method {method} has no posterior")
-    if has_members(posterior) and not samples:
+    if posterior.has_members and not samples:
         raise ValueError(
             f"samples: {directory} has several members, whose average is no model;"
             " --samples writes them"

@@ -45,10 +45,14 @@ class Fit:
     Attributes:
         name: value of ``--method``.
         several: whether it takes more than one source.
+        classes_only: whether the task must ask for a class.
+        one_mean: whether the run must have one mean, not several members.
     """
 
     name: ClassVar[str]
     several: ClassVar[bool] = False
+    classes_only: ClassVar[bool] = False
+    one_mean: ClassVar[bool] = False
     RULES: ClassVar[Mapping[str, Rule]] = {}
 
     def __post_init__(self) -> None:
@@ -76,6 +80,13 @@ class Fit:
         Raises:
             ValueError: it lacks something.
         """
+        answer = source.problem.objective.answer
+        if self.classes_only and answer != "class":
+            raise ValueError(
+                f"{self.name}: only for classes, the task asks for a {answer}"
+            )
+        if self.one_mean and source.posterior.has_members:
+            raise ValueError(f"{self.name}: the run has several members, not one mean")
 
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
         """Fits.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ivon_jax._tree import by_path
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE, Rule
-from ivon_jax.kinds import Distribution, Gaussian, has_members
+from ivon_jax.kinds import Distribution, Gaussian
 from ivon_jax.kronecker import Kronecker
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.fits import kfac
@@ -52,6 +52,8 @@ class Laplace(Fit):
     link: Link = "softmax"
     logit_samples: int = 10_000
 
+    classes_only: ClassVar = True
+    one_mean: ClassVar = True
     RULES: ClassVar[Mapping[str, Rule]] = {
         "prior_precision": FINITE_POSITIVE,
         "logit_samples": AT_LEAST_ONE,
@@ -96,10 +98,7 @@ class Laplace(Fit):
         """Checks that the run has adapters, classes, and a point or Gaussian mean."""
         if not TRAINABLES[source.config.train].frozen:
             raise ValueError(f"{self.name}: needs a run with --train lora")
-        if source.problem.objective.answer != "class":
-            raise ValueError(f"{self.name}: only for classes")
-        if has_members(source.posterior):
-            raise ValueError(f"{self.name}: the run has several members, not one mean")
+        super().check(source)
 
     def _sum(self, source: Source, work: Work) -> Total:
         """Sums the curvature over the training examples."""

@@ -34,6 +34,7 @@ class Tau(Fit):
     samples: int = 10
 
     name: ClassVar = "tau"
+    classes_only: ClassVar = True
     RULES: ClassVar = {
         "taus": FINITE_POSITIVE,
         "prunes": DECAY,
@@ -58,10 +59,8 @@ class Tau(Fit):
 
     def check(self, source: Source) -> None:
         """Checks that the task has classes, and the posterior a variance."""
+        super().check(source)
         problem, posterior = source.problem, source.posterior
-        if problem.objective.answer != "class":
-            kind = problem.objective.answer
-            raise ValueError(f"by: only for classes, the task asks for a {kind}")
         if not posterior.spread:
             raise ValueError(f"taus: {source.method} has no posterior to temper")
         for pair in self._pairs:

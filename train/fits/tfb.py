@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, PyTree
 from ivon_jax._tree import by_path, nest
 from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE
 from ivon_jax.ensemble import pool
-from ivon_jax.kinds import has_members
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.fits.base import Fit, Fitted, Work
@@ -94,6 +93,8 @@ class Tfb(Fit):
     high: Annotated[float | None, unset("FLOAT", _by_criterion("high"))] = None
 
     name: ClassVar = "tfb"
+    classes_only: ClassVar = True
+    one_mean: ClassVar = True
     RULES: ClassVar = {
         "tolerance": FINITE_POSITIVE,
         "samples": AT_LEAST_ONE,
@@ -120,13 +121,6 @@ class Tfb(Fit):
     def splits(self) -> tuple[str, ...]:
         """The training examples."""
         return ("train",)
-
-    def check(self, source: Source) -> None:
-        """Checks that the task has classes, and the run one mean."""
-        if source.problem.objective.answer != "class":
-            raise ValueError("tfb: only for classes, the task has none")
-        if has_members(source.posterior):
-            raise ValueError("tfb: the run has several members, not one mean")
 
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
         """Searches sigma.
@@ -249,7 +243,7 @@ def bisect(criterion: str, holds: Callable[[float], bool], how: Search) -> float
         criterion: "official" halves the interval itself and takes its upper end, the
             smallest value that did not hold; others halve the interval of log sigma and
             take its lower end, the largest one that did.
-        holds: tells whether a sigma changes little.
+        holds: returns whether a sigma changes little.
         how: the interval, and the number of halvings.
 
     Example:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ivon_jax.checks import AT_LEAST_ONE, check
-from ivon_jax.kinds import Distribution, has_members
+from ivon_jax.kinds import Distribution
 from ivon_jax.train.predictors.base import Keys, Outputs, Predictor
 
 
@@ -56,7 +56,7 @@ class Dropout(Predictor):
         """Refuses a model without dropout, and one of several members."""
         if not dropout:
             raise ValueError("dropout_samples: the run was trained with dropout 0")
-        if has_members(posterior):
+        if posterior.has_members:
             raise ValueError(
                 "dropout_samples: the run has several members, not one mean"
             )

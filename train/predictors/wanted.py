@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ivon_jax.kinds import Distribution, has_members
+from ivon_jax.kinds import Distribution
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.dropout import Dropout
@@ -62,7 +62,7 @@ class Wanted(NamedTuple):
         )
         if self.tau != 1 and not posterior.spread:
             raise ValueError("tau: the method has no posterior to temper")
-        found: list[Predictor] = [] if has_members(posterior) else [Mean(self.prune)]
+        found: list[Predictor] = [] if posterior.has_members else [Mean(self.prune)]
         if own and (self.samples, self.tau, self.prune) == (None, 1.0, 0.0):
             found += own
         else:

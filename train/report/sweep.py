@@ -4,7 +4,6 @@ import dataclasses
 import os
 from typing import Any
 
-from ivon_jax.kinds import has_members
 from ivon_jax.train.evaluate import evaluate
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
@@ -44,7 +43,7 @@ class Sweep:
         points: list[Predictor] = []
         for prune in prunes:
             tempered = [dataclasses.replace(base, tau=t, prune=prune) for t in taus]
-            ends = [] if has_members(posterior) else [Mean(prune)]
+            ends = [] if posterior.has_members else [Mean(prune)]
             points += [*tempered, *ends]
         if not posterior.spread:
             return []
@@ -104,6 +103,6 @@ def _evaluated(run: Evaluated) -> list[Predictor]:
     most = max(found.values(), key=len, default=[])
     if len(most) < 2:
         return []
-    if has_members(run.posterior):
+    if run.posterior.has_members:
         return most
     return [*most, *(one for one in run.rows if isinstance(one, Mean))]

@@ -308,7 +308,9 @@ def test_numbers_are_refused(tmp_path, capsys):
     )
     cli.train(config, tmp_path / "adam")
     assert fit(tmp_path, tmp_path / "out", "laplace-kfac") == 2
-    assert one_line(capsys).endswith("laplace-kfac: only for classes")
+    assert one_line(capsys).endswith(
+        "laplace-kfac: only for classes, the task asks for a number"
+    )
     assert not (tmp_path / "out").exists()
 
 

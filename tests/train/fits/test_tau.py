@@ -128,5 +128,5 @@ def test_numbers_have_no_tau(place):
     source = read_run(place / "ivon-lora", "data=1", ["validation"])
     problem = dataclasses.replace(source.problem, objective=HeadNumber(128))
     source = dataclasses.replace(source, problem=problem)
-    with pytest.raises(ValueError, match="by: only for classes, .* a number"):
+    with pytest.raises(ValueError, match="tau: only for classes, .* a number"):
         Tau().check(source)
