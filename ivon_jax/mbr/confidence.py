@@ -1,4 +1,4 @@
-"""How sure a vote is, how far its confidence can be trusted, and whose doubt it is."""
+"""Uncertainty of votes: calibration, and entropy within and between models."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -89,13 +89,7 @@ def confidence_scores(
     gaps = np.bincount(index, weights=sure - right, minlength=bins)
     higher = (sure[:, None] > sure) + (sure[:, None] == sure) / 2
     pairs = right[:, None] * (1 - right)
-    # With ties in any order, an error among them counts as a share of one.
-    values, group = np.unique(-sure, return_inverse=True)
-    rate = (
-        np.bincount(group, weights=1 - right, minlength=len(values))
-        / np.bincount(group)
-    )[np.sort(group)]
-    risks = np.cumsum(rate) / np.arange(1, len(sure) + 1)
+    risks = risk_coverage(sure, right > 0)
     return {
         "accuracy": float(right.mean()),
         "ece": float(np.abs(gaps).sum() / sure.size),
@@ -103,6 +97,31 @@ def confidence_scores(
         "auroc": float((higher * pairs).sum() / pairs.sum()) if pairs.any() else np.nan,
         "aurc": float(risks.mean()),
     }
+
+
+def risk_coverage(
+    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Returns the error of the k most confident decisions, for k from 1 to n.
+
+    Tied ones are taken in any order: an error among them counts in shares. The mean is
+    ``aurc`` of `confidence_scores`.
+
+    Args:
+        confidence: of each decision.
+        right: whether it is right.
+
+    Example:
+        >>> found = risk_coverage(np.array([0.5, 0.9, 0.5]), np.array([0, 1, 1], bool))
+        >>> found.round(3).tolist()
+        [0.0, 0.25, 0.333]
+    """
+    values, group, count = np.unique(
+        -confidence, return_inverse=True, return_counts=True
+    )
+    wrong = np.bincount(group, weights=~right, minlength=len(values)) / count
+    risks: np.ndarray = np.cumsum(wrong[np.sort(group)]) / np.arange(1, len(right) + 1)
+    return risks
 
 
 def _entropy(shares: Float[np.ndarray, " c"]) -> float:

@@ -77,7 +77,7 @@ def with_intervals(
     labels: Int[np.ndarray, " n"],
     seed: int,
 ) -> list[Row]:
-    """Adds what the bootstrap over evaluation examples tells of each row.
+    """Adds standard errors and intervals of differences, by a bootstrap.
 
     Args:
         rows: rows of results.
@@ -95,7 +95,7 @@ def with_intervals(
 def with_resamples(
     rows: Sequence[Row], found: Mapping[str, Float[np.ndarray, "r m"]]
 ) -> list[Row]:
-    """Adds what resamples tell of each row.
+    """Adds standard errors and intervals of differences, from resamples.
 
     Args:
         rows: rows of results.
@@ -108,7 +108,7 @@ def with_resamples(
     """
 
     def added(index: int) -> Row:
-        errors = {name: standard_error(x[:, index]) for name, x in found.items()}
+        errors = {name: bootstrap_error(x[:, index]) for name, x in found.items()}
         intervals = {
             name: _interval(x[:, index] - x[:, 0]) for name, x in found.items()
         }
@@ -118,7 +118,7 @@ def with_resamples(
 
 
 def with_vote_intervals(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Adds the same of the accuracies of votes, from the questions' own outcomes.
+    """Adds them for vote accuracy, by a bootstrap over questions.
 
     Args:
         rows: rows of results; unless all have votes, they are returned as they are.
@@ -145,7 +145,7 @@ def with_vote_intervals(rows: Sequence[Row], seed: int) -> list[Row]:
     ]
 
 
-def standard_error(resamples: Float[np.ndarray, " r"]) -> float:
+def bootstrap_error(resamples: Float[np.ndarray, " r"]) -> float:
     """Returns a metric's standard deviation over resamples; NaN without any.
 
     Resamples where it is not defined, as a correlation of equal numbers, are left out.

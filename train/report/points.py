@@ -13,7 +13,7 @@ from ivon_jax.ensemble import average
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.report.evaluated import Evaluated
-from ivon_jax.train.report.intervals import normal, standard_error
+from ivon_jax.train.report.intervals import bootstrap_error, normal
 from ivon_jax.train.report.reliable import LEVELS, Ranked
 from ivon_jax.train.report.resamples import resampled
 
@@ -67,7 +67,7 @@ def points(
     else:
         values, resamples = resampled(answer, [p for p, _ in read], labels, seed)
         for index, own in enumerate(values):
-            spread = {k: standard_error(x[:, index]) for k, x in resamples.items()}
+            spread = {k: bootstrap_error(x[:, index]) for k, x in resamples.items()}
             whole = {k: normal(k, v, spread[k]) for k, v in own.items()}
             found.append({"levels": [{"values": whole}]})
     return [

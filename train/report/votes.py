@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from ivon_jax.mbr.confidence import risk_coverage
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.report.figures import PANELS, colors_of, new_figure, save
 from ivon_jax.train.report.tables import Row, has_spread, label, name_of
@@ -16,7 +16,7 @@ BINS = 10
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Draws what rows of results tell of votes.
+    """Draws the figures of votes.
 
     Args:
         folder: the folder of the figures.
@@ -153,31 +153,6 @@ def _reliability(figure: Any, rows: Sequence[Row]) -> None:
     last.set_ylim(bottom=0)
     last.set_title("risk and coverage", fontsize=9)
     last.legend(fontsize=8)
-
-
-def risk_coverage(
-    confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Returns the error of the k most confident decisions, for k from 1 to n.
-
-    Tied ones are taken in any order: an error among them counts in shares. The mean is
-    ``aurc`` of `ivon_jax.mbr.confidence_scores`.
-
-    Args:
-        confidence: of each decision.
-        right: whether it is right.
-
-    Example:
-        >>> found = risk_coverage(np.array([0.5, 0.9, 0.5]), np.array([0, 1, 1], bool))
-        >>> found.round(3).tolist()
-        [0.0, 0.25, 0.333]
-    """
-    values, group, count = np.unique(
-        -confidence, return_inverse=True, return_counts=True
-    )
-    wrong = np.bincount(group, weights=~right, minlength=len(values)) / count
-    risks: np.ndarray = np.cumsum(wrong[np.sort(group)]) / np.arange(1, len(right) + 1)
-    return risks
 
 
 def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:

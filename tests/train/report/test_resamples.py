@@ -8,7 +8,7 @@ from tiny_results import numbers, tokens
 
 from ivon_jax.metrics import resampled_means
 from ivon_jax.train.objectives.text import Text
-from ivon_jax.train.report.intervals import standard_error, with_resamples
+from ivon_jax.train.report.intervals import bootstrap_error, with_resamples
 from ivon_jax.train.report.resamples import gaussian_nll, resampled
 
 RNG = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_few_numbers_have_resamples_that_are_all_alike():
     assert np.isnan(found["pearson"]).mean() == pytest.approx(0.5, abs=0.06)
     (row,) = with_resamples([values], found)
     assert row["errors"]["pearson"] == pytest.approx(0, abs=1e-9)
-    assert np.isnan(standard_error(np.full(3, np.nan)))
+    assert np.isnan(bootstrap_error(np.full(3, np.nan)))
 
 
 def test_metrics_of_text_are_those_of_the_objective():
