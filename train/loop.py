@@ -27,7 +27,7 @@ from ivon_jax.train.pod.processes import (
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
-from ivon_jax.train.problem import Problem, find_kernel, laid_out
+from ivon_jax.train.problem import Problem, find_kernel, train_layout
 from ivon_jax.train.runs import diagnostics, profiling, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
@@ -129,7 +129,7 @@ class _Training:
         self.network = problem.network_with(self.method.branch)
         whole = NamedSharding(problem.mesh, PartitionSpec())
         streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-        self.prefix, self.layout = laid_out(problem, config)
+        self.prefix, self.layout = train_layout(problem, config)
         self.fixed = problem.fixed(streams(config.seed), self.prefix)
         self._posterior = jax.jit(self.method.posterior, out_shardings=whole)
         self._diagnose = jax.jit(self.method.diagnose, out_shardings=whole)
@@ -223,7 +223,7 @@ class _Training:
         return posterior
 
     def diagnose(self, state: TrainState) -> None:
-        """Writes and shows what tells whether the hyper-parameters are sane."""
+        """Writes and prints the diagnosis of the hyper-parameters."""
         found = self._diagnose(state.params, state.method)
         if found is not None:
             on_first_process(lambda: diagnostics.record(self.out, found))
@@ -234,7 +234,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
 
     Args:
         training: the run.
-        interrupted: tells whether to stop after a step.
+        interrupted: returns whether to stop after a step.
 
     Returns:
         The counts of the steps taken, and the posterior.
@@ -289,7 +289,7 @@ def _steps(config: TrainConfig) -> int:
 
 
 def _scored(config: TrainConfig, step: int) -> bool:
-    """Tells whether the mean is scored after this step."""
+    """Returns whether the mean is scored after this step."""
     every = config.eval_steps
     return every is not None and (step % every == 0 or step == _steps(config))
 

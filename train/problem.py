@@ -91,7 +91,7 @@ class Problem:
         """
         encoded = self.objective.encode(self.tokenizer, examples)
         name, model_config = self.metadata["model"], self.model_config
-        _check_vocabulary(name, model_config, encoded.tokens)
+        check_vocabulary(name, model_config, encoded.tokens)
         _check_pairs(name, model_config, encoded)
         return encoded
 
@@ -153,8 +153,7 @@ def with_test(problem: Problem, config: RunConfig) -> Problem:
         ValueError: data are missing or illegal.
     """
     examples = find_examples(problem.task, config.data, config.seed, ["test"])
-    encoded = problem.objective.encode(problem.tokenizer, examples["test"])
-    _check_vocabulary(config.model, problem.model_config, encoded.tokens)
+    encoded = problem.encode(examples["test"])
     return dataclasses.replace(
         problem,
         splits={**problem.splits, "test": encoded},
@@ -162,7 +161,7 @@ def with_test(problem: Problem, config: RunConfig) -> Problem:
     )
 
 
-def laid_out(
+def train_layout(
     problem: Problem, config: TrainConfig
 ) -> tuple[Int[np.ndarray, " p"], Layout]:
     """Returns the prefix that a run's training texts share, and the rest's rows.
@@ -214,7 +213,7 @@ def load_model(config: TrainConfig) -> Problem:
     task = _spaced(task, pretrained)
     objective = objective_of(task, model_config, pretrained.tokenizer, pretrained.name)
     label_ids = jax.tree.leaves(objective)
-    _check_vocabulary(config.model, model_config, label_ids)
+    check_vocabulary(config.model, model_config, label_ids)
     return Problem(
         task,
         mesh,
@@ -377,7 +376,7 @@ def load_base(config: RunConfig, mesh: Mesh, task: Task) -> Pretrained:
     )
 
 
-def _check_vocabulary(name: str, model_config: Config, tokens: Iterable[Any]) -> None:
+def check_vocabulary(name: str, model_config: Config, tokens: Iterable[Any]) -> None:
     """Checks that every token has an embedding; JAX would raise no error."""
     largest = max((int(ids.max()) for ids in tokens), default=0)
     if largest >= model_config.vocab_size:

@@ -21,6 +21,7 @@ from ivon_jax.train.generate.schedule import (
     length_class,
 )
 from ivon_jax.train.generate.writers import Draw, Writer
+from ivon_jax.train.problem import check_vocabulary
 
 _STEPS = 16  # tokens between two looks at what has ended
 
@@ -209,12 +210,7 @@ def check_prompts(
             f"max_tokens: {max_tokens} after the longest prompt of {longest} tokens is"
             f" beyond the model's context of {context}"
         )
-    largest = max((int(tokens.max()) for tokens in prompts), default=0)
-    if largest >= model_config.vocab_size:
-        raise ValueError(
-            f"model {name}: its tokenizer has token {largest}, but its vocabulary size"
-            f" is {model_config.vocab_size}"
-        )
+    check_vocabulary(name, model_config, prompts)
 
 
 def _prompt_key(tokens: Int[np.ndarray, " s"]) -> int:

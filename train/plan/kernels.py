@@ -49,11 +49,11 @@ def kernel_operations(jaxpr: Any) -> float:
     )
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
-            # JAX leaves some in that nobody reads, and that a compiler drops.
+            # JAX leaves some in that are never read, and that a compiler drops.
             if any(id(v) in read for v in eqn.outvars):
                 total += _operations(eqn)
             continue
-        inner = [kernel_operations(body) for body in _bodies(eqn.params)]
+        inner = [kernel_operations(body) for body in bodies(eqn.params)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         else:
@@ -73,7 +73,8 @@ def _operations(eqn: Any) -> float:
     return 2.0 * found * math.prod(query[:-1]) * query[-1] * seen
 
 
-def _bodies(params: dict[str, Any]) -> list[Any]:
+def bodies(params: dict[str, Any]) -> list[Any]:
+    """Returns the functions among the parameters of an equation."""
     found = []
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):

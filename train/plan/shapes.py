@@ -13,6 +13,7 @@ from ivon_jax.models.attention import Platform
 from ivon_jax.models.families import Config
 from ivon_jax.models.llama_config import LlamaConfig
 from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.plan.kernels import bodies
 from ivon_jax.train.plan.program import step_shapes
 from ivon_jax.train.pod.sharding import parse_mesh
 
@@ -72,15 +73,15 @@ class _Flow:
         for eqn in jaxpr.eqns:
             name, reads = eqn.primitive.name, of(eqn.invars)
             every = frozenset().union(*reads)
-            bodies = [_open(x) for x in _values(eqn.params) if _is_jaxpr(x)]
+            inner = bodies(eqn.params)
             loop = name in ("scan", "while", "cond")
             kernel = name.startswith(KERNELS)
             if kernel:
-                bodies = []
-            if bodies and not loop:
-                results = self.run(bodies[-1], reads[-len(bodies[-1].invars) :])
+                inner = []
+            if inner and not loop:
+                results = self.run(inner[-1], reads[-len(inner[-1].invars) :])
             elif loop or kernel or name.startswith(STORED):
-                inside = max((self._inside(body, eqn) for body in bodies), default=0)
+                inside = max((self._inside(body, eqn) for body in inner), default=0)
                 results = [self.new(variable) for variable in eqn.outvars]
                 made = frozenset().union(*results)
                 self.events.append(_Event(every, made, inside))
@@ -203,16 +204,3 @@ def _bytes(aval: Any) -> int:
     if aval.memory_space == jax.memory.Space.Host:
         return 0
     return math.prod(aval.shape) * _bits(aval.dtype) // 8
-
-
-def _values(params: dict[str, Any]) -> Iterable[Any]:
-    for value in params.values():
-        yield from value if isinstance(value, tuple | list) else (value,)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "jaxpr") or hasattr(value, "eqns")
-
-
-def _open(value: Any) -> Any:
-    return getattr(value, "jaxpr", value)

@@ -14,8 +14,9 @@ from ivon_jax.train.data.batches import collate
 from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.plan.memory import peak_bytes
+from ivon_jax.train.plan.program import placed
 from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
-from ivon_jax.train.problem import Problem, laid_out
+from ivon_jax.train.problem import Problem, train_layout
 from ivon_jax.train.queue import Job
 from ivon_jax.train.runs import fitted, run
 from ivon_jax.train.step import TrainState, first_state, train_step
@@ -78,20 +79,14 @@ def step_bytes(problem: Problem, config: TrainConfig) -> int:
     network = problem.network_with(method.branch)
     whole = NamedSharding(mesh, PartitionSpec())
     streams = jax.jit(Streams.from_seed, static_argnums=0, out_shardings=whole)
-    prefix, layout = laid_out(problem, config)
+    prefix, layout = train_layout(problem, config)
     fixed = problem.fixed(streams(config.seed), prefix)
 
     def init(key: Any) -> TrainState:
         return first_state(network, method, problem.start, key)
 
     state: Any = jax.eval_shape(init, fixed.streams.adapters)
-    state = jax.tree.map(
-        lambda leaf, target: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=target
-        ),
-        state,
-        shardings(state, mesh),
-    )
+    state = placed(state, shardings(state, mesh))
     with jax.set_mesh(mesh):
         step = train_step.lower(
             network,

@@ -1,13 +1,12 @@
 """The figure of a search."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ivon_jax.files import write_bytes
+from ivon_jax.train.report.figures import new_figure, save
 from ivon_jax.train.tune.space import Range, Space
 from ivon_jax.train.tune.study import Trial
 
@@ -23,13 +22,10 @@ def draw(path: Path, trials: Sequence[Trial], space: Space, title: str) -> None:
         space: what was searched.
         title: name of the score.
     """
-    # Not pyplot: it keeps figures and a backend in global state.
-    from matplotlib.figure import Figure
-
     scored = [trial for trial in trials if trial.finite]
     across = min(1 + len(space), ACROSS)
     down = -(-(1 + len(space)) // across)
-    figure = Figure(figsize=(4.2 * across, 3.6 * down), layout="constrained")
+    figure = new_figure(4.2 * across, 3.6 * down)
     panels = figure.subplots(down, across, sharey=True, squeeze=False)
     first, *others = panels.flat
     _points(first, scored, [trial.number for trial in scored])
@@ -46,9 +42,7 @@ def draw(path: Path, trials: Sequence[Trial], space: Space, title: str) -> None:
         axes.set_axis_off()
     for row in panels:
         row[0].set_ylabel(title)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150)
-    write_bytes(path, image.getvalue())
+    save(figure, path)
 
 
 def _over(axes: Any, trials: Sequence[Trial], name: str, choice: Any) -> None:

@@ -22,7 +22,7 @@ from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.base import Minibatch
 from ivon_jax.train.methods.ensemble import Ensemble, EnsembleHyper
 from ivon_jax.train.pod.interrupts import Interrupted
-from ivon_jax.train.problem import Problem, laid_out, prepare
+from ivon_jax.train.problem import Problem, prepare, train_layout
 from ivon_jax.train.runs import run
 
 COUNT = 2
@@ -59,7 +59,7 @@ class Own:
     """The batches of one member: its rows of those of all."""
 
     def __init__(self, problem: Problem, config: TrainConfig, index: int) -> None:
-        prefix, layout = laid_out(problem, config)
+        prefix, layout = train_layout(problem, config)
         rest = problem.splits["train"].without_prefix(len(prefix))
         self.all, self.index = train_batches(rest, layout, config.seed), index
 

@@ -23,7 +23,7 @@ from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.linearised import Linearised
 from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.problem import laid_out, prepare
+from ivon_jax.train.problem import prepare, train_layout
 from ivon_jax.train.tasks.registry import get_task
 
 ARC = [
@@ -206,7 +206,7 @@ def test_predictors_see_the_same_logits(problem):
 def test_a_layout_fits_forked_texts(problem):
     found, _ = problem
     config = TrainConfig(method="adam", hyper=AdamHyper(steps=1, batch_size=2))
-    prefix, layout = laid_out(found, config)
+    prefix, layout = train_layout(found, config)
     longest = np.sort(found.splits["train"].lengths - len(prefix))[-2:].sum()
     assert layout.shapes[-1].tokens >= longest
 
