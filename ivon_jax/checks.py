@@ -18,6 +18,7 @@ class Rule(NamedTuple):
 POSITIVE = Rule("> 0", lambda value: value > 0)
 NOT_NEGATIVE = Rule(">= 0", lambda value: value >= 0)
 AT_LEAST_ONE = Rule(">= 1", lambda value: value >= 1)
+AT_LEAST_TWO = Rule(">= 2", lambda value: value >= 2)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 INSIDE = Rule("in (0, 1)", lambda value: 0 < value < 1)
 RATIO = Rule("in [0, 1]", lambda value: 0 <= value <= 1)

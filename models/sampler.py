@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ivon_jax.checks import NOT_NEGATIVE, RATIO, Rule, check
+from ivon_jax.checks import NOT_NEGATIVE, RATIO, SHARE, Rule, check
 
 # Below the lowest, differences of logits would overflow.
 _TEMPERATURE = Rule("0, or a number >= 1e-6", lambda x: x == 0 or 1e-6 <= x < math.inf)
-_SHARE = Rule("in (0, 1]", lambda value: 0 < value <= 1)
 _BLOCK = 256  # entries whose weights are summed before one of them is chosen
 
 
@@ -42,7 +41,7 @@ class Sampler:
         """Checks each field."""
         check("temperature", self.temperature, _TEMPERATURE)
         check("top_k", self.top_k, NOT_NEGATIVE)
-        check("top_p", self.top_p, _SHARE)
+        check("top_p", self.top_p, SHARE)
         check("min_p", self.min_p, RATIO)
 
     def filtered(self, logits: Float[Array, "r v"]) -> Float[Array, "r v"]:

@@ -16,7 +16,7 @@ import tyro
 
 from ivon_jax.train import config_file
 from ivon_jax.train.config import (
-    DEFAULT,
+    DEFAULT_METHOD,
     CompareConfig,
     MethodName,
     TrainConfig,
@@ -34,7 +34,7 @@ Commands = dict[str, Callable[..., Any]]
 class _Run:
     """The options of a run on which other options, or their defaults, depend."""
 
-    method: MethodName = DEFAULT
+    method: MethodName = DEFAULT_METHOD
     adapter: Path | None = None
 
     def default(self) -> TrainConfig:
@@ -209,7 +209,7 @@ def _run_tyro(commands: Commands, words: Sequence[str]) -> functools.partial[Any
 
 
 def read_options(kind: type[Any], words: Sequence[str]) -> Any:
-    """Reads a dataclass of options alone, as those of a fit.
+    """Reads a dataclass of options only, as those of a fit.
 
     Args:
         kind: the dataclass.

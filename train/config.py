@@ -12,7 +12,7 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models.attention import AttentionName
 from ivon_jax.models.stack import Remat
 from ivon_jax.train.methods.base import Hyper, Method
-from ivon_jax.train.methods.registry import COMPARED, DEFAULT, METHODS
+from ivon_jax.train.methods.registry import COMPARED, DEFAULT_METHOD, METHODS
 from ivon_jax.train.options import unset
 from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.trackers.base import check_installed
@@ -183,7 +183,7 @@ class TrainConfig(RunConfig):
             with it.
     """
 
-    method: MethodName = DEFAULT
+    method: MethodName = DEFAULT_METHOD
     hyper: Flat[Hyper] = dataclasses.field(default_factory=Hyper)
     adapter: Annotated[Path | None, unset("PATH", "fresh adapters")] = None
 
@@ -205,11 +205,11 @@ class Voting:
     """How answers are generated and voted on, for a text task that has answers.
 
     Attributes:
-        outputs: text tasks with answers: outputs that each posterior sample writes of a
-            question; a single model, as the mean, writes as many as all samples
-            together, and votes. 0: only likelihoods are computed.
-        questions: text tasks with answers: how many evaluation examples, the first
-            ones, are answered in writing at most; all are scored by likelihood.
+        outputs: text tasks with answers: outputs of each question by each posterior
+            sample. The mean gets the same total number (outputs times samples) and
+            votes on them. 0: no text is generated, only likelihoods are computed.
+        questions: text tasks with answers: at most this many evaluation examples,
+            the first ones, are answered in writing; all are scored by likelihood.
         max_tokens: text tasks with answers: number of tokens at which an output ends.
         outputs_at_once: outputs written at a time; changes no result.
         sampling_temperature: text tasks with answers: temperature of the tokens of

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from ivon_jax.train.config import CompareConfig, Hypers, RunConfig, TrainConfig
 from ivon_jax.train.methods.base import Hyper
-from ivon_jax.train.methods.registry import DEFAULT, METHODS
+from ivon_jax.train.methods.registry import DEFAULT_METHOD, METHODS
 
 ConfigType = TypeVar("ConfigType")
 
@@ -43,7 +43,7 @@ def _fields(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Returns the type of every field; `hyper` has the method's own type."""
     hints = field_types(cls)
     if cls is TrainConfig:
-        name = values.get("method", DEFAULT)
+        name = values.get("method", DEFAULT_METHOD)
         if isinstance(name, str) and name in METHODS:
             hints["hyper"] = METHODS[name].hyper_type
     return hints

@@ -22,7 +22,7 @@ from ivon_jax.train.tasks.text import text_task
 
 # The evaluation examples must not depend on the run's seed.
 EVAL_SEED = 0
-DEFAULT = DataConfig()
+DEFAULT_DATA = DataConfig()
 # Options of the tasks of one's own data, and of every text task.
 ROWS = ("train_file", "eval_file", "dataset", "dataset_splits", "streaming")
 OWN = {
@@ -41,7 +41,9 @@ def find_task(data: DataConfig) -> Task:
     """
     known = None if data.task in OWN else get_task(data.task, data.prompt_style)
     _check_owners(data)
-    given = {name for name in TEXT if getattr(data, name) != getattr(DEFAULT, name)}
+    given = {
+        name for name in TEXT if getattr(data, name) != getattr(DEFAULT_DATA, name)
+    }
     if given and not (data.task == "text" or (known and known.exchange)):
         raise ValueError(f"{min(given)}: only with a text task, not {data.task}")
     space = {"auto": None, "yes": True, "no": False}[data.leading_space]
@@ -65,11 +67,18 @@ def find_task(data: DataConfig) -> Task:
     return task if space is None else dataclasses.replace(task, leading_space=space)
 
 
+def _is_given(data: DataConfig, name: str) -> bool:
+    """Returns whether a setting differs from its default."""
+    return bool(getattr(data, name) != getattr(DEFAULT_DATA, name))
+
+
 def _check_owners(data: DataConfig) -> None:
     """Checks that options and kind of task go together."""
     for name in dict.fromkeys(name for names in OWN.values() for name in names):
         owners = [kind for kind, names in OWN.items() if name in names]
-        if data.task not in owners and getattr(data, name) != getattr(DEFAULT, name):
+        if data.task not in owners and getattr(data, name) != getattr(
+            DEFAULT_DATA, name
+        ):
             raise ValueError(f"{name}: only with --task {' or '.join(owners)}")
     files = () if data.dataset else ("train_file", "eval_file")
     for name in (*files, "prompt", "labels") if data.task == "custom" else ():
@@ -88,7 +97,7 @@ def _check_owners(data: DataConfig) -> None:
         raise ValueError(
             f"data_dir: not with --task {data.task}, which has its own files"
         )
-    if data.task in OWN and data.prompt_style != DEFAULT.prompt_style:
+    if data.task in OWN and data.prompt_style != DEFAULT_DATA.prompt_style:
         raise ValueError(f"prompt_style: not with --task {data.task}")
     if data.max_length is not None:
         check("max_length", data.max_length, AT_LEAST_ONE)

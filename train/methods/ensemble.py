@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from ivon_jax.checks import Rule
+from ivon_jax.checks import AT_LEAST_TWO
 from ivon_jax.particles import Particles
 from ivon_jax.train.data.batches import Batch
 from ivon_jax.train.methods import adam
@@ -40,7 +40,7 @@ class EnsembleHyper(AdamHyper):
     order: Annotated[Literal["same", "own"] | None, unset("{same,own}", "same")] = None
 
     PRESETS: ClassVar = PRESETS
-    RULES: ClassVar = AdamHyper.RULES | {"members": Rule(">= 2", lambda n: n >= 2)}
+    RULES: ClassVar = AdamHyper.RULES | {"members": AT_LEAST_TWO}
 
 
 class Ensemble(Adam):

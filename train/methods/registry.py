@@ -15,5 +15,5 @@ METHODS: dict[str, Any] = {
     for method in (Adam, IvonLora, Ivon, Swag, AdamAverage, Blob, Ensemble)
 }
 # The default of `train`, and the methods of `compare`.
-DEFAULT: str = IvonLora.name
+DEFAULT_METHOD: str = IvonLora.name
 COMPARED: tuple[str, ...] = (Adam.name, IvonLora.name)

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
-from ivon_jax.checks import SHARE, Rule
+from ivon_jax.checks import AT_LEAST_TWO, SHARE
 from ivon_jax.iterates import Iterates
 from ivon_jax.low_rank import LowRank
 from ivon_jax.train.methods.adam import Adam, AdamHyper
 from ivon_jax.train.methods.base import Loss, Minibatch, Result, linear_schedule
-
-SEVERAL = Rule(">= 2", lambda value: value >= 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +36,8 @@ class SwagHyper(AdamHyper):
 
     RULES: ClassVar = AdamHyper.RULES | {
         "collect_share": SHARE,
-        "iterates": SEVERAL,
-        "deviations": SEVERAL,
+        "iterates": AT_LEAST_TWO,
+        "deviations": AT_LEAST_TWO,
     }
 
     def resolve(
