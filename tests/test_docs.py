@@ -31,6 +31,7 @@ def options() -> dict[str, set[str]]:
     from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig, Voting
     from ivon_jax.train.fits.registry import FITS
     from ivon_jax.train.generate import Options
+    from ivon_jax.train.inference.commands import RunOrAdapter
     from ivon_jax.train.methods.registry import METHODS
     from ivon_jax.train.plan.sweep import Sweep
     from ivon_jax.train.pod.processes import ProcessConfig
@@ -62,8 +63,10 @@ def options() -> dict[str, set[str]]:
         | {"out", "resume"},
         "fit": fields(DataConfig, *FITS.values()) | arguments(cli.fit),
         "evaluate": fields(DataConfig, Voting) | arguments(cli.evaluate),
-        "predict": fields(DataConfig) | arguments(cli.predict),
-        "calibrate": fields(DataConfig) | arguments(cli.calibrate) | {"no-temperature"},
+        "predict": fields(DataConfig, RunOrAdapter) | arguments(cli.predict),
+        "calibrate": fields(DataConfig, RunOrAdapter)
+        | arguments(cli.calibrate)
+        | {"no-temperature"},
         "show": arguments(cli.show),
         "report": arguments(cli.report),
         "generate": fields(Options, Sampler) | arguments(cli.generate),

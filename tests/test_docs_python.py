@@ -112,7 +112,7 @@ def start(page):
 
 def formats(page):
     assert page.posterior.kind == "gaussian"
-    assert page.facts["step"] == 80
+    assert page.metadata["step"] == 80
 
 
 def fits(page):

@@ -34,7 +34,7 @@ from ivon_jax.train.runs import run
 from ivon_jax.train.sources import Source
 from ivon_jax.train.splits import find_task, run_splits, scored_split, settled
 from ivon_jax.train.step import first_state
-from ivon_jax.train.voting.outputs import asked, wanted
+from ivon_jax.train.voting.outputs import find_questions, find_votes
 
 
 def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         Interrupted: SIGINT or SIGTERM was received in training; see `loop.train`.
     """
     task = find_task(config.data)
-    if not (task.label_words or task.exchange):
+    if task.answer == "number":
         raise ValueError(f"task: {task.name} has no classes to compare calibration on")
     if scored_split(config.data) not in run_splits(config):
         raise ValueError("eval_file: needed, or --validation-examples, to score")
@@ -71,7 +71,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     test = with_test(problem, config) if used else None
     split = scored_split(config.data, test=used)
     if votes := jobs[0].votes:
-        asked(test or problem, config, split, votes.voting)
+        find_questions(test or problem, config, split, votes.voting)
     on_first_process(
         lambda: run.start(out, config, problem.run_metadata, resume=resume)
     )
@@ -89,7 +89,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
         "seed": config.seed,
         "steps": jobs[0].config.hyper.steps,
     }
-    labels = (test or problem).splits[split].labels if task.label_words else None
+    labels = (test or problem).splits[split].labels if task.answer == "class" else None
     trained = [job.name for job in jobs if not job.fit]
     return write_comparison(out, about, trained, scored, labels)
 
@@ -125,7 +125,7 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
                     " compared on the same batches"
                 )
     predictors = functools.partial(_predictors, config)
-    votes = wanted(find_task(config.data), config.voting, config.samples)
+    votes = find_votes(find_task(config.data), config.voting, config.samples)
     jobs = [Job(name, run, predictors, votes=votes) for name, run in runs.items()]
     for fit, names in dict.fromkeys(_fits(config)):
         name = f"{fit.name}-{'+'.join(names)}"
@@ -138,7 +138,7 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
 
 
 def _check_fits(jobs: Sequence[Job], problem: Problem) -> None:
-    """Checks, by shapes alone, that the posteriors have what fits of them need."""
+    """Checks, by shapes only, that the posteriors have what fits of them need."""
     configs = {job.name: job.config for job in jobs}
     for job in jobs:
         for name in job.sources:
@@ -227,7 +227,7 @@ def _scored(
     )
     for index, row in enumerate(rows):
         predictor = predictor_of(row)
-        found = run.read_predictions(folder, predictor.name + "-test" * test)
+        found, _ = run.read_predictions(folder, predictor.name + "-test" * test)
         log_probs = np.asarray(average(jnp.asarray(found)))
         backward = predictor.backward_passes(log_probs.shape[1])
         row = row | {"passes": predictor.passes + backward}

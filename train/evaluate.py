@@ -19,8 +19,7 @@ from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
 from ivon_jax.train.splits import find_task
-from ivon_jax.train.voting.outputs import Votes, asked, vote
-from ivon_jax.train.voting.outputs import wanted as wanted_votes
+from ivon_jax.train.voting.outputs import Votes, find_questions, find_votes, vote
 
 
 def predictors_for(
@@ -70,14 +69,14 @@ def evaluate(
 
     Raises:
         ValueError: a predictor cannot use the posterior, or a prediction is not
-            finite; or see `voting.outputs.asked`.
+            finite; or see `voting.outputs.find_questions`.
         Interrupted: a signal came while answers were written.
     """
     problem, encoded = source.problem, source.problem.splits[source.split]
     suffix = "-best" * best + "-test" * test
-    questions = (
-        asked(problem, source.config, source.split, votes.voting) if votes else None
-    )
+    config, questions = source.config, None
+    if votes:
+        questions = find_questions(problem, config, source.split, votes.voting)
     predictions = source.predict(source.split, predictors, chunk_size)
     spread = {"spread": source.posterior.spread}
     rows = [
@@ -94,7 +93,7 @@ def evaluate(
         rows = [row | other for row, other in zip(rows, found, strict=True)]
         of += f"-ood-{foreign.name}"
     values = {
-        "config": to_json(source.config),
+        "config": to_json(config),
         **problem.metadata,
         "best": best,
         "test": test,
@@ -166,7 +165,7 @@ def evaluate_folder(
         folder = _check_adapter(adapter, out, wanted, best=best)
         data = adapter.scored
     task = find_task(data)
-    wanted_votes(task, voting, 1)
+    find_votes(task, voting, 1)
     foreign = find_foreign(task, data, ood_task, ood_file)
     if directory:
         splits = ["validation", "test"] if wanted.temperature else None
@@ -175,7 +174,7 @@ def evaluate_folder(
         source = read_adapter(adapter, mesh, test=test)
     predictors = predictors_for(source, wanted, chunk_size)
     models = wanted.samples or source.posterior.size or Samples().samples
-    with resumed_by("the same command goes on with them"):
+    with resumed_by("the same command continues them"):
         return evaluate(
             source,
             predictors,
@@ -184,7 +183,7 @@ def evaluate_folder(
             test=test,
             chunk_size=chunk_size,
             foreign=foreign,
-            votes=wanted_votes(source.problem.task, voting, models),
+            votes=find_votes(source.problem.task, voting, models),
         )
 
 
@@ -210,7 +209,7 @@ def _check_adapter(
         raise ValueError(
             "adapter: needs --model and --out, and has no --best or --temperature"
         )
-    # Answers are gone on with.
+    # Outputs of an interrupted evaluation are continued.
     run.check_new(out, [path.name for path in out.glob("outputs-*")])
     return out
 

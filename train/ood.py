@@ -49,7 +49,7 @@ class Foreign(NamedTuple):
     labelled: bool
 
     def at_most(self, count: int) -> "Foreign":
-        """Draws so many examples, the same ones for every run."""
+        """Draws at most `count` examples, the same for every run."""
         if len(self.examples) <= count:
             return self
         return self._replace(examples=subsample(self.examples, count, EVAL_SEED))
@@ -77,7 +77,7 @@ def find(
         return None
     if other is not None and file is not None:
         raise ValueError("ood_task: not together with --ood-file")
-    if not task.label_words:
+    if task.answer != "class":
         raise ValueError(f"ood: needs classes, which {task.name} does not ask for")
     if file is not None:
         return _of_file(task, file)
@@ -85,7 +85,7 @@ def find(
     if other == task.name:
         raise ValueError(f"ood_task: {other} is the run's own task")
     found = get_task(other, data.prompt_style)
-    if not found.label_words:
+    if found.answer != "class":
         raise ValueError(f"ood_task: {other} does not ask for a class")
     examples = load_examples(found, "eval", data_dir=data_folder(data.data_dir))
     return Foreign(other, examples, found.label_words == task.label_words)
@@ -109,7 +109,7 @@ def score_foreign(
     foreign: Foreign,
     chunk_size: int | None = 1,
 ) -> list[dict[str, float]]:
-    """Computes how well each predictor's uncertainty tells foreign examples.
+    """Computes how well each predictor's uncertainty detects foreign examples.
 
     Args:
         source: the run or adapter, with its own examples.

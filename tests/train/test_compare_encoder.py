@@ -81,7 +81,7 @@ def test_a_fit_alone_is_that_of_the_comparison(fit, compared, tmp_path):
     assert command("evaluate", out, "--test") == 0
     for predictor in mine.predictors:
         found, wanted = (
-            read_predictions(folder, f"{predictor.name}-test")
+            read_predictions(folder, f"{predictor.name}-test")[0]
             for folder in (out, there)
         )
         np.testing.assert_array_equal(found, wanted)

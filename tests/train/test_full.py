@@ -164,7 +164,7 @@ def test_it_is_evaluated_and_exported(trained, tmp_path, capsys):
     bound = problem.network.bind(trained.posterior.mean, problem.frozen, {})
     ours = problem.objective.outputs(bound, jax.tree.map(jnp.asarray, batch))
     # What `evaluate` wrote of the mean is of these logits.
-    stored = run.read_predictions(out, "mean")[0, :6]
+    stored = run.read_predictions(out, "mean")[0][0, :6]
     np.testing.assert_allclose(stored, jax.nn.log_softmax(ours), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"^format: .* has no adapters .* use hf$"):
         cli.export(out, tmp_path / "peft")

@@ -56,7 +56,7 @@ def test_all_members_are_averaged(folder, tmp_path, capsys):
     (row,) = json.loads((out / f"evaluation-{COUNT}.json").read_text())["rows"]
     assert (row["predict"], row["samples"]) == ("samples", COUNT)
     assert f"adam, {COUNT} samples" in capsys.readouterr().out
-    stored = run.read_predictions(out, f"{COUNT}")
+    stored = run.read_predictions(out, f"{COUNT}")[0]
     problem, streams = prepare(config, ["test"]), Streams.from_seed(0)
     test = problem.splits["test"]
     for member, found in zip(members, stored, strict=True):
@@ -66,7 +66,7 @@ def test_all_members_are_averaged(folder, tmp_path, capsys):
     assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
     # Fewer are the first ones.
     cli.evaluate(out, samples=2)
-    np.testing.assert_array_equal(run.read_predictions(out, "2"), stored[:2])
+    np.testing.assert_array_equal(run.read_predictions(out, "2")[0], stored[:2])
 
 
 @pytest.mark.parametrize(

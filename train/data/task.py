@@ -133,6 +133,13 @@ class Task:
     drop_long: bool = False
 
     @property
+    def answer(self) -> Literal["class", "number", "text"]:
+        """The kind of answer that the task asks for."""
+        if self.exchange:
+            return "text"
+        return "class" if self.label_words else "number"
+
+    @property
     def outputs(self) -> int:
         """Number of outputs: one for each class, or one for a number.
 

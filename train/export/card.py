@@ -22,8 +22,8 @@ from ivon_jax.train.inference.calibration import CALIBRATION, Calibration
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.report import figures
 from ivon_jax.train.report.intervals import with_intervals
-from ivon_jax.train.report.tables import METRICS, Row, label, markdown
-from ivon_jax.train.runs import fitted
+from ivon_jax.train.report.tables import METRICS, Row, common_columns, label, markdown
+from ivon_jax.train.runs import fitted, run
 from ivon_jax.train.splits import find_task
 
 CARD, FIGURE = "README.md", "reliability.png"
@@ -134,7 +134,7 @@ def read_results(exported: Exported, task: Task) -> list[Results]:
     for path in files:
         with prefixed(f"{path}: not results", (ValueError, KeyError, TypeError)):
             values = json.loads(path.read_text())
-            # Results of version 0.1.0 do not tell what they are of.
+            # Results of version 0.1.0 do not name the posterior that they are of.
             of = (values.get("best"), values.get("step"))
             if of != (exported.best, exported.learned.get("step")):
                 continue
@@ -153,7 +153,7 @@ def read_results(exported: Exported, task: Task) -> list[Results]:
                 None,
                 None,
             ),
-            classes=bool(task.label_words),
+            classes=task.answer == "class",
             test=own and data.validation_examples is not None,
         )
         for own in sorted(found, reverse=True)
@@ -164,18 +164,13 @@ def _with_predictions(
     exported: Exported, found: Results, *, classes: bool, test: bool
 ) -> Results:
     """Adds predictions of classes, and the standard errors of what they score."""
-    from safetensors.numpy import load_file
-
     if not classes:
         return found
     suffix = "-best" * exported.best + "-test" * test
-    parts = []
-    for row in found.rows:
-        name = f"predictions-{predictor_of(row).name}{suffix}.safetensors"
-        with prefixed(exported.directory / name, (Exception,)):
-            parts.append(load_file(exported.directory / name))
-    log_probs = np.stack([pool(part["log_probs"]) for part in parts])
-    labels = parts[0]["labels"]
+    names = [predictor_of(row).name + suffix for row in found.rows]
+    parts = [run.read_predictions(exported.directory, name) for name in names]
+    log_probs = np.stack([pool(draws) for draws, _ in parts])
+    labels = parts[0][1]
     rows = with_intervals(found.rows, log_probs, labels, seed=0)
     return found._replace(rows=rows, log_probs=log_probs, labels=labels)
 
@@ -195,7 +190,7 @@ def _front(exported: Exported, task: Task, results: Sequence[Results]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     adapter = exported.format == "peft"
-    kind = "text-generation" if task.exchange else "text-classification"
+    kind = "text-generation" if task.answer == "text" else "text-classification"
     scores = [
         EvalResult(
             task_type=kind,
@@ -255,11 +250,7 @@ def _about(exported: Exported, task: Task) -> str:
 
 def _table(found: Results) -> str:
     """Returns a table of scores, with standard errors where they are known."""
-    columns = {
-        name: column
-        for name, column in METRICS.items()
-        if all(name in row for row in found.rows)
-    }
+    columns = common_columns(METRICS, found.rows)
     cells = [["", *(title for title, *_ in columns.values())]]
     for row in found.rows:
         line = [label(row)]

@@ -12,8 +12,6 @@ from jaxtyping import Float, Int
 from ivon_jax.errors import prefixed
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.objectives.answers import ClassAnswer, NumberAnswer
-from ivon_jax.train.objectives.text import Text
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.registry import predictor_of
@@ -63,10 +61,7 @@ class Evaluated:
     @property
     def answer(self) -> str:
         """The kind of answer, "class", "number" or "text"."""
-        task = find_task(self.config.data)
-        if task.exchange:
-            return Text.answer
-        return ClassAnswer.answer if task.label_words else NumberAnswer.answer
+        return find_task(self.config.data).answer
 
     @property
     def main(self) -> Predictor:
@@ -84,7 +79,7 @@ class Evaluated:
         return most or next(iter(self.rows))
 
     def has(self, predictor: Predictor) -> bool:
-        """Tells whether there are a row and predictions of a predictor."""
+        """Returns whether there are a row and predictions of a predictor."""
         name = f"predictions-{predictor.name}{self.suffix}.safetensors"
         return predictor in self.rows and (self.folder / name).exists()
 
@@ -96,7 +91,7 @@ class Evaluated:
         Raises:
             ValueError: the file is missing or damaged.
         """
-        return run.read_scored(self.folder, predictor.name + self.suffix)
+        return run.read_predictions(self.folder, predictor.name + self.suffix)
 
 
 def read(folder: Path, *, best: bool = False, test: bool = False) -> Evaluated:

@@ -81,7 +81,7 @@ def label(row: Row) -> str:
 
 
 def has_spread(row: Row) -> bool:
-    """Tells whether a row's posterior is more than a point."""
+    """Returns whether a row's posterior is more than a point."""
     method = METHODS.get(row["method"])
     # Rows of version 0.1.0 do not tell.
     return bool(row.get("spread", method is not None and method.spread))
@@ -94,7 +94,7 @@ def table(rows: Sequence[Row], columns: Columns = METRICS) -> str:
         rows: rows of results.
         columns: the columns; those that not all rows have are left out.
     """
-    columns = _common(columns, rows)
+    columns = common_columns(columns, rows)
     cells = [["", *(title for title, *_ in columns.values())]]
     for row in rows:
         values = [
@@ -126,7 +126,7 @@ def differences(rows: Sequence[Row]) -> str:
     return markdown(cells)
 
 
-def _common(columns: Columns, rows: Sequence[Row]) -> Columns:
+def common_columns(columns: Columns, rows: Sequence[Row]) -> Columns:
     """Returns the columns that all rows have."""
     return {k: v for k, v in columns.items() if all(k in row for row in rows)}
 
@@ -199,7 +199,7 @@ def over_seeds(runs: Sequence[Sequence[Row]]) -> list[Row]:
         raise ValueError("runs: their methods or predictors differ")
     return [
         {"row": _common_label(same)}
-        | {name: [row[name] for row in same] for name in _common(COLUMNS, same)}
+        | {name: [row[name] for row in same] for name in common_columns(COLUMNS, same)}
         for same in zip(*runs, strict=True)
     ]
 
@@ -211,7 +211,7 @@ def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
         rows: the rows.
         columns: the columns; those that not all rows have are left out.
     """
-    columns = _common(columns, rows)
+    columns = common_columns(columns, rows)
     cells = [["", *(title for title, *_ in columns.values())]]
     for row in rows:
         line = [row["row"]]

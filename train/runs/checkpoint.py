@@ -171,7 +171,7 @@ class Checkpoints:
         )
 
     def due(self, step: int) -> bool:
-        """Tells whether it is time to save; to be called after every step.
+        """Returns whether it is time to save; to be called after every step.
 
         Raises:
             OSError: the previous checkpoint could not be written.

@@ -14,17 +14,17 @@ from ivon_jax.train.runs.progress import say
 DIAGNOSTICS = "diagnostics.json"
 
 
-def record(out: Path, diagnosis: Diagnosis) -> None:
+def record(folder: Path, diagnosis: Diagnosis) -> None:
     """Writes a diagnosis to ``diagnostics.json``, and prints it with its advice.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         diagnosis: that of the last step.
     """
     found: Diagnosis = jax.tree.map(np.asarray, jax.device_get(diagnosis))
     values = {name: _json(value) for name, value in found._asdict().items()}
     advice = {"quantiles": QUANTILES, "advice": found.advice()}
-    run.write_json(out / DIAGNOSTICS, values | advice)
+    run.write_json(folder / DIAGNOSTICS, values | advice)
     say("\n".join(found.lines()))
 
 

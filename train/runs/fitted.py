@@ -11,7 +11,7 @@ from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.runs.run import versions, write_json
 
 FIT = "fit.json"
-# What became of a run's held-out examples.
+# How a run's held-out examples were used.
 HeldOut = Literal["unseen", "fitted on", "trained on"]
 
 
@@ -26,7 +26,7 @@ class Record(NamedTuple):
         seconds: time of fitting.
         numbers: what was found, as JSON values.
         predictors: the ways to predict that the fit is for.
-        held_out: what became of the held-out examples of the first source.
+        held_out: how the held-out examples of the first source were used.
     """
 
     fit: str

@@ -39,12 +39,12 @@ class Profile:
     """Traces steps, named "train" with their number.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         traced: the steps.
     """
 
-    def __init__(self, out: Path, traced: range) -> None:
-        self._out, self._traced = out / FOLDER, traced
+    def __init__(self, folder: Path, traced: range) -> None:
+        self._folder, self._traced = folder / FOLDER, traced
         self._on = False
 
     @contextmanager
@@ -58,7 +58,7 @@ class Profile:
             yield
             return
         if not self._on:
-            jax.profiler.start_trace(str(self._out), create_perfetto_trace=True)
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._on = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
-# The numbers of a step are fetched while at most N later ones run, N >= 1.
 # A step's metrics are fetched while at most LAG later steps run.
 LAG = 2
 

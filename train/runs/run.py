@@ -198,13 +198,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def cut_metrics(out: Path, steps: int) -> None:
+def cut_metrics(folder: Path, steps: int) -> None:
     """Keeps the first `steps` lines; later steps will be taken again.
 
     Raises:
         ValueError: there are fewer lines.
     """
-    path = out / METRICS
+    path = folder / METRICS
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     if len(lines) < steps:
         raise ValueError(f"{path}: has {len(lines)} lines, not the {steps} of the run")
@@ -212,38 +212,40 @@ def cut_metrics(out: Path, steps: int) -> None:
 
 
 def write_config(
-    out: Path, config: TrainConfig | CompareConfig, **metadata: Any
+    folder: Path, config: TrainConfig | CompareConfig, **metadata: Any
 ) -> None:
     """Writes the run's configuration and metadata.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         config: configuration of a training run, resolved, or of a comparison.
         **metadata: fingerprints and counts.
     """
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     values = {"config": to_json(config), "started": started, "versions": versions()}
-    write_json(out / CONFIG, values | metadata)
+    write_json(folder / CONFIG, values | metadata)
 
 
-def read_config(out: Path) -> tuple[TrainConfig, dict[str, Any]]:
+def read_config(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
     """Reads a run's configuration and metadata.
 
     Raises:
         ValueError: the folder is no run, or its configuration is damaged.
     """
-    return _read_config(out, TrainConfig)
+    return _read_config(folder, TrainConfig)
 
 
-def _read_config(out: Path, cls: type[ConfigType]) -> tuple[ConfigType, dict[str, Any]]:
-    path = out / CONFIG
+def _read_config(
+    folder: Path, cls: type[ConfigType]
+) -> tuple[ConfigType, dict[str, Any]]:
+    path = folder / CONFIG
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or "config" not in values:
             raise ValueError("it has no key 'config'")
         return from_json(completed(values.pop("config")), cls), values
     except OSError:
-        raise ValueError(f"{out}: not a run ({CONFIG} is missing)") from None
+        raise ValueError(f"{folder}: not a run ({CONFIG} is missing)") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a run ({error})") from None
 
@@ -257,11 +259,13 @@ def completed(config: Any) -> Any:
     return config
 
 
-def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Metadata]:
+def read_posterior(
+    folder: Path, *, best: bool = False
+) -> tuple[Distribution, Metadata]:
     """Reads a run's posterior.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         best: whether to read the best scored posterior instead of the last one.
 
     Returns:
@@ -270,13 +274,13 @@ def read_posterior(out: Path, *, best: bool = False) -> tuple[Distribution, Meta
     Raises:
         ValueError: the run has none.
     """
-    if best and not (out / BEST).exists():
-        raise ValueError(f"best: {out} has no {BEST}; train with --eval-steps")
-    return load_posterior(out / (BEST if best else POSTERIOR))
+    if best and not (folder / BEST).exists():
+        raise ValueError(f"best: {folder} has no {BEST}; train with --eval-steps")
+    return load_posterior(folder / (BEST if best else POSTERIOR))
 
 
 def write_predictions(
-    out: Path,
+    folder: Path,
     name: str,
     answer: str,
     predictions: Float[np.ndarray, "s n c"],
@@ -285,7 +289,7 @@ def write_predictions(
     """Writes the predictions of each draw, and the labels.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         name: name of predictor and split, part of the file's name.
         answer: the kind of answer, "class", "number" or "text".
         predictions: log-probabilities of the classes or tokens, or numbers, of each
@@ -298,16 +302,16 @@ def write_predictions(
         "numbers" if answer == "number" else "log_probs": predictions,
         "labels": labels,
     }
-    write_bytes(out / f"predictions-{name}.safetensors", save(tensors))
+    write_bytes(folder / f"predictions-{name}.safetensors", save(tensors))
 
 
-def read_scored(
-    out: Path, name: str
+def read_predictions(
+    folder: Path, name: str
 ) -> tuple[Float[np.ndarray, "s n c"], Int[np.ndarray, "*n"] | Float[np.ndarray, " n"]]:
     """Reads the predictions of each draw, and the labels.
 
     Args:
-        out: the run's folder.
+        folder: the run's folder.
         name: as in `write_predictions`.
 
     Raises:
@@ -316,14 +320,9 @@ def read_scored(
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = out / f"predictions-{name}.safetensors"
+    path = folder / f"predictions-{name}.safetensors"
     wrong = (OSError, SafetensorError, KeyError, StopIteration)
     with prefixed(f"{path}: not the predictions of a run", wrong):
         tensors = load_file(path)
         labels = tensors.pop("labels")
         return next(iter(tensors.values())), labels
-
-
-def read_predictions(out: Path, name: str) -> Float[np.ndarray, "s n c"]:
-    """Reads the predictions, without the labels, of `read_scored`."""
-    return read_scored(out, name)[0]

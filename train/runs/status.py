@@ -24,13 +24,13 @@ class Status(NamedTuple):
     state: State
 
 
-def read(out: Path) -> Status | None:
+def read(folder: Path) -> Status | None:
     """Reads a run's status; None if it has none, as in older versions.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = out / STATUS
+    path = folder / STATUS
     try:
         values = json.loads(path.read_text())
         status = Status(**values)
@@ -44,19 +44,19 @@ def read(out: Path) -> Status | None:
     return status
 
 
-def write(out: Path, step: int, of: int, state: State) -> None:
+def write(folder: Path, step: int, of: int, state: State) -> None:
     """Writes a run's status, whole or not at all.
 
     An evaluated run stays "evaluated" when it is resumed after its last step.
     """
-    if state == "trained" and (old := read(out)) == Status(step, of, "evaluated"):
+    if state == "trained" and (old := read(folder)) == Status(step, of, "evaluated"):
         state = old.state
     values = Status(step, of, state)._asdict()
-    write_bytes(out / STATUS, (json.dumps(values) + "\n").encode())
+    write_bytes(folder / STATUS, (json.dumps(values) + "\n").encode())
 
 
-def evaluated(out: Path) -> None:
+def evaluated(folder: Path) -> None:
     """Sets a run's state to "evaluated", if it was "trained"."""
-    status = read(out)
+    status = read(folder)
     if status is not None and status.state == "trained":
-        write(out, status.step, status.of, "evaluated")
+        write(folder, status.step, status.of, "evaluated")

@@ -17,13 +17,13 @@ from ivon_jax.train.trackers.registry import TRACKERS
 class Jsonl:
     """One line per step in ``metrics.jsonl``, part of every run."""
 
-    def __init__(self, out: Path) -> None:
-        self._out, self._path = out, out / run.METRICS
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / run.METRICS
         self._file: BinaryIO | None = None
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
         """Removes the lines of steps that will be taken again."""
-        run.cut_metrics(self._out, step)
+        run.cut_metrics(self._folder, step)
         self._file = self._path.open("ab", buffering=0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -61,7 +61,7 @@ class _Lenient:
                 self._failed = True
                 say(
                     f"{self._name} has failed at step {step} and gets no more numbers;"
-                    f" training goes on: {one_line(error)}"
+                    f" training continues: {one_line(error)}"
                 )
 
     def finish(self) -> None:
@@ -74,13 +74,13 @@ class _Lenient:
 
 @contextmanager
 def tracking(
-    names: Sequence[str], out: Path, config: Mapping[str, Any], step: int
+    names: Sequence[str], folder: Path, config: Mapping[str, Any], step: int
 ) -> Iterator[list[Tracker]]:
     """Starts trackers, and finishes all of them at the end.
 
     Args:
         names: names in `TRACKERS`; the numbers are written to the folder anyway.
-        out: the run's folder.
+        folder: the run's folder.
         config: see `Tracker.start`.
         step: see `Tracker.start`.
 
@@ -90,8 +90,8 @@ def tracking(
     Raises:
         ValueError: one does not start.
     """
-    chosen = [_Lenient(name, TRACKERS[name](out)) for name in names]
-    trackers: list[Tracker] = [Jsonl(out), *chosen]
+    chosen = [_Lenient(name, TRACKERS[name](folder)) for name in names]
+    trackers: list[Tracker] = [Jsonl(folder), *chosen]
     with ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.finish)

@@ -72,7 +72,7 @@ def tune(
     check("trials", 20 if trials is None else trials, AT_LEAST_ONE)
     check("samples", samples, AT_LEAST_ONE)
     task = find_task(config.data)
-    if objective in ("accuracy", "ece") and not task.label_words:
+    if objective in ("accuracy", "ece") and task.answer != "class":
         raise ValueError(f"objective: {task.name} has no classes, hence no {objective}")
     chosen = space.read_space(search, config)
     space.check_space(chosen, config, task.preset, grid=grid)
@@ -144,8 +144,8 @@ class _Points:
         samples: int,
     ) -> None:
         self.config, self.task, self.out = config, task, out
-        numbers = not (task.label_words or task.exchange)
-        self.objective: str = objective or ("mse" if numbers else "nll")
+        usual = "mse" if task.answer == "number" else "nll"
+        self.objective: str = objective or usual
         self.samples = samples
         self._problem: tuple[Any, Problem] | None = None
         self._rows: dict[str, list[Row]] = {}
@@ -227,7 +227,7 @@ class _Points:
         return self._rows[name]
 
     def _prepared(self, config: TrainConfig) -> tuple[Problem, TrainConfig]:
-        """Loads the model, anew only for other adapters, and resolves the run."""
+        """Loads the model, again only for other adapters, and resolves the run."""
         if self._problem is None or self._problem[0] != config.lora:
             self._problem = config.lora, prepare(config)
         problem = self._problem[1]

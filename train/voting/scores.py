@@ -1,4 +1,4 @@
-"""What written answers are worth: accuracy by number of outputs, and confidence."""
+"""Scores of generated answers: accuracy by number of outputs, and calibration."""
 
 import math
 from collections.abc import Sequence

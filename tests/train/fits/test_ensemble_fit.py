@@ -49,12 +49,12 @@ def test_probabilities_of_the_members_are_averaged(place, tmp_path, capsys):
     assert isinstance(posterior, Particles) and posterior.size == 3
     assert command("evaluate", out) == 0
     assert "ensemble(adam), 3 samples" in capsys.readouterr().out
-    stored = read_predictions(out, "3")
+    stored = read_predictions(out, "3")[0]
     for name, found in zip(SEEDS, stored, strict=True):
         alone = shutil.copytree(place / name, tmp_path / name)
         assert command("evaluate", alone) == 0
         np.testing.assert_allclose(
-            found, read_predictions(alone, "mean")[0], rtol=1e-4, atol=1e-5
+            found, read_predictions(alone, "mean")[0][0], rtol=1e-4, atol=1e-5
         )
     (row,) = rows(out, "3")
     labels = [line["label"] == "yes" for line in tiny_rows(place)]
@@ -89,7 +89,7 @@ def test_adapters_are_members_beside_runs_or_alone(place, tmp_path):
     assert command("evaluate", alone) == 0
     assert command("evaluate", wanted) == 0
     np.testing.assert_array_equal(
-        read_predictions(alone, "2"), read_predictions(wanted, "2")
+        read_predictions(alone, "2")[0], read_predictions(wanted, "2")[0]
     )
 
 

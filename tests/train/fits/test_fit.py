@@ -98,7 +98,7 @@ def test_it_is_the_temperature_of_evaluate(place, scaled, tmp_path):
     assert command("evaluate", other, "--test") == 0
     for name in ("mean-scaled-test", "2-scaled-test"):
         np.testing.assert_array_equal(
-            read_predictions(out, name), read_predictions(other, name)
+            read_predictions(out, name)[0], read_predictions(other, name)[0]
         )
 
 

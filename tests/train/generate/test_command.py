@@ -138,7 +138,7 @@ def test_what_is_finished_is_kept_and_resumed(home, whole, tmp_path, capsys):
     kept = lines(out)
     assert 3 <= len(kept) < 9
     assert command("generate", *words) == 2
-    assert "exists; --resume goes on with it" in capsys.readouterr().err
+    assert "exists; --resume continues it" in capsys.readouterr().err
     with out.open("a") as file:  # as a killed process leaves it
         file.write('{"id": "a", "mod')
     assert command("generate", *words, "--resume") == 0

@@ -188,7 +188,7 @@ def test_what_was_killed_is_resumed_to_the_line(
 ):
     out = tmp_path / "out.jsonl"
     assert interrupted(run, file, out, monkeypatch, KeyboardInterrupt()) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     rows = tmp_path / "out.jsonl.part" / "rows.jsonl"
     assert not out.exists() and len(lines(rows)) == PART
     if cut:  # the power fails in the middle of a line

@@ -140,7 +140,7 @@ def test_one_run_is_evaluated_at_every_point(config, trained, capsys):
     for name in ("last", "ema"):
         alone = Posterior.point(points.others[name])
         wanted = predict(problem, problem.splits["test"], alone, Mean(), streams)
-        found = run.read_predictions(trained, name)
+        found = run.read_predictions(trained, name)[0]
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 

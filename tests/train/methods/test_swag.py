@@ -163,7 +163,7 @@ def test_a_run_is_sampled_tempered_and_pruned(trained):
     found = [row["predict"] for row in rows(trained, "3-tau2.0-prune0.25")]
     assert found == ["mean", "samples"]
     cli.evaluate(trained, samples=3, linearised="softmax")
-    drawn = run.read_predictions(trained, "3")
+    drawn = run.read_predictions(trained, "3")[0]
     assert not np.allclose(drawn[0], drawn[1], atol=1e-6)
 
 

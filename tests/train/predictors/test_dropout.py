@@ -147,7 +147,7 @@ def test_rows_and_files(trained, capsys):
     mean, dropout = values["rows"]
     assert (mean["predict"], dropout["predict"]) == ("mean", "dropout")
     assert dropout["samples"] == PASSES and mean["samples"] == 0
-    stored = run.read_predictions(out, f"dropout{PASSES}")
+    stored = run.read_predictions(out, f"dropout{PASSES}")[0]
     assert stored.shape == (PASSES, len(problem.splits["test"]), 2)
     assert f"adam, {PASSES} dropout masks" in capsys.readouterr().out
 

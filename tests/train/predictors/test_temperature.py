@@ -204,15 +204,15 @@ def test_every_setting_has_its_temperature_fitted_on_what_was_held_out(
             for row in rows
             if row["predict"] == "temperature" and predictor_of(row).of == kind
         )
-        held_out = read_predictions(out, name).astype(np.float64)
+        held_out = read_predictions(out, name)[0].astype(np.float64)
         pooled = np.log(np.exp(held_out).mean(axis=0))
         temperature = fit_temperature(pooled, labels)
         assert other["temperature"] == pytest.approx(temperature, rel=1e-5)
         assert other["accuracy"] == row["accuracy"]
         seen.add(other["temperature"])
-        (scores,) = read_predictions(out, f"{kind.name}-scaled-test")
+        (scores,) = read_predictions(out, f"{kind.name}-scaled-test")[0]
         wanted = log_softmax(
-            np.log(np.exp(read_predictions(out, f"{kind.name}-test")).mean(axis=0))
+            np.log(np.exp(read_predictions(out, f"{kind.name}-test")[0]).mean(axis=0))
             / temperature,
             axis=1,
         )
@@ -237,7 +237,7 @@ def test_separable_examples_are_said_to_be(folder, tmp_path, capsys):
     held_out = evaluated.problem.splits["validation"]
     (mean, *_) = predictors_for(evaluated, Wanted(2))
     cli.evaluate(out, samples=2)
-    held_out.labels[:] = read_predictions(out, "mean")[0].argmax(1)
+    held_out.labels[:] = read_predictions(out, "mean")[0][0].argmax(1)
     capsys.readouterr()
     found = predictors_for(evaluated, Wanted(2, temperature=True))
     said = capsys.readouterr().err

@@ -186,7 +186,7 @@ def test_training_goes_on_without_a_tracker(config, tmp_path, monkeypatch, capsy
     out = train_in_two(tracked, tmp_path / "run", monkeypatch, then=config)
     said = [line for line in capsys.readouterr().err.splitlines() if "failing" in line]
     assert said == [
-        "failing has failed at step 2 and gets no more numbers; training goes on:"
+        "failing has failed at step 2 and gets no more numbers; training continues:"
         " the server has gone"
     ]
     assert result(out) == result(alone)

@@ -17,7 +17,7 @@ from ivon_jax.train.generate import request
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.sources import read_run
 from ivon_jax.train.tasks.registry import TASKS
-from ivon_jax.train.voting.outputs import Votes, asked, vote, wanted
+from ivon_jax.train.voting.outputs import Votes, find_questions, find_votes, vote
 
 TRAIN = ["--steps", "2", "--batch-size", "4"]
 VOTES = ["--samples", "2", "--outputs", "3", "--max-tokens", "5"]
@@ -175,7 +175,7 @@ def test_an_interruption_keeps_what_is_finished(copy, runs, capsys):
         patch.setattr(request, "record", recording)
         assert command(*words) == 130
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "of 36 outputs are finished; the same command goes on with them" in error
+    assert "of 36 outputs are finished; the same command continues them" in error
     assert len(lines(copy / "outputs-mean-max_tokens5.jsonl")) >= 7
     assert command(*words) == 0
     for row, whole in zip(rows_of(copy), rows_of(runs["ivon-lora"]), strict=True):
@@ -193,7 +193,7 @@ def test_no_outputs_leave_likelihoods(copy):
 def test_what_is_no_model_gets_no_votes(runs):
     source = read_run(runs["adam"], "data=1")
     votes = Votes(Voting(1, max_tokens=2), 1)
-    questions = asked(source.problem, source.config, "test", votes.voting)
+    questions = find_questions(source.problem, source.config, "test", votes.voting)
     assert vote(source, [Dropout(2)], votes, questions, runs["adam"] / "none") == [{}]
     assert not (runs["adam"] / "none").exists()
 
@@ -243,18 +243,18 @@ def test_a_comparison_is_refused_before_it_trains(home, tmp_path, capsys):
 
 def test_a_task_without_answers_has_no_options_of_votes():
     classes = TASKS["boolq"]("paper_code")
-    assert wanted(classes, Voting(), 10) is None
+    assert find_votes(classes, Voting(), 10) is None
     for change in ({"outputs": 4}, {"max_tokens": 4}):
         voting = dataclasses.replace(Voting(), **change)
         with pytest.raises(ValueError, match="only with a task of answers in texts"):
-            wanted(classes, voting, 10)
+            find_votes(classes, voting, 10)
 
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match="with several give --outputs 0"):
-        wanted(tiny_answers.task(), Voting(), 10)
-    assert wanted(tiny_answers.task(), Voting(0), 10) is None
+        find_votes(tiny_answers.task(), Voting(), 10)
+    assert find_votes(tiny_answers.task(), Voting(0), 10) is None
 
 
 def test_a_right_completion_without_an_answer_is_refused(runs, monkeypatch, capsys):
