@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ivon_jax import ensemble as ensemble
+    from ivon_jax import lora as lora
     from ivon_jax import metrics as metrics
     from ivon_jax._ivon import ivon as ivon
     from ivon_jax._ivon import ivon_lora as ivon_lora
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ivon_jax.sampling import multi_steps as multi_steps
     from ivon_jax.sampling import sample as sample
     from ivon_jax.sampling import value_and_grad as value_and_grad
+    from ivon_jax.train.inference.loading import load as load
 
 __version__ = "0.1.0"
 

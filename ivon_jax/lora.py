@@ -62,7 +62,14 @@ class Branch(Protocol):
 def low_rank(
     module: nn.Module, x: Float[Array, "*b i"], features: int, config: LoraConfig
 ) -> Float[Array, "*b o"]:
-    """Computes (alpha/r) dropout(x) A B, the branch of LoRA; see `Branch`."""
+    """Computes (alpha/r) dropout(x) A B, the branch of LoRA; see `Branch`.
+
+    Args:
+        module: the adapted layer.
+        x: its input.
+        features: number of its outputs.
+        config: the adapters' configuration.
+    """
     a, b = factors(module, x.shape[-1], features, config)
     return config.scale_at(module.path) * ((dropped(module, x, config) @ a) @ b)
 
@@ -244,6 +251,12 @@ def init_adapters(
 
     Raises:
         ValueError: a pattern matches no linear layer.
+
+    Example:
+        >>> model = Lora(nn.Dense(4), LoraConfig(targets=("all-linear",)))
+        >>> adapters = init_adapters(model, jax.random.key(0), jnp.ones((1, 3)))
+        >>> jax.tree.map(jnp.shape, adapters)
+        {'a': (3, 8), 'b': (8, 4)}
     """
 
     @jax.jit

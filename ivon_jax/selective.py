@@ -1,4 +1,4 @@
-"""Abstention below a confidence, such that errors of the rest are rare for sure."""
+"""Abstention below a confidence threshold, with a guaranteed error rate."""
 
 import math
 from typing import NamedTuple
@@ -112,10 +112,15 @@ def fit_threshold(
 
 
 def binomial_cdf(successes: int, trials: int, rate: float) -> float:
-    """Returns the probability of at most so many successes.
+    """Returns the binomial probability of at most `successes` successes.
 
     It is at most delta if and only if the Clopper-Pearson upper bound of the rate at
     level delta is at most `rate`.
+
+    Args:
+        successes: number of successes.
+        trials: number of independent trials.
+        rate: probability of a success, in (0, 1).
 
     Example:
         >>> print(f"{binomial_cdf(1, 3, 0.5):.2f}")

@@ -194,7 +194,8 @@ def test_imports_point_down(name):
     for imported in imports(name):
         top = imported.partition(".")[0]
         assert top not in ("models", "train"), f"{name} imports a bare {imported}"
-        if top == "ivon_jax":
+        # The package itself serves names of all layers, when they are first used.
+        if top == "ivon_jax" != name:
             assert layer(imported) <= layer(name), f"{name} imports {imported}"
 
 

@@ -64,7 +64,7 @@ drawn:
 ```python
 from ivon_jax import load_posterior
 
-posterior, facts = load_posterior("posterior.safetensors")
+posterior, metadata = load_posterior("posterior.safetensors")
 ```
 """
 _WHOLE = """\
@@ -111,7 +111,7 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
 
 
 def _is_encoder(folder: Path) -> bool:
-    """Tells whether the model has a head, by the folder's configuration."""
+    """Returns whether the model has a head, by the folder's configuration."""
     for name in (CONFIG, "config.json"):
         if (folder / name).exists():
             values = json.loads((folder / name).read_text())

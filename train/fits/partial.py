@@ -1,4 +1,4 @@
-"""What an unfinished fit has computed, in one file."""
+"""The state of an unfinished fit, in one file."""
 
 import hashlib
 import json
@@ -54,11 +54,11 @@ class Partial:
             OSError: the file cannot be written.
         """
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        facts: _posterior_file.Metadata = {"step": step, "seconds": self.seconds}
+        metadata: _posterior_file.Metadata = {"step": step, "seconds": self.seconds}
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _posterior_file.write(self.path, self._kind, {"state": leaves}, facts)
+            _posterior_file.write(self.path, self._kind, {"state": leaves}, metadata)
 
         on_first_process(write)
 
@@ -77,15 +77,15 @@ class Partial:
         if not (self._resume and self.path.exists()):
             return None
         with prefixed(self.path):
-            kind, groups, facts = _posterior_file.read(self.path)
+            kind, groups, metadata = _posterior_file.read(self.path)
             leaves, tree = jax.tree.flatten(like)
             found = groups.get("state", {})
             shapes = {str(i): leaf.shape for i, leaf in enumerate(leaves)}
             if (kind, {k: v.shape for k, v in found.items()}) != (self._kind, shapes):
                 raise ValueError("is of a fit with other options, sources or examples")
-        self._before = facts["seconds"]
+        self._before = metadata["seconds"]
         state = jax.tree.unflatten(tree, [jnp.asarray(found[k]) for k in shapes])
-        return int(facts["step"]), state
+        return int(metadata["step"]), state
 
     def remove(self) -> None:
         """Removes the file, if there is one."""

@@ -30,7 +30,7 @@ from ivon_jax.train.options import Presets, preset
 # In a step hyper-parameters are int32 and float32.
 MAX_INT, MAX_FLOAT = 2**31 - 1, float(jnp.finfo(jnp.float32).max)
 # Length, warm-up and batch of a run (App. D.2.1, D.3 and D.4.1). Presets in MIN_EPOCHS
-# round up to whole epochs, at least so many.
+# round up to whole epochs, with this minimum.
 RUN: dict[str, dict[str, Any]] = {
     "commonsense": {"steps": 5000, "warmup": 150, "batch_size": 8},
     "glue": {"steps": 5000, "warmup": 300, "batch_size": 16},
@@ -296,7 +296,7 @@ class Method:
         return Posterior.point(params)
 
     def diagnose(self, params: PyTree, state: PyTree) -> Diagnosis | None:
-        """Returns what tells whether the hyper-parameters are sane; None for nothing.
+        """Returns a diagnosis of the hyper-parameters, or None.
 
         Args:
             params: those after the last step.
@@ -333,7 +333,11 @@ def linear_schedule(
 
 
 def mean_entry(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
-    """Returns the mean over the entries of all leaves."""
+    """Returns the mean over the entries of all leaves.
+
+    Args:
+        tree: arrays, with an entry at least.
+    """
     leaves = jax.tree.leaves(tree)
     total: Any = sum(jnp.sum(leaf) for leaf in leaves)
     return total / sum(leaf.size for leaf in leaves)

@@ -34,7 +34,7 @@ class Outputs:
     def map_rows(
         self, fn: Callable[[Callable[[PyTree], Float[Array, " c"]]], PyTree], size: int
     ) -> PyTree:
-        """Applies a function to the outputs of every row alone, without dropout.
+        """Applies a function to the outputs of each row by itself, without dropout.
 
         A row must hold one text: `packs` is False.
 
@@ -159,11 +159,11 @@ class Predictor:
         return predictions
 
     def starts(self, other: "Predictor") -> bool:
-        """Tells whether its draws are the first ones of another predictor."""
+        """Returns whether its draws are the first ones of another predictor."""
         return False
 
     def suits(self, posterior: Distribution) -> bool:
-        """Tells whether it can use a posterior, of a run without dropout."""
+        """Returns whether it can use a posterior, of a run without dropout."""
         try:
             self.split(posterior, 0.0)
         except ValueError:
@@ -186,6 +186,10 @@ class Predictor:
 
 def pruned(posterior: Distribution, prune: float) -> Distribution:
     """Prunes a posterior.
+
+    Args:
+        posterior: what is pruned.
+        prune: share of entries set to zero; 0 changes nothing.
 
     Raises:
         ValueError: it is a point, which has no signal-to-noise ratios.
