@@ -107,7 +107,7 @@ class Conformal:
         probs: Float[np.ndarray, "n c"],
         noise: Float[np.ndarray, " n"] | None = None,
     ) -> Bool[np.ndarray, "n c"]:
-        """Tells which classes belong to each example's set.
+        """Returns which classes belong to each example's set.
 
         Args:
             probs: probabilities of the classes.

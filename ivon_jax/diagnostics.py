@@ -1,4 +1,4 @@
-"""What an IVON state tells about the choice of its hyper-parameters."""
+"""Diagnosis of the hyper-parameters by an IVON state."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from ivon_jax._tree import by_path
 from ivon_jax.prior import MatrixPrior, Prior
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Quantiles are those of about so many entries, evenly spaced: a sort costs no more.
+# Quantiles use about this many evenly spaced entries, to bound the cost of sorting.
 ENTRIES = 2**20
 # Beyond these `Diagnosis.advice` says what to change. The noise of good runs, with well
 # calibrated samples, was 3 to 9 times the mean (docs/results.md).

@@ -61,11 +61,11 @@ class Causal(NamedTuple):
     windowed: Bool[Array, ""] | None = None
 
     def among(self, keys: int) -> "Causal":
-        """Drops a window that hides none of so many keys."""
+        """Drops a window that hides none of `keys` keys."""
         return Causal() if self.window and self.window >= keys else self
 
     def visible(self, queries: int, keys: int) -> Bool[Array, "1 1 s v"]:
-        """Returns the mask of the last queries of so many tokens.
+        """Returns the mask of the last `queries` of `keys` tokens.
 
         Example:
             >>> Causal(window=2).visible(2, 3)[0, 0].astype(int).tolist()
@@ -77,7 +77,7 @@ class Causal(NamedTuple):
     def near(
         self, seen: Bool[Array, "*n"], back: Int[Array, "*n"]
     ) -> Bool[Array, "*n"]:
-        """Hides of what is seen the tokens that are too far back."""
+        """Hides tokens outside the window."""
         if self.window is None:
             return seen
         window: Any = self.window
@@ -149,7 +149,7 @@ def choose(
 def _needs(
     name: KernelName, platform: Platform, dtype: Dtype, head_dim: int | None
 ) -> str | None:
-    """Says what a kernel lacks; None if it can be used."""
+    """Returns why a kernel cannot be used; None if it can."""
     if name == "splash" and platform.name != "tpu":
         return "a TPU"
     if name == "cudnn":

@@ -4,8 +4,8 @@ Outputs of a prompt that have drawn the same tokens so far are one row: what the
 in common is computed once. Where they draw different tokens, the row is copied to free
 ones. A group of rows shares a prompt, whose keys and values are stored once and only
 read. Each row has a buffer of its own, written at one position a step, and may be at
-another position than its neighbours: new outputs can start while others go on. What an
-output draws depends on its key and position only, so it is the same, to rounding, in
+another position than its neighbours: new outputs can start while others continue. What
+an output draws depends on its key and position only, so it is the same, to rounding, in
 any company.
 
 >>> from ivon_jax.models import Llama, LlamaConfig
@@ -183,12 +183,12 @@ def decode(
         limit: number of tokens at which an output ends.
         steps: number of tokens after which to return.
         ended: number of outputs to end before returning.
-        crowd: go on when outputs of a prompt have drawn more different tokens than it
-            has rows, while some wait for others to end; or return, so that they can be
-            given more.
+        crowd: continue when outputs of a prompt have drawn more different tokens than
+            it has rows, while some wait for others to end; or return, so that they can
+            be given more.
 
     Returns:
-        The state; the outputs that are live can go on once there is room.
+        The state; the outputs that are live can continue once there is room.
     """
     capacity, before = state.cache.keys.shape[3], jnp.sum(state.outputs.live)
     base = model.base if isinstance(model, Lora) else model

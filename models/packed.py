@@ -1,6 +1,6 @@
 """Texts one after another in a row, without padding, and attention within each.
 
-Layers work on rows of tokens. Attention alone needs the tokens of a text side by side:
+Layers work on rows of tokens. Only attention needs the tokens of a text side by side:
 it is computed on places, of which every text has as many as the longest. A row with a
 token for every place has its texts at their places, and its padding between them.
 

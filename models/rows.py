@@ -18,7 +18,7 @@ class Outputs(NamedTuple):
         tokens: the tokens so far, the stop token included, then any.
         counts: their number.
         log_probs: sum of their log-probabilities under the model.
-        live: whether the output goes on.
+        live: whether the output continues.
         waits: whether it does so once there is a row. The row that it is in has its
             tokens but the last, and then others.
     """
@@ -77,8 +77,8 @@ def settled(
 ) -> tuple[Outputs, Int[Array, " r"]]:
     """Finds a row for all outputs of a row that have the same tokens.
 
-    Of the outputs of a row those with most tokens keep it: they alone need all that it
-    has. The others need free rows of their prompt, or wait.
+    The outputs with the most tokens keep their row, because only they need all of it.
+    The others need free rows of their prompt, or wait.
 
     Args:
         outputs: the outputs; the live ones have a token at least.
@@ -134,7 +134,7 @@ def per_row(
 
 
 def copied(cache: Slots, parent: Int[Array, " r"]) -> Slots:
-    """Copies the past of rows to those that go on from them.
+    """Copies the past of rows to those that continue them.
 
     Args:
         cache: keys and values.

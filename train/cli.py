@@ -225,7 +225,7 @@ def plan(
     slices: int = 1,
     sweep: Sweep = Sweep(),  # noqa: B008
 ) -> None:
-    """Reports what a training step costs on chips that are not here.
+    """Reports the cost of a training step on chips that this machine lacks.
 
     Takes the options of "ivon-jax train"; no weights and no data are read. A table has
     the variants of --sweep, and names the fastest that fits.
@@ -312,7 +312,7 @@ def reproduce(
 ) -> None:
     """Runs a table or figure of the paper, and puts it beside the paper's.
 
-    The same command goes on after an interruption; finished runs are never repeated.
+    The same command continues after an interruption; finished runs are never repeated.
 
     Args:
         name: the table or figure, or all of them.

@@ -134,7 +134,7 @@ def _given(kind: Any, file: Path | None, given: Mapping[str, Any]) -> Any:
 def _parameters(
     command: Callable[..., Any], found: Mapping[str, Any]
 ) -> dict[str, config_file.Parameter]:
-    """Returns a command's parameters; what is found is their default."""
+    """Returns a command's parameters, with the values in `found` as defaults."""
     hints, parameters = typing.get_type_hints(command), {}
     for name, parameter in inspect.signature(command).parameters.items():
         default = found.get(name, parameter.default)
@@ -256,7 +256,7 @@ _FILE = inspect.Parameter(
 
 def _later(command: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a command that is given its arguments only, and takes --config too."""
-    # A lambda: what a decorator wraps would have the hints of what is wrapped.
+    # A lambda: `functools.wraps` would copy the hints of the wrapped function.
     given: Any = lambda *args, options_file, **kwargs: functools.partial(  # noqa: E731
         command, *args, **kwargs
     )

@@ -189,7 +189,7 @@ def _fits(config: CompareConfig) -> Iterator[tuple[Fit, tuple[str, ...]]]:
 def _main(
     config: CompareConfig, posterior: Distribution, own: Sequence[Predictor] | None
 ) -> list[Predictor]:
-    """Returns those that a fit is for; of a trained run its points, and samples."""
+    """Returns the predictors of a fit; of a trained run, its points and samples."""
     if own is not None:
         return list(own)
     count = min(config.samples, posterior.size or config.samples)

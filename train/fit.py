@@ -33,7 +33,7 @@ def fit(
         how: the fit with its options.
         sources: the runs or adapters; see `read_sources`.
         out: a new folder, written whole or not at all; an interrupted fit may leave
-            what it is resumed from.
+            the state from which it is resumed.
         chunk_size: draws of predictions at a time.
         resume: continue an interrupted fit of the folder.
 
@@ -106,7 +106,7 @@ def _described(source: Source) -> dict[str, Any]:
 
 
 def _held_out(how: Fit, sources: Sequence[Source]) -> HeldOut:
-    """Tells what became of the first source's held-out examples."""
+    """Returns how the first source's held-out examples were used."""
     first = sources[0]
     if first.config.data.validation_examples is None:
         return "unseen"

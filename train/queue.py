@@ -114,7 +114,7 @@ def _finished(job: Job, out: Path, test: Problem | None) -> list[Row] | None:
         found = json.loads((out / name).read_text())
         made = [predictor_of(row) for row in found["rows"]]
         done = found["step"] == job.config.hyper.steps and made == list(predictors)
-    except (OSError, ValueError, KeyError, TypeError):  # none, or to be made anew
+    except (OSError, ValueError, KeyError, TypeError):  # none, or to be made again
         return None
     return found["rows"] if done else None
 

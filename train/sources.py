@@ -85,7 +85,7 @@ class Source:
         step: training step of the posterior, if known.
         path: the file of the posterior, or folder of the adapter, if there is one.
         predictors: those that a fitted run is for.
-        held_out: what became of its held-out examples.
+        held_out: how its held-out examples were used.
         recorded: the run's metadata; None for those of the problem.
     """
 

@@ -70,7 +70,7 @@ class Speed:
         return cls(batch_size, batch_size * length, share)
 
     def text(self, steps: int, seconds: float) -> str:
-        """Describes the speed of so many steps.
+        """Formats examples and tokens a second, and MFU.
 
         >>> Speed(8, 1000.0, 0.1).text(4, 2.0)
         '16.0 examples/s  2000 tokens/s  MFU 20.0 %'

@@ -1,4 +1,4 @@
-"""Decisions from many outputs: minimum Bayes risk, votes, and what they are worth.
+"""Decisions from many outputs: minimum Bayes risk, votes, and their uncertainty.
 
 Everything takes strings or parsed answers, not tokens, so outputs may come from
 anywhere. Where outputs are of several models, as of posterior samples, `models` tells

@@ -60,8 +60,8 @@ def curves(
     """Computes maj@n and pass@n over random subsets of whole models.
 
     A subset is the first n outputs after models, and the outputs of each, have been
-    shuffled: n outputs are those of as few models as hold them. So it is what a user
-    would have got who asked for n outputs at once.
+    shuffled: n outputs are those of as few models as hold them, as if n outputs had
+    been asked for at once.
 
     Args:
         answers: for each question, the answers by model and output; None where an
@@ -122,7 +122,7 @@ def curves(
 def _hits(
     codes: Int[np.ndarray, " n"], counts: Int[np.ndarray, " c"], classes: int
 ) -> Bool[np.ndarray, "2 c"]:
-    """Tells whether class 0 wins the first outputs' vote, and whether it occurs."""
+    """Returns whether class 0 wins the first outputs' vote, and whether it occurs."""
     given = codes[:, None] == np.arange(classes)
     votes = np.cumsum(given, axis=0)[counts - 1]
     # Ties go to the class that comes first.

@@ -1,4 +1,4 @@
-"""How good a text is if another one is right: 1 for the best, 0 for the worst.
+"""Utilities: similarity of a candidate to a reference, in [0, 1].
 
 All but `exact`, `cosine` and `pairwise` need ``pip install ivon-jax[mbr]``.
 """

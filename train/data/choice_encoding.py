@@ -35,8 +35,9 @@ def encode_choices(
 ) -> Encoded:
     """Tokenises each prompt with each of its choices; see `encode`.
 
-    Prompt and choice are tokenised together. What is scored are the tokens beyond as
-    many as the text before them has by itself, as in lm-eval.
+    Prompt and choice are tokenised together. The first N tokens are not scored, where
+    N is the length of the text before the scored part, tokenised by itself, as in
+    lm-eval.
 
     Args:
         tokenizer: a `transformers` tokenizer.

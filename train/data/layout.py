@@ -16,8 +16,8 @@ DRAWN = 512
 # Pairs of a token and one it attends to that cost as much as a token's products: those
 # of a small model, where attention weighs most.
 PAIRS = 400
-# At most so many shapes for each length that texts padded one by one would have, and
-# none that saves less than such a share of the cost: each takes seconds to compile.
+# At most SHARE shapes for each padded length of single texts, and none that saves less
+# than the share WORTH of the cost: each takes seconds to compile.
 SHARE, WORTH = 1.5, 0.004
 
 

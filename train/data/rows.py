@@ -95,7 +95,7 @@ def read_jsonl(file: Iterable[bytes], name: str) -> Iterator[tuple[str, Row]]:
 
 
 def _csv(file: Iterable[bytes], name: str) -> Iterator[tuple[str, Row]]:
-    # Old files end their lines in a carriage return alone.
+    # Old files end their lines in a carriage return only.
     lines = (
         part for _, line in _lines(file, name) for part in io.StringIO(line, newline="")
     )

@@ -171,6 +171,6 @@ def _continuation(tokenizer: Any, prompt: str, completion: str) -> list[int]:
 
 
 def _starts_with_blank(tokenizer: Any) -> bool:
-    """Tells whether a tokenizer puts a blank before every text, as Llama 2's does."""
+    """Returns whether a tokenizer puts a blank before every text, as Llama 2's does."""
     (ids,) = token_ids(tokenizer, ["a"], add_special_tokens=False)
     return str(tokenizer.convert_ids_to_tokens(ids[:1])[0:1]).startswith(("['▁", "['Ġ"))

@@ -21,7 +21,7 @@ class Repository:
         """Checks a name and that there is a token, without the network.
 
         Raises:
-            ValueError: the name is not ``ORG/NAME``, or nobody is logged in.
+            ValueError: the name is not ``ORG/NAME``, or no user is logged in.
         """
         from huggingface_hub import get_token
         from huggingface_hub.utils import HFValidationError, validate_repo_id

@@ -21,7 +21,7 @@ ALL_MEMBERS = unset("INT", "10; of a set of members, all")
 class Temperature(Fit):
     """Scales the predictions at the mean and over samples, each by its temperature.
 
-    By default, of a fitted run those that it is for are scaled.
+    By default, the predictors that a fitted run is for are scaled.
 
     Attributes:
         samples: posterior samples to average.

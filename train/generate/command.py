@@ -43,10 +43,10 @@ def generate(
 
     Args:
         directory: a folder written by "ivon-jax train".
-        prompt: the text to go on with.
+        prompt: the text to continue.
         file: JSONL, CSV or parquet file; each row has "prompt", or "messages" of a
             chat, and may have an "id".
-        chat: take a prompt as what a user says in a chat.
+        chat: treat a prompt as a user's message in a chat.
         adapter: instead of a run, the folder of a HF PEFT adapter.
         model: the base of --adapter; or, without it, the model to generate from.
         base: with --model: number format of the base, as for "ivon-jax train".
@@ -55,7 +55,7 @@ def generate(
         best: use the posterior of lowest NLL (train --eval-steps), not the last.
         out: new JSONL file of the outputs: id, model (null for the mean), output,
             finish ("stop" or "length"), log_prob, tokens and text.
-        resume: go on with an interrupted --out, also with more models or outputs.
+        resume: continue an interrupted --out, also with more models or outputs.
     """
     runtime.check_devices()
     prompts = find_prompts(prompt, file, chat=chat)
@@ -135,7 +135,7 @@ def check_out(out: Path | None, *, resume: bool) -> None:
         if resume:
             raise ValueError("resume: only with --out")
     elif out.exists() and not (resume and out.is_file()):
-        raise ValueError(f"{out}: exists; --resume goes on with it")
+        raise ValueError(f"{out}: exists; --resume continues it")
     elif not out.parent.is_dir():
         raise ValueError(f"{out}: {out.parent} is no folder")
 
@@ -158,7 +158,7 @@ def write(
         prompts: the prompts.
         options: how many outputs, and how.
         out: the file of rows to write.
-        resume: whether to go on with that file.
+        resume: whether to continue that file.
 
     Raises:
         ValueError: see `generate` and `Records`.

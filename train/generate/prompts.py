@@ -15,7 +15,7 @@ from ivon_jax.train.data.fields import check_unicode, shown, text
 from ivon_jax.train.data.rows import read_rows
 from ivon_jax.train.data.text_encoding import prompt_tokens
 
-# Text to go on with, or a chat that the assistant is to answer: messages, or objects
+# Text to continue, or a chat that the assistant is to answer: messages, or objects
 # with the fields "role" and "content".
 Content = str | Sequence[Message | Mapping[str, str]]
 
@@ -32,7 +32,7 @@ def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
 
     Args:
         path: JSONL, CSV or parquet.
-        chat: whether a row's ``prompt`` is what a user says in a chat.
+        chat: whether a row's ``prompt`` is a user's message in a chat.
 
     Raises:
         ValueError: the file or a row is malformed, an id occurs twice, or there are

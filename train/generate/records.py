@@ -58,17 +58,17 @@ class Records:
         *,
         resume: bool,
     ) -> None:
-        """Begins a file, or reads one to go on with.
+        """Begins a file, or reads one to continue.
 
         Args:
             path: the file.
             prompts: the prompts; rows name them by id.
             settings: everything on which the outputs depend, as plain JSON.
-            resume: whether an existing file is gone on with.
+            resume: whether to continue an existing file.
 
         Raises:
             ValueError: the file exists and is not to be resumed, has other settings, or
-                is damaged other than at its end.
+                is damaged before its last line.
         """
         self._path, self._ids = path, {p.id: i for i, p in enumerate(prompts)}
         self.done: dict[Place, str] = {}
@@ -78,7 +78,7 @@ class Records:
                 write_bytes(beside, (json.dumps(settings, indent=2) + "\n").encode())
                 write_bytes(path, b"")
         elif not resume:
-            raise ValueError(f"{path}: exists; --resume goes on with it")
+            raise ValueError(f"{path}: exists; --resume continues it")
         else:
             self._check(beside, settings)
             self._read()

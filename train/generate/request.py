@@ -75,7 +75,7 @@ class Request:
 
         Args:
             out: the file.
-            resume: whether an existing file is gone on with.
+            resume: whether to continue an existing file.
 
         Returns:
             All rows of the file, which may be more than were asked for.

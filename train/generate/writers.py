@@ -1,4 +1,4 @@
-"""What is generated from: a run, a PEFT adapter, or a plain model."""
+"""Models that generate text: a run, a PEFT adapter, or a plain model."""
 
 import dataclasses
 from collections.abc import Callable

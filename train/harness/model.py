@@ -20,7 +20,7 @@ from ivon_jax.train.generate.engine import Options, generate
 from ivon_jax.train.harness.scoring import Pair, Scorer
 
 NAME = "ivon-jax"
-# What a task may ask of generation, and what it asks if it says nothing.
+# The settings of generation that a task may have, and their defaults.
 _DEFAULTS: dict[str, Any] = {
     "until": [],
     "max_gen_toks": 256,

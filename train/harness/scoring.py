@@ -93,7 +93,7 @@ class Scorer:
         draw = self.writer.drawing(self.models, self.tau, self.prune)
         log_probs = np.zeros((len(ids), len(pairs)))
         greedy = np.zeros(len(pairs), bool)
-        # Models are drawn anew for each batch: memory holds one of them.
+        # Models are drawn again for each batch: memory holds one of them.
         with (
             jax.set_mesh(self.writer.mesh),
             progress("score", len(pairs), len(pairs), show=show) as report,
@@ -188,6 +188,6 @@ def _score(
 
 @jax.jit
 def _likeliest(joint: Float[Array, "b q v"], batch: _Batch) -> Bool[Array, " b"]:
-    """Tells whether every token is the likeliest at its position."""
+    """Returns whether every token is the likeliest at its position."""
     best = jnp.argmax(joint, axis=-1)
     return replicate(jnp.all((best == batch.targets) | ~batch.real, axis=-1))

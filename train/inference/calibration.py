@@ -20,7 +20,7 @@ from ivon_jax.train.predictors.temperature import scaled
 from ivon_jax.train.runs.run import versions, write_json
 
 CALIBRATION = "calibration.json"
-# One in so many examples fits the temperature if others are needed for a guarantee,
+# One in SHARE examples fits the temperature if others are needed for a guarantee,
 # which holds for examples that have had no part in the probabilities.
 SHARE = 5
 
@@ -121,7 +121,7 @@ class Calibration:
 
     @property
     def text(self) -> str:
-        """What was found, in a line each."""
+        """The calibration, a line for each part."""
         lines = []
         if (temperature := self.predictor.fields().get("temperature")) is not None:
             lines.append(f"temperature {temperature:.4g}")

@@ -65,7 +65,7 @@ class Model:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What a calibration must be of."""
+        """The values that a calibration must have been made with."""
         problem = self.source.problem
         data = self.source.config.data
         return {

@@ -184,7 +184,7 @@ def noise_of(encoded: Encoded) -> Float[np.ndarray, " n"]:
 
 
 def _begin_with(encoded: Encoded, prefix: Int[np.ndarray, " p"]) -> bool:
-    """Tells whether all texts begin with a prefix and go on."""
+    """Returns whether all texts begin with a prefix and are longer."""
     count = len(prefix)
     return all(
         len(ids) > count and np.array_equal(ids[:count], prefix)

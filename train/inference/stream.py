@@ -70,7 +70,7 @@ class Job(NamedTuple):
         elif self.part.exists() and not self.resume:
             raise ValueError(
                 f"{self.part}: unfinished predictions; --resume continues them, and"
-                " without the folder they begin anew"
+                " without the folder they begin again"
             )
         if self.file == STANDARD:
             if self.resume:
@@ -129,7 +129,7 @@ class _Reader:
         if self._before != self.state:
             raise ValueError(
                 f"{place}: rows up to here have changed since predictions began; remove"
-                f" {self._job.part} to begin anew"
+                f" {self._job.part} to begin again"
             )
 
 
@@ -137,7 +137,7 @@ def run(model: Model, setting: Setting, job: Job, total: int | None) -> str:
     """Predicts, and writes a line for each row in the order of the rows.
 
     A file appears when it is whole; until then its lines are in a folder beside it,
-    from which a later call goes on where an interrupted one ended.
+    from which a later call continues where an interrupted one ended.
 
     Args:
         model: the model.
@@ -170,7 +170,7 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
     rows, tally = job.part / ROWS, Tally()
     done = _whole_lines(rows)
     if done:
-        say(f"{job.out}: {done} rows are there, {job.part} goes on")
+        say(f"{job.out}: {done} rows are there; continues {job.part}")
     reader = _Reader(job, before)
     try:
         with rows.open("a", encoding="utf-8") as file:
@@ -184,7 +184,7 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
         if not (done or reader.count):
             shutil.rmtree(job.part)
         else:
-            more = "; --resume goes on" if job.file != STANDARD else ""
+            more = "; --resume continues" if job.file != STANDARD else ""
             say(f"{job.out}: unfinished, its first rows are in {rows}{more}")
         raise
     rows.replace(job.out)
@@ -218,7 +218,7 @@ def _lines(
 
 
 class Tally:
-    """Counts of what was predicted in this call."""
+    """Counts of the predictions of this call."""
 
     def __init__(self) -> None:
         """Begins with nothing."""
@@ -254,7 +254,7 @@ def _json(value: Any) -> str:
 
 
 def _settings(identity: dict[str, Any], rule: Rule, job: Job) -> dict[str, Any]:
-    """Returns what unfinished predictions must have been begun with."""
+    """Returns the settings that unfinished predictions must have been started with."""
     calibration = rule.calibration
     fitted = None
     if calibration:
@@ -297,7 +297,7 @@ def _open(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole_lines(path: Path) -> int:
-    """Cuts what was half-written off a file's end, and counts its lines."""
+    """Cuts an incomplete last line off a file, and counts its lines."""
     if not path.exists():
         return 0
     count = end = 0

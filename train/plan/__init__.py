@@ -1,1 +1,1 @@
-"""What a run will need on chips that are not here."""
+"""Memory and time of a run on chips that this machine lacks."""

@@ -44,7 +44,7 @@ def show(
     reason = missing(runs[0][1])
     if compiler == "auto" and reason:
         print(f"compiler: cpu, as {reason}", file=sys.stderr)
-    # A plug-in of chips that are not here would complain; the child loads it itself.
+    # The plug-in would complain about missing chips; the child loads it itself.
     jax.config.update("jax_platforms", "cpu")
     if compiler == "cpu" or reason:
         with contextlib.suppress(RuntimeError):  # JAX is already initialised

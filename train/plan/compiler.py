@@ -33,14 +33,14 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-# Programs for chips that are not here cannot be loaded from a cache; and a child that
-# simulates as many CPUs as a test does would be slow.
+# Programs for chips that this machine lacks cannot be loaded from a cache; and a child
+# that simulates as many CPUs as a test does would be slow.
 UNSET = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 class Program(NamedTuple):
-    """What a compiler says of a step, on one device.
+    """A compiler's analysis of a step, on one device.
 
     Attributes:
         peak: bytes, at the most.

@@ -28,7 +28,7 @@ def flops(
         model_config: configuration of the model.
         seq_length: tokens of a prompt.
         classes: number of label words, or outputs of the head; None for text, of which
-            every token is taken to be learnt.
+            every token is assumed to be learnt.
 
     Returns:
         Multiplications and additions.

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices and how long it takes, by its text.
+"""Communication of a compiled program between devices, and its time, by its text.
 
 A program is a set of named computations, each defined before it is called. One that is
 the body of a loop counts once for each turn. TPU programs carry one collective through

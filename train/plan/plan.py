@@ -113,7 +113,7 @@ def make_plans(
             a run's name of the model stands for.
         seq_length: tokens of a prompt, padding included.
         classes: number of label words, or outputs of the head; None for text, of which
-            every token is taken to be learnt.
+            every token is assumed to be learnt.
         compiler: the chips' own, the CPU's, or the chips' where it is installed.
 
     Yields:

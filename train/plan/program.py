@@ -68,7 +68,7 @@ def step_shapes(
         platform: what it runs on.
         seq_length: tokens of a prompt, padding included.
         classes: number of label words, or outputs of the head; None for text, of which
-            every token is taken to be learnt.
+            every token is assumed to be learnt.
     """
     dtype, quantization = base_dtype(config)
     frozen, family = TRAINABLES[config.train].frozen, family_of(model_config)

@@ -132,7 +132,7 @@ def estimate(
 
     It is that of the arguments' shards, and of a step with one device's rows and heads:
     products, reductions and what loops stack are kept from their computation to their
-    last use, and all else is taken to be fused.
+    last use, and all else is assumed to be fused.
 
     Args:
         config: the resolved run.

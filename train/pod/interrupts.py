@@ -56,7 +56,7 @@ def first_process_reports() -> Iterator[None]:
 
 @contextmanager
 def resumed_by(hint: str) -> Iterator[None]:
-    """Adds to an interruption how the work goes on.
+    """Adds to an interruption how to continue the work.
 
     Args:
         hint: the end of the message.
@@ -79,7 +79,7 @@ class Stop:
         self.signum = int(signal.SIGTERM) if self._together else 0
 
     def __call__(self, step: int) -> bool:
-        """Tells whether to stop before a step."""
+        """Returns whether to stop before a step."""
         if self._together:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signum != 0

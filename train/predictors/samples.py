@@ -83,7 +83,7 @@ class Samples(Predictor):
         )
 
     def starts(self, other: Predictor) -> bool:
-        """Tells whether the other averages over these samples and more."""
+        """Returns whether the other averages over these samples and more."""
         return (
             isinstance(other, Samples)
             and self.samples <= other.samples

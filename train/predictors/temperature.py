@@ -137,7 +137,7 @@ def fit_temperature(
 
 
 def bound(temperature: float) -> int:
-    """Tells whether `fit_temperature` ended at a bound of the search.
+    """Returns the bound of the search at which `fit_temperature` ended, if any.
 
     Returns:
         -1 at the low end, 1 at the high one, else 0.

@@ -1,4 +1,4 @@
-"""What a page about runs holds, as JSON: texts of tables, numbers of figures."""
+"""Contents of a page about runs, as JSON: texts of tables, numbers of figures."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Line(NamedTuple):
 
 
 def contents(runs: Sequence[Evaluated], sweep: Sweep, *, test: bool) -> Values:
-    """Collects what a page shows.
+    """Collects the contents of a page.
 
     Args:
         runs: runs with the same kind of answer.
@@ -103,7 +103,7 @@ def unique_names(runs: Sequence[Evaluated]) -> list[str]:
 
 
 def same_examples(runs: Sequence[Evaluated]) -> bool:
-    """Tells whether all runs were evaluated on the same examples."""
+    """Returns whether all runs were evaluated on the same examples."""
     found = {str(run.about.get("eval_fingerprint")) for run in runs}
     return len(found) == 1
 
@@ -260,7 +260,7 @@ def _foreign(runs: Sequence[Evaluated], names: Sequence[str]) -> Values | None:
 
 
 def _curves(runs: Sequence[Evaluated], answer: str) -> list[Values]:
-    """Returns the training loss, and what was scored on the way."""
+    """Returns the training loss, and the scores during training."""
     logs = [read_log(run.folder) for run in runs]
     quality = {"number": "mse"}.get(answer, KINDS[answer].quality)
     wanted: dict[str, tuple[str, float]] = {

@@ -95,7 +95,7 @@ class Evaluated:
 
 
 def read(folder: Path, *, best: bool = False, test: bool = False) -> Evaluated:
-    """Reads a run and what its evaluations found, without its model.
+    """Reads a run and the results of its evaluations, without its model.
 
     Evaluations of earlier steps are left out.
 

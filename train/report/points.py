@@ -1,6 +1,6 @@
 """A run's results at every setting of tau, pruning and abstention.
 
-What a page holds of them is plain JSON: numbers, not text.
+A page has them as plain JSON: numbers, not text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Values = dict[str, Any]
 
 
 class Kind(NamedTuple):
-    """What is shown of a kind of answer.
+    """The metrics that are shown for a kind of answer.
 
     Attributes:
         headline: metrics of a run at a glance.

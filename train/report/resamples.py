@@ -110,7 +110,8 @@ def _noise(square: Float[np.ndarray, " n"], variance: Float[np.ndarray, " n"]) -
     """Returns the noise variance v of largest likelihood, by bisection of its slope.
 
     Above all squared errors the likelihood falls in v. If it falls everywhere, the
-    draws alone are wide enough, and the noise is a millionth of the largest of them.
+    draws are wide enough by themselves, and the noise is a millionth of the largest
+    of them.
     """
     top = float(square.max()) or 1e-12
     low, high = np.log(top * 1e-6), np.log(top)

@@ -226,7 +226,7 @@ def measured_table(rows: Sequence[Row], columns: Columns = COLUMNS) -> str:
 
 
 def _kind(row: Row) -> tuple[Any, ...]:
-    """Returns what rows of several seeds share; what a fit found may differ."""
+    """Returns what rows of several seeds share; values found by a fit may differ."""
     if row.get("fit_seconds"):
         return name_of(row), row["predict"], row.get("of")
     return (label(row),)

@@ -66,12 +66,12 @@ class Difference(NamedTuple):
 
 
 def finished(run: Run) -> bool:
-    """Tells whether all commands of a run were completed."""
+    """Returns whether all commands of a run were completed."""
     return all(map(_finished, run.commands))
 
 
 def _finished(words: Sequence[str]) -> bool:
-    """Tells whether a command was completed, by the files that it writes last."""
+    """Returns whether a command was completed, by the files that it writes last."""
     command, *options = words
     named = dict(itertools.pairwise(options))
     if command == "evaluate":

@@ -79,7 +79,7 @@ def reproduce(
 
     Raises:
         ValueError: there are no seeds, a run refuses its folder, or a file is damaged.
-        Interrupted: by a signal; the same command goes on.
+        Interrupted: by a signal; the same command continues.
     """
     check("seeds", seeds, AT_LEAST_ONE)
     if listed and table:

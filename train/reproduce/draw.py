@@ -14,7 +14,7 @@ from ivon_jax.train.reproduce.report import cases_of, published_differences
 
 
 def draw(recipe: Recipe, found: Found, out: Path) -> list[str]:
-    """Draws what was found.
+    """Draws the results.
 
     Args:
         recipe: the recipe.

@@ -1,4 +1,4 @@
-"""What a table or figure of the paper is made of."""
+"""Recipes of the tables and figures of the paper."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ class Group:
         cases: options of each case, by its name: a task, or a number of examples.
         commands: commands of a case and seed, without ``ivon-jax``; ``{case}`` stands
             for its options, ``{seed}`` for the seed and ``{out}`` for the folder. Each
-            goes on where it was interrupted.
+            continues where it was interrupted.
     """
 
     name: str

@@ -161,7 +161,7 @@ def sign(ours: Difference | None, paper: Difference | None) -> str:
 
 
 def _clear(value: Difference) -> bool:
-    """Tells whether an interval excludes 0."""
+    """Returns whether an interval excludes 0."""
     if value.low is None or value.high is None:
         return False
     return value.low > 0 or value.high < 0

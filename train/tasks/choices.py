@@ -77,5 +77,5 @@ def choice_target(row: Row) -> int:
 
 
 def four_choices(row: Row) -> bool:
-    """Tells whether a row has four choices; the protocol drops others of ARC."""
+    """Returns whether a row has four choices; the protocol drops others of ARC."""
     return len(_choices(row)) == len(LETTERS)

@@ -23,7 +23,7 @@ _SCRIPTS_WITHOUT_BLANKS = (
 
 
 def blank_follows(prompt: str, words: Sequence[str]) -> bool:
-    """Tells whether a blank separates the prompt from a label word.
+    """Returns whether a blank separates the prompt from a label word.
 
     None follows white space, an opening bracket or quotation mark, or a wide character;
     none precedes a word of a script that is written without blanks.

@@ -73,7 +73,7 @@ def check_installed(names: Sequence[str], trackers: Mapping[str, Any]) -> None:
 def identity(
     out: Path, name: str, new: Callable[[], str] = lambda: uuid.uuid4().hex[:12]
 ) -> str:
-    """Returns what a tracker calls a run, the same when the run is resumed.
+    """Returns a tracker's name of a run, the same when the run is resumed.
 
     Args:
         out: the run's folder.

@@ -24,7 +24,7 @@ class MLflow:
         self._sent = time.monotonic()
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Begins a run, or goes on with it."""
+        """Begins a run, or continues it."""
         import mlflow
         from mlflow.entities import Param
 

@@ -20,7 +20,7 @@ class Trackio:
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Begins a run, or goes on with it."""
+        """Begins a run, or continues it."""
         import trackio
 
         # It greets on stdout.

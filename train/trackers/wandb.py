@@ -18,7 +18,7 @@ class Wandb:
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Begins a run, or goes on with it."""
+        """Begins a run, or continues it."""
         import wandb
 
         self._run = wandb.init(

@@ -59,7 +59,7 @@ def tune(
         trials: number of points, of all processes together.
         objective: score of the method's main prediction, the average over posterior
             samples if there are any. With --eval-steps, points whose mean is worse than
-            most at a step are given up.
+            most at a step are stopped early.
         samples: posterior samples to average.
     """
     study.optuna()
@@ -117,7 +117,7 @@ def _report(
     states = [trial.state for trial in found]
     running = f", {n} in other processes" if (n := states.count("running")) else ""
     pruned = states.count("pruned")
-    print(f"{len(names)} points, {pruned} given up on the way{running}; best first")
+    print(f"{len(names)} points, {pruned} stopped early{running}; best first")
     print(
         f"wrote {out / path('best', 'json')}; next:"
         f" ivon-jax train --config {out / path('best', 'json')} --out NEW"

@@ -65,7 +65,7 @@ def _over(axes: Any, trials: Sequence[Trial], name: str, choice: Any) -> None:
 
 
 def _points(axes: Any, trials: Sequence[Trial], places: Sequence[float]) -> None:
-    """Draws trials: dots, and crosses where they were given up."""
+    """Draws trials: dots, and crosses where they were stopped early."""
     for state, marker, label in (
         ("complete", "o", "scored"),
         ("pruned", "x", "pruned"),

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from ivon_jax.train.tune.space import Range, Space, Values
 
 STUDY, LOCKS = "study.db", "locks"
-# A process that has been silent for so many seconds is taken to have ended.
+# A process without a heartbeat for SILENT seconds is taken to have ended.
 BEAT, SILENT = 15, 60
-# run(point, watch): scores a point; watch(step, score) may give it up on the way.
+# run(point, watch): scores a point; watch(step, score) may stop it early.
 Run = Callable[[dict[str, Any], Callable[[int, float], None]], float]
 
 
@@ -74,7 +74,7 @@ def search(
         space: what is searched.
         run: scores a point.
         out: folder of the study's file, and of locks.
-        name: name of the study; the same name goes on with it.
+        name: name of the study; the same name continues it.
         points: points to try, as those of a grid.
         trials: number of points that the study is to have at least.
         seed: seed of the points.
