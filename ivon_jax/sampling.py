@@ -58,23 +58,31 @@ def _add(params: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:
 
 
 def value_and_grad(
-    loss_fn: Callable[..., Float[Array, ""]], mc_samples: int = 1, groups: int = 1
-) -> Callable[..., tuple[Float[Array, ""], PyTree, Moments]]:
+    loss_fn: Callable[..., Any],
+    mc_samples: int = 1,
+    groups: int = 1,
+    *,
+    has_aux: bool = False,
+) -> Callable[..., tuple[Any, PyTree, Moments]]:
     """Returns a function that averages loss and gradient over posterior samples.
 
     Pass `moments` on to `update`, which then redraws no noise. With `mc_samples` > 1
     this is required.
 
     Args:
-        loss_fn: ``loss_fn(params, *args)``, a scalar.
+        loss_fn: ``loss_fn(params, *args)``, a scalar, or a pair of it and anything
+            else.
         mc_samples: number of samples K, computed one after another.
         groups: number of groups G. If above 1, every leaf of ``args`` has a leading
             axis of that size, and group g has samples gK to gK + K - 1, each on its
             share of the data. On a device mesh the axis belongs on ``data``.
+        has_aux: whether `loss_fn` returns a pair, as for `jax.value_and_grad`.
 
     Returns:
         ``f(key, params, opt_state, *args) -> (loss, grads, moments)``, the means
-        over the samples.
+        over the samples. With `has_aux` the first is ``(loss, aux)``; ``aux`` is not
+        averaged: it has a new first axis of the groups if G > 1, then one of the
+        samples if K > 1.
 
     Raises:
         ValueError: `mc_samples` or `groups` is below 1.
@@ -100,34 +108,56 @@ def value_and_grad(
         opt_state: PyTree,
         group: int | Int[Array, ""],
         *args: Any,
-    ) -> tuple[Float[Array, ""], PyTree, Moments]:
-        start = group * mc_samples
-
-        def one(index: int | Int[Array, ""]) -> tuple[Array, PyTree, Moments]:
+    ) -> tuple[PyTree, PyTree]:
+        def one(index: int | Int[Array, ""]) -> tuple[PyTree, PyTree]:
             noise = posterior_noise(key, opt_state, index)
-            loss, grads = jax.value_and_grad(loss_fn)(_add(params, noise), *args)
-            return loss, grads, noise_moments(noise, grads)
+            value, grads = jax.value_and_grad(loss_fn, has_aux=has_aux)(
+                _add(params, noise), *args
+            )
+            loss, aux = value if has_aux else (value, None)
+            return (loss, grads, noise_moments(noise, grads)), aux
 
-        def add_sample(total: PyTree, index: Int[Array, ""]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, one(index)), None
-
-        first = one(start)
-        if mc_samples == 1:
-            return first
-        total, _ = jax.lax.scan(add_sample, first, start + jnp.arange(1, mc_samples))
-        return jax.tree.map(lambda x: x / mc_samples, total)
+        return _mean(one, group * mc_samples, mc_samples)
 
     def value_and_grad_fn(
         key: Key[Array, ""], params: PyTree, opt_state: PyTree, *args: Any
-    ) -> tuple[Float[Array, ""], PyTree, Moments]:
+    ) -> tuple[Any, PyTree, Moments]:
         if groups == 1:
-            return of_group(key, params, opt_state, 0, *args)
-        each = jax.vmap(lambda *group: of_group(key, params, opt_state, *group))
-        return jax.tree.map(
-            lambda x: jnp.mean(x, axis=0), each(jnp.arange(groups), *args)
-        )
+            means, aux = of_group(key, params, opt_state, 0, *args)
+        else:
+            each, aux = jax.vmap(
+                lambda *group: of_group(key, params, opt_state, *group)
+            )(jnp.arange(groups), *args)
+            means = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+        loss, grads, moments = means
+        return (loss, aux) if has_aux else loss, grads, moments
 
     return value_and_grad_fn
+
+
+def _mean(
+    one: Callable[[int | Int[Array, ""]], tuple[PyTree, PyTree]],
+    start: int | Int[Array, ""],
+    count: int,
+) -> tuple[PyTree, PyTree]:
+    """Returns the mean of `count` results, added in float32, and all their `aux`."""
+
+    def add(total: PyTree, index: Int[Array, ""]) -> tuple[PyTree, PyTree]:
+        found, aux = one(index)
+        return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, found), aux
+
+    first, aux = one(start)
+    if count == 1:
+        return first, aux
+    total, others = jax.lax.scan(
+        add, jax.tree.map(at_least_float32, first), start + jnp.arange(1, count)
+    )
+    return (
+        jax.tree.map(lambda t, x: (t / count).astype(x.dtype), total, first),
+        jax.tree.map(
+            lambda x, y: jnp.concatenate([jnp.asarray(x)[None], y]), aux, others
+        ),
+    )
 
 
 class MultiStepsState(NamedTuple):

@@ -276,3 +276,37 @@ def test_groups_are_samples_of_their_own_on_parts_of_the_data():
     np.testing.assert_allclose(loss, means[0], rtol=1e-5)
     np.testing.assert_allclose(grads["w"], means[1], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(moments.noise_grad["w"], means[2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("samples", "groups"), [(1, 1), (3, 1), (1, 2), (3, 2)])
+def test_aux_is_that_of_each_sample(samples, groups):
+    params = {"w": jnp.array([0.5, -1.0, 2.0])}
+    opt_state = ivon(0.1, ess=5.0, hess_init=0.2).init(params)
+    x = jax.random.normal(jax.random.key(3), (groups, 2, 3))
+
+    def loss_fn(params, x):
+        outputs = x @ params["w"]
+        return jnp.mean(jnp.square(outputs)), {"outputs": outputs, "rows": 2}
+
+    plain = value_and_grad(lambda *args: loss_fn(*args)[0], samples, groups)
+    given = KEY, params, opt_state, x if groups > 1 else x[0]
+    (loss, aux), grads, moments = jax.jit(
+        value_and_grad(loss_fn, samples, groups, has_aux=True)
+    )(*given)
+    chex.assert_trees_all_close((loss, grads, moments), plain(*given), rtol=1e-5)
+    axes = (groups,) * (groups > 1) + (samples,) * (samples > 1)
+    outputs = aux["outputs"].reshape(groups * samples, 2)
+    for index, found in enumerate(outputs):
+        theta = sample(KEY, params, opt_state, index)
+        expected = x[index // samples] @ theta["w"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(aux["rows"], np.full(axes, 2))
+
+
+def test_16_bit_gradients_of_many_samples_are_added_in_float32():
+    params = {"w": jnp.zeros(2, jnp.bfloat16)}
+    opt_state = ivon(0.1, ess=100.0).init(params)
+    _, grads, _ = value_and_grad(lambda p: jnp.sum(p["w"].astype(float)), 600)(
+        KEY, params, opt_state
+    )
+    chex.assert_trees_all_equal(grads, {"w": jnp.ones(2, jnp.bfloat16)})

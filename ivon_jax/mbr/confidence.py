@@ -69,8 +69,9 @@ def confidence_scores(
     Args:
         confidence: of each decision, from 0 to 1.
         correct: whether it is right.
-        bins: number of bins of equal width of the calibration error. Shares of few
-            votes take few values, so that some bins stay empty.
+        bins: number of bins of equal width of the calibration error, right-closed as
+            those of `ivon_jax.metrics.ece`. Shares of few votes take few values, so
+            that some bins stay empty.
 
     Returns:
         ``accuracy``; ``ece``, the expected calibration error; ``brier``, the mean
@@ -85,7 +86,8 @@ def confidence_scores(
     sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if not sure.size or not ((sure >= 0) & (sure <= 1)).all():
         raise ValueError("confidence: is not one or more numbers in [0, 1]")
-    index = np.minimum((sure * bins).astype(int), bins - 1)
+    # Shares are often on an edge: k / n * bins may be rounded up.
+    index = np.maximum(np.ceil(sure * bins - 1e-9).astype(int) - 1, 0)
     gaps = np.bincount(index, weights=sure - right, minlength=bins)
     higher = (sure[:, None] > sure) + (sure[:, None] == sure) / 2
     pairs = right[:, None] * (1 - right)

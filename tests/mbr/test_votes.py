@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ivon_jax
 from ivon_jax import mbr
 
 answers = st.lists(st.sampled_from(["7", "8", "9", None]), min_size=1, max_size=9)
@@ -198,6 +200,20 @@ def test_confidences_are_scored_as_by_other_libraries(pairs):
         if own.any():
             gaps += own.sum() * abs(sure[own].mean() - right[own].mean())
     assert found["ece"] == pytest.approx(gaps / len(sure))
+
+
+@given(
+    st.lists(st.tuples(st.integers(10, 20), st.booleans()), min_size=1, max_size=30),
+    st.sampled_from([1, 4, 5, 10, 15]),
+)
+def test_shares_on_the_edges_of_bins_are_binned_as_by_the_metrics(pairs, bins):
+    sure, right = np.array([k for k, _ in pairs]) / 20, [r for _, r in pairs]
+    found = mbr.confidence_scores(sure, np.array(right), bins)["ece"]
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(np.stack([sure, 1 - sure], axis=1), dtype=np.float32)
+    labels = jnp.where(np.array(right), 0, 1)
+    expected = ivon_jax.metrics.ece(jnp.asarray(log_probs), labels, bins)
+    assert found == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_risk_and_coverage_average_over_the_orders_of_ties():

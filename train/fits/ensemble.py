@@ -69,7 +69,9 @@ class Ensemble(Fit):
 
 
 def _members(posterior: Distribution, *, whole: bool) -> list[Distribution]:
-    """Returns a run's posterior as members; a set of members, each of them."""
+    """Returns a run's posterior as members; one of several members as each of them."""
+    if isinstance(posterior, Mixture):
+        return [x for part in posterior.parts for x in _members(part, whole=whole)]
     if posterior.size is not None:
         key = jax.random.key(0)  # not used: all of them are drawn
         drawn = [posterior.draw(key, index) for index in range(posterior.size)]

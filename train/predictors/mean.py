@@ -43,7 +43,16 @@ class Mean(Predictor):
     def split(
         self, posterior: Distribution, dropout: float
     ) -> tuple[Distribution, "Mean"]:
-        """Prunes."""
+        """Prunes.
+
+        Raises:
+            ValueError: the posterior has several members, whose average is no model.
+        """
+        if posterior.has_members and posterior.spread:
+            raise ValueError(
+                "mean: several members have none; average over samples (--samples, of"
+                " text --models)"
+            )
         return pruned(posterior, self.prune), Mean()
 
     def draws(

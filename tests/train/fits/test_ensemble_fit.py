@@ -122,6 +122,20 @@ def test_an_ensemble_of_ensembles_has_all_members(place, tmp_path):
     )
 
 
+def test_a_mixture_is_taken_apart_into_its_members(place, tmp_path, capsys):
+    mixed = fit(place, tmp_path / "mixed", "ivon", "ivon-1", "--members", "posterior")
+    both = fit(place, tmp_path / "both", mixed, "adam")
+    wanted = fit(place, tmp_path / "wanted", "ivon", "ivon-1", "adam")
+    chex.assert_trees_all_equal(
+        load_posterior(both / POSTERIOR)[0], load_posterior(wanted / POSTERIOR)[0]
+    )
+    capsys.readouterr()
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    words = ("--samples", 0, "--file", tmp_path / "rows.jsonl")
+    assert command("predict", mixed, *words) == 2
+    assert "mean: several members have none" in one_line(capsys)
+
+
 def test_members_that_held_out_other_examples(place, tmp_path, capsys):
     """What one held out the other was trained on."""
     config = write_task(tmp_path, held_out=24)
