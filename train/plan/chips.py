@@ -17,7 +17,8 @@ class Chip(NamedTuple):
     """One accelerator.
 
     Attributes:
-        flops: bfloat16 operations a second, without sparsity.
+        flops: bfloat16 operations a second, without sparsity; a GPU has half as many in
+            TF32, in which it multiplies float32 matrices.
         memory: bytes.
         bandwidth: bytes a second from its memory.
         network: bytes a second to its neighbours, one direction, all links together.

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ivon_jax.models.families import Config, with_outputs
 from ivon_jax.train.config import TrainConfig, make_method
-from ivon_jax.train.plan.chips import CHIPS, Chip, CompilerName
+from ivon_jax.train.plan.chips import CHIPS, SLICES, Chip, CompilerName
 from ivon_jax.train.plan.compiler import Program, compile_for_chips, missing
 from ivon_jax.train.plan.flops import flops
 from ivon_jax.train.plan.hlo import program_cost
@@ -76,10 +76,16 @@ class Plan:
         return CHIPS[self.topology.chip]
 
     @property
+    def rate(self) -> float:
+        """Operations a second at the most; of a f32 base on GPUs those of TF32."""
+        tf32 = self.config.base == "f32" and self.topology.chip not in SLICES
+        return self.chip.flops / (2 if tf32 else 1)
+
+    @property
     def bounds(self) -> dict[str, float]:
         """Seconds of a step if each resource were the only limit."""
         return {
-            "compute": self.flops / self.topology.used / self.chip.flops,
+            "compute": self.flops / self.topology.used / self.rate,
             "memory": self.reads / self.chip.bandwidth,
             "network": sum(self.traffic.values()) / self.chip.network,
         }
@@ -89,7 +95,7 @@ class Plan:
         """Seconds of a step by the program's cycles, if they are known."""
         if not self.cycles:
             return None
-        kernels = self.kernels / (KERNEL_MFU * self.chip.flops)
+        kernels = self.kernels / (KERNEL_MFU * self.rate)
         return self.cycles / self.chip.clock + kernels
 
     @property

@@ -208,6 +208,17 @@ def test_the_report_says_what_to_change(fits, sizes, changes, advice):
     assert all(part in text for part in advice)
 
 
+def test_gpus_multiply_float32_at_half_the_rate(fits):
+    def compute(chip, base):
+        topology = find_topology(chip, "data=1")
+        config = dataclasses.replace(fits.config, base=base)
+        plan = dataclasses.replace(fits, topology=topology, config=config)
+        return plan.bounds["compute"]
+
+    for chip, ratio in (("v5e", 1), ("a100", 2), ("h100", 2)):
+        assert compute(chip, "f32") == ratio * compute(chip, "bf16")
+
+
 @pytest.mark.parametrize("names_fit", [True, False])
 def test_offloading_is_best_only_if_nothing_else_fits(fits, names_fit):
     offload, names = (
