@@ -70,14 +70,14 @@ def train(
     problem = prepare(config)
     config = resolve(config, problem.task.preset, len(problem.splits["train"]))
     config = settled(config, problem.task)
-    written = f"wrote {out / run.POSTERIOR}; next: ivon-jax evaluate {out}"
+    written = f"wrote {out / run.POSTERIOR}"
     with first_process_reports():
         try:
             loop.train(problem, config, out, resume)
         except Interrupted:
             on_first_process(lambda: print(written))
             raise
-    on_first_process(lambda: print(written))
+    on_first_process(lambda: print(f"{written}; next: ivon-jax evaluate {out}"))
 
 
 DEFAULT_DATA, DEFAULT_VOTING = DataConfig(), Voting()

@@ -72,8 +72,8 @@ def train(
         ValueError: the folder holds another run, or the loss or gradient was not
             finite in `MAX_BAD_STEPS` steps in a row.
         OSError: a checkpoint cannot be written.
-        Interrupted: SIGINT or SIGTERM was received; a checkpoint and the posterior so
-            far have been written.
+        Interrupted: SIGINT or SIGTERM was received, at any time; a checkpoint and the
+            posterior so far have been written.
     """
     described = run.describe(config, problem.run_metadata)
     check_agreement(described)
@@ -97,7 +97,8 @@ def train(
     if counts.skipped:
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
         say(message)
-    if not done:
+    # Also one that came after the last step: what comes next must not begin.
+    if interrupted(counts.step):
         message = f"interrupted after step {counts.step} of {_steps(config)}"
         raise Interrupted(message, interrupted.signum)
     return posterior

@@ -26,6 +26,7 @@ from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import prepare
+from ivon_jax.train.runs import status
 from ivon_jax.train.runs.run import BEST, CHECKPOINTS, METRICS, POSTERIOR
 from ivon_jax.train.splits import find_examples, find_task
 
@@ -152,11 +153,10 @@ def test_an_interrupt_at_any_time_leaves_a_posterior(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         interrupt(patch, owner, name, call)
-        if done < STEPS:
-            with pytest.raises(Interrupted, match=f"after step {done} of {STEPS}"):
-                train_run(base, out)
-        else:
+        with pytest.raises(Interrupted, match=f"after step {done} of {STEPS}"):
             train_run(base, out)
+    state = "trained" if done == STEPS else "interrupted"
+    assert status.read(out) == (done, STEPS, state)
     assert Posterior.load(out / POSTERIOR).precision
     if done == 0:
         assert result(train_run(base, out, resume=True)) == result(run)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import pytest
 import tiny
@@ -18,6 +19,7 @@ from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.queue import Job, run_all
 from ivon_jax.train.report.tables import label
+from ivon_jax.train.runs import status
 from ivon_jax.train.sources import read_run
 
 STEPS, STOP = 4, 2
@@ -124,6 +126,26 @@ def test_what_was_evaluated_on_the_way_is_not_the_result(
     )
     assert [row["nll"] for row in early] != [row["nll"] for row in wanted["noisy"]]
     assert run_all(jobs, problem, tmp_path) == wanted
+
+
+def test_a_signal_after_the_last_step_stops_the_queue(
+    jobs, problem, finished, tmp_path, monkeypatch
+):
+    real, (_, rows) = loop._Training.write, finished
+
+    def write(*args):
+        signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "write", write)
+        with pytest.raises(Interrupted, match=f"^adam .* step {STEPS} of {STEPS}$"):
+            run_all(jobs, problem, tmp_path)
+    assert status.read(tmp_path / "adam") == (STEPS, STEPS, "trained")
+    assert not (tmp_path / "noisy").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", None)
+        assert run_all(jobs[:1], problem, tmp_path) == {"adam": rows["adam"]}
 
 
 @pytest.mark.parametrize(

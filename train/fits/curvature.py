@@ -107,14 +107,10 @@ def over_training_data(
     ):
         # One text a row: the curvature is that of each.
         batches = eval_batches(encoded, batch_size, batch_size)
-        for batch, indices in batches[done // batch_size :]:
-            if interrupted(done):
-                work.partial.save(done, total)
-                raise Interrupted(
-                    f"interrupted after {done} of {len(encoded)} examples;"
-                    f" {RESUME_HINT}",
-                    interrupted.signum,
-                )
+        first = done // batch_size
+        for number, (batch, indices) in enumerate(batches[first:], first):
+            if interrupted(number):
+                break
             local = jax.tree.map(lambda part: part[rows], batch)
             with naming_memory(
                 f"the curvature of {batch_size} rows of {batch.tokens.shape[1]} tokens",
@@ -127,6 +123,10 @@ def over_training_data(
             if time.monotonic() - saved > SAVE_EVERY:
                 work.partial.save(done, total)
                 saved = time.monotonic()
+    if interrupted(-(-done // batch_size)):
+        work.partial.save(done, total)
+        message = f"interrupted after {done} of {len(encoded)} examples; {RESUME_HINT}"
+        raise Interrupted(message, interrupted.signum)
     _check_finite(total)
     return total
 

@@ -123,7 +123,7 @@ class Request:
             interruptible() as stop,
             progress(self.name, self.total, every, ended) as report,
         ):
-            for outputs in grown:
+            for number, outputs in enumerate(grown):
                 finished = [output for output in outputs if output.finish]
                 made += sum(len(output.tokens) for output in finished)
                 if finished:
@@ -131,7 +131,7 @@ class Request:
                 speed = made / (time.monotonic() - start)
                 report(len(finished), f"{speed:.0f} tokens/s")
                 ended += len(finished)
-                if stop(0) and ended < self.total:
+                if stop(number):
                     raise Interrupted(
                         f"{ended} of {self.total} outputs are finished", stop.signum
                     )

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from ivon_jax.errors import one_line
+
 STOPS = (signal.SIGINT, signal.SIGTERM)
 RESUME_HINT = "the same command with --resume continues it"
 
@@ -79,7 +81,12 @@ class Stop:
         self.signum = int(signal.SIGTERM) if self._together else 0
 
     def __call__(self, step: int) -> bool:
-        """Returns whether to stop before a step."""
+        """Returns whether to stop before a step.
+
+        Args:
+            step: the step before it; several processes must count one by one, or JAX
+                passes over the step at which they are to stop.
+        """
         if self._together:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signum != 0
@@ -97,8 +104,13 @@ def interruptible() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
 
     Yields:
-        The flag, to be tested before each step. Several processes all stop before the
-        same step; they leave SIGTERM to JAX, to which a second one is no different.
+        The flag, to be tested before each step and after the last one. Several
+        processes all stop before the same step; they leave SIGTERM to JAX, to which a
+        second one is no different.
+
+    Raises:
+        Interrupted: an error came after the signal; who goes on after errors, as a
+            search does after a run that diverged, still stops.
     """
     together = jax.process_count() > 1
     stops = STOPS[:1] if together else STOPS  # JAX itself listens for SIGTERM
@@ -117,5 +129,10 @@ def interruptible() -> Iterator[Stop]:
         signal.signal(signum, note)
     try:
         yield stop
+    except Exception as error:
+        if together or not stop.signum:
+            raise
+        message = f"interrupted: {one_line(error)}"
+        raise Interrupted(message, stop.signum) from error
     finally:
         restore()

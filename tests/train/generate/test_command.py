@@ -126,6 +126,19 @@ def interrupt_after(patch, count):
     patch.setattr(module, "record", recording)
 
 
+def test_an_interrupt_at_the_last_output_is_not_lost(home, whole, tmp_path, capsys):
+    out = tmp_path / "cut.jsonl"
+    words = ("--model", home / "model", "--file", home / "rows.jsonl", *SOME)
+    words = (*words, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 9)
+        assert command("generate", *words) == 130
+    assert "9 of 9 outputs are finished; the same" in capsys.readouterr().err
+    assert len(lines(out)) == 9
+    assert command("generate", *words, "--resume") == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
 def test_what_is_finished_is_kept_and_resumed(home, whole, tmp_path, capsys):
     out = tmp_path / "cut.jsonl"
     words = ("--model", home / "model", "--file", home / "rows.jsonl", *SOME)
