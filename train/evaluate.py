@@ -17,6 +17,7 @@ from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
+from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
 from ivon_jax.train.splits import find_task
 from ivon_jax.train.voting.outputs import Votes, find_questions, find_votes, vote
@@ -170,6 +171,8 @@ def evaluate_folder(
     if directory:
         splits = ["validation", "test"] if wanted.temperature else None
         source = read_run(directory, mesh, splits, best=best, test=test)
+        if not best:
+            on_first_process(lambda: _say_if_unfinished(directory, source.step))
     else:
         source = read_adapter(adapter, mesh, test=test)
     predictors = predictors_for(source, wanted, chunk_size)
@@ -199,6 +202,12 @@ def _check_run(
             "temperature: is fitted on held-out training examples and scored on"
             " others; needs --test"
         )
+
+
+def _say_if_unfinished(directory: Path, step: int | None) -> None:
+    state = status.read(directory)
+    if state and step is not None and step < state.of:
+        say(f"{directory}: evaluates step {step} of {state.of}, the run is unfinished")
 
 
 def _check_adapter(

@@ -90,6 +90,15 @@ def test_predictions_of_other_settings_are_kept():
     assert Mean().name == "mean"
 
 
+def test_evaluate_says_that_a_run_is_unfinished(trained, tmp_path, capsys):
+    out = shutil.copytree(trained["adam"], tmp_path / "run")
+    for of, wanted in ((6, ""), (20, f"{out}: evaluates step 6 of 20, the run is ")):
+        status.write(out, 6, of, "interrupted" if wanted else "trained")
+        assert command("evaluate", out) == 0
+        said = [x for x in capsys.readouterr().err.splitlines() if "step 6" in x]
+        assert said == ([f"{wanted}unfinished"] if wanted else [])
+
+
 def test_evaluate_adam_has_its_mean_only(trained):
     assert command("evaluate", trained["adam"]) == 0
     written = json.loads((trained["adam"] / "evaluation-mean.json").read_text())

@@ -1,5 +1,6 @@
 """A run's folder summarised on the terminal, without its model."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,7 +233,20 @@ def _diagnosis(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _results(folder: Path) -> Iterator[str]:
-    """Yields a table for each evaluation."""
+    """Yields a table for each evaluation, but for those of earlier steps."""
+    step_of = functools.cache(functools.partial(_step, folder))
     for path in sorted(folder.glob("evaluation-*.json")):
         with prefixed(f"{path}: not an evaluation", (ValueError, KeyError, TypeError)):
-            yield f"{path.name}\n{tables.table(json.loads(path.read_text())['rows'])}"
+            values = json.loads(path.read_text())
+            table = f"{path.name}\n{tables.table(values['rows'])}"
+            best, step = values.get("best"), values.get("step")
+        # Results of version 0.1.0 do not name the posterior that they are of.
+        if best is None or step == step_of(best):
+            yield table
+
+
+def _step(folder: Path, best: bool) -> int | float | None:
+    """Returns the step of the last or the best posterior, if it is known."""
+    if not (folder / (run.BEST if best else run.POSTERIOR)).exists():
+        return None
+    return run.read_posterior(folder, best=best)[1].get("step")

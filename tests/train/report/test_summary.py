@@ -1,5 +1,6 @@
 """`ivon-jax show`, and the statistics of a posterior."""
 
+import json
 import re
 
 import numpy as np
@@ -59,6 +60,21 @@ def test_the_diagnosis_of_the_run_is_there(data, tmp_path, capsys):
     out = re.sub(r"\s+", " ", capsys.readouterr().out)
     for text in ("h/hess_init 1 2 3 4 nan", "25.0% of the last step", "raise [gamma]"):
         assert text in out
+
+
+def test_results_of_earlier_steps_are_left_out(data, tmp_path, capsys):
+    folder = write_run(tmp_path / "run", data)
+    values = json.loads((folder / "evaluation-4.json").read_text())
+    gaussian().save(folder / run.BEST, step=30)
+    for name, change in {
+        "earlier": {"step": 11},
+        "best-earlier": {"best": True, "step": 20},
+        "best": {"best": True, "step": 30},
+    }.items():
+        run.write_json(folder / f"evaluation-4-{name}.json", values | change)
+    assert command("show", folder) == 0
+    shown = re.findall(r"evaluation-\S+", capsys.readouterr().out)
+    assert shown == ["evaluation-4-best.json", "evaluation-4.json"]
 
 
 @pytest.mark.parametrize(
