@@ -204,18 +204,21 @@ def _predictors(
     All samples share the key, hence the samples' noise, and one compiled program.
     """
     main = _main(config, posterior, own)
-    swept = [x for x in _sweep(config, main[-1]) if x.suits(posterior)]
-    return list(dict.fromkeys([*main, *swept]))
+    base, *points = _sweep(config, main[-1])
+    swept = [x for x in points if x.suits(posterior)]
+    # Both curves pass through tau 1, unpruned, with the sweep's number of samples.
+    return list(dict.fromkeys([*main, *([base] if swept else []), *swept]))
 
 
 def _sweep(config: CompareConfig, base: Any) -> list[Predictor]:
-    """Returns the points of the sweeps over tau and pruning of a predictor."""
+    """Returns a predictor as it is swept, then the points over tau and pruning."""
     if not {"tau", "prune"} <= vars(base).keys() or (base.tau, base.prune) != (1, 0):
-        return []
+        return [base]
     if isinstance(base, Samples):
         base = Samples(config.sweep_samples)
     points = [dataclasses.replace(base, tau=tau) for tau in config.taus]
-    return [*points, *(dataclasses.replace(base, prune=x) for x in config.prunes)]
+    pruned = [dataclasses.replace(base, prune=prune) for prune in config.prunes]
+    return [base, *points, *pruned]
 
 
 def _scored(

@@ -262,8 +262,8 @@ class CompareConfig(RunConfig):
         hyper: hyper-parameters of each method.
         samples: posterior samples to average in the main comparison.
         sweep_samples: posterior samples of each point of the sweep.
-        taus: temperatures to sweep.
-        prunes: pruning ratios to sweep.
+        taus: temperatures to sweep, beside 1.
+        prunes: pruning ratios to sweep, beside 0.
         voting: how answers are generated and voted on.
     """
 

@@ -10,8 +10,11 @@ import children
 import pytest
 from tiny_commands import lines, one_line, problem_of, write_home
 from tiny_fits import command
+from tiny_results import gaussian, members, point
 
-from ivon_jax.train import loop, sources
+from ivon_jax.train import compare, loop, sources
+from ivon_jax.train.config import CompareConfig
+from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run
@@ -35,7 +38,7 @@ def comparison(problem):
     """The words of a comparison with a sweep."""
     steps = [option for name in ("adam", "ivon-lora") for option in (
         f"--{name}.steps", "6", f"--{name}.batch-size", "8")]  # fmt: skip
-    sweep = ["--taus", "0.5", "1", "4", "--prunes", "0", "0.5"]
+    sweep = ["--taus", "0.5", "4", "--prunes", "0.5"]
     counts = ["--samples", "3", "--sweep-samples", "2", "--seed", "0"]
     return ["compare", *problem, *steps, *sweep, *counts]
 
@@ -86,11 +89,29 @@ def test_results(compared):
         ("adam", "mean", 0, 1, 0),
         ("ivon-lora", "mean", 0, 1, 0),
         ("ivon-lora", "samples", 3, 1, 0),
-        ("ivon-lora", "samples", 2, 0.5, 0),
         ("ivon-lora", "samples", 2, 1, 0),
+        ("ivon-lora", "samples", 2, 0.5, 0),
         ("ivon-lora", "samples", 2, 4, 0),
         ("ivon-lora", "samples", 2, 1, 0.5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "posterior", "wanted"),
+    [
+        ({}, gaussian(), [Mean(), Samples(3)]),
+        ({"taus": (1.0,)}, gaussian(), [Mean(), Samples(3), Samples(2)]),
+        ({"taus": (4.0, 1.0), "sweep_samples": 3}, gaussian(),
+         [Mean(), Samples(3), Samples(3, 4.0)]),
+        ({"prunes": (0.0, 0.5)}, gaussian(),
+         [Mean(), Samples(3), Samples(2), Samples(2, prune=0.5)]),
+        ({"taus": (4.0,), "prunes": (0.5,)}, point(), [Mean()]),
+        ({"taus": (4.0,)}, members(), [Samples(3)]),
+    ],
+)  # fmt: skip
+def test_a_sweep_passes_through_tau_1_unpruned_once(sweep, posterior, wanted):
+    config = CompareConfig(**{"samples": 3, "sweep_samples": 2} | sweep)
+    assert compare._predictors(config, posterior, None) == wanted
 
 
 def test_a_point_of_the_sweep_is_an_evaluation(compared, tmp_path):

@@ -139,7 +139,9 @@ def _trade_off(axes: Any, rows: Sequence[Row], x: str) -> None:
         _bars(axes, own, x, color)
         drawn += own
     front = _points(pareto_front(drawn, x), x)
-    axes.plot(*front, color="red", lw=1, label="Pareto front", zorder=1)
+    # Rings, as a front of one point has no line.
+    rings: dict[str, Any] = {"marker": "o", "markersize": 16, "fillstyle": "none"}
+    axes.plot(*front, color="red", lw=1, label="Pareto front", zorder=1, **rings)
     axes.set_xlabel(f"{AXES[x][0]} (lower is better)")
 
 

@@ -23,7 +23,7 @@ HALVES = {
 }
 COMMONSENSE = {task: f"--task {task}" for task in HALVES}
 TWO = "--methods adam ivon-lora"
-SWEEP = "--taus 0.25 0.5 2 4 8 16 --prunes 0.1 0.2 0.3 0.5 0.7 0.9"
+SWEEP = "--taus 0.25 0.5 2 4 8 16 --prunes 0.1 0.2 0.3 0.5 0.7 0.9 --sweep-samples 10"
 END = "--seed {seed} --out {out} --resume"
 
 # Scale "small": SmolLM2-135M, 256 training examples. 2,000 steps of batch 8 are as many
@@ -113,7 +113,7 @@ def votes(options: str, cases: Mapping[str, str], models: int) -> Group:
 
 PAPER = compare(
     f"{LLAMA} --methods adam ivon-lora blob --fit laplace-kfac:adam laplace-diag:adam"
-    f" {SWEEP} --sweep-samples 10",
+    f" {SWEEP}",
     COMMONSENSE,
     "commonsense",
 )

@@ -316,6 +316,19 @@ def test_trade_off_draws_adam_curves_and_front(rows, tmp_path):
     assert share(image, 1, 1, 1) > 0.7
 
 
+def test_a_front_of_one_point_is_drawn(tmp_path, monkeypatch):
+    real = figures.save
+
+    def without_legend(figure, path):
+        figure.legends[0].remove()
+        real(figure, path)
+
+    monkeypatch.setattr(figures, "save", without_legend)
+    best = make_row("adam", accuracy=0.7, ece=0.01, nll=0.1)
+    figures.trade_off(tmp_path / "trade_off.png", [best, make_row()])
+    assert share(picture(tmp_path / "trade_off.png"), *RED) > 0
+
+
 def test_trade_off_has_one_ensemble_size(tmp_path, monkeypatch):
     drawn = []
     real = figures.pareto_front
