@@ -9,7 +9,7 @@ from ivon_jax.train.options import unset
 from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predict import score
 from ivon_jax.train.predictors.base import Predictor
-from ivon_jax.train.predictors.temperature import Scaled, bound, scaled
+from ivon_jax.train.predictors.temperature import Scaled, bound_note, scaled
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import Source
@@ -105,12 +105,5 @@ def _check(source: Source) -> None:
 def _report_bounds(fitted: Sequence[Scaled], count: int) -> None:
     """Prints a note if a fit ended at a bound, where no temperature is best."""
     for predictor in fitted:
-        if not (side := bound(predictor.temperature)):
-            continue
-        why = "all correct" if side < 0 else "worse than chance"
-        mixed = f", mixed with 1/{count + 1} of the uniform distribution"
-        say(
-            f"temperature of {predictor.of.name}: predictions of the {count} held-out"
-            f" examples are {why}, so that none is best; T is the bound"
-            f" {predictor.temperature:.3g}{mixed if predictor.uniform else ''}"
-        )
+        if note := bound_note(predictor, count):
+            say(note)

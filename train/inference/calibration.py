@@ -16,7 +16,8 @@ from ivon_jax.errors import prefixed
 from ivon_jax.selective import fewest_accepted, fit_threshold
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.registry import predictor_of
-from ivon_jax.train.predictors.temperature import scaled
+from ivon_jax.train.predictors.temperature import bound_note, scaled
+from ivon_jax.train.runs.progress import say
 from ivon_jax.train.runs.run import versions, write_json
 
 CALIBRATION = "calibration.json"
@@ -189,7 +190,7 @@ def fit(
     noise: Float[np.ndarray, " n"],
     of: Mapping[str, Any],
 ) -> Calibration:
-    """Calibrates a predictor.
+    """Calibrates a predictor, and prints a note if its temperature is at a bound.
 
     Args:
         targets: what to fit.
@@ -209,6 +210,8 @@ def fit(
     if targets.temperature:
         part = first if targets.guarantees else order
         predictor = scaled(predictor, predictor.finish(draws[:, part]), labels[part])
+        if note := bound_note(predictor, len(part)):
+            say(note)
     probs = np.exp(pool(predictor.finish(draws[:, rest])))
     right = labels[rest]
     conformal = abstention = None

@@ -22,8 +22,9 @@ class ClassResults(NamedTuple):
             temperature if there is one.
         draws: probability of each class by each draw, without temperature.
         entropy: entropy of `probs`, in nats.
-        mutual_information: part of the draws' entropy that comes from their
-            disagreement, in nats; 0 for a single draw.
+        mutual_information: disagreement of `draws`, in nats: the entropy of their mean
+            minus their mean entropy; 0 for a single draw. Without a temperature it is
+            a part of `entropy`; with one, which only the average has, it may be larger.
         accepted: whether the confidence is above the abstention threshold; None without
             one.
         sets: the classes of each prediction set; None without conformal calibration.

@@ -145,6 +145,27 @@ def bound(temperature: float) -> int:
     return math.trunc(round(math.log(temperature) / LOG_BOUND, 6))
 
 
+def bound_note(predictor: "Scaled", count: int) -> str:
+    """Says that a temperature is at a bound of the search, and why.
+
+    Args:
+        predictor: the fitted predictor.
+        count: number of examples that it was fitted on.
+
+    Returns:
+        A line; empty if the temperature is inside the bounds.
+    """
+    if not (side := bound(predictor.temperature)):
+        return ""
+    why = "all correct" if side < 0 else "worse than chance"
+    mixed = f", mixed with 1/{count + 1} of the uniform distribution"
+    return (
+        f"temperature of {predictor.of.name}: predictions of the {count} held-out"
+        f" examples are {why}, so that none is best; T is the bound"
+        f" {predictor.temperature:.3g}{mixed if predictor.uniform else ''}"
+    )
+
+
 def scaled(
     of: Predictor,
     predictions: Float[np.ndarray, "s n c"],

@@ -105,6 +105,20 @@ def test_temperature_alone_takes_all_examples(run, dev, tmp_path, capsys):
     assert "set" not in row and "accepted" not in row
 
 
+def test_a_temperature_at_its_bound_is_noted(run, home, tmp_path, capsys):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    rows = texts(8)
+    for row, found in zip(rows, predicted(own, tmp_path / "out", rows), strict=True):
+        row["label"] = found["prediction"]
+    file = tiny.write_rows(home / "right.jsonl", rows)
+    capsys.readouterr()
+    assert command("calibrate", own, "--file", file) == 0
+    said = capsys.readouterr().err
+    assert "predictions of the 8 held-out examples are all correct" in said
+    assert "T is the bound 1.13e-07, mixed with 1/9" in said
+
+
 def draws(n, samples=3, classes=4, seed=0):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(samples, n, classes)) + 2 * rng.normal(size=(n, classes))
