@@ -34,6 +34,7 @@ class Eigen(NamedTuple):
         """Eigenvalues of the Kronecker product."""
         return self.input_values[..., :, None] * self.output_values[..., None, :]
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def rotate(
         self, x: Float[Array, "*layers i o"]
     ) -> tuple[Float[Array, "*layers k l"], Float[Array, "*layers i o"]]:
@@ -41,6 +42,7 @@ class Eigen(NamedTuple):
         inside = self.inputs.mT @ x @ self.outputs
         return inside, x - self.back(inside)
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def back(self, inside: Float[Array, "*layers k l"]) -> Float[Array, "*layers i o"]:
         """Returns the matrix of coordinates from `rotate`."""
         return self.inputs @ inside @ self.outputs.mT
@@ -167,6 +169,7 @@ class Kronecker(Saveable):
         }
         return added(self.mean, drawn)
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def variance(self) -> dict[str, Float[Array, "..."]]:
         """Returns the marginal variance of every entry by leaf path."""
 
@@ -180,6 +183,7 @@ class Kronecker(Saveable):
 
         return {name: leaf(name, eigen) for name, eigen in self.factors.items()}
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
         """Returns J S J^T, the covariance of linearised outputs.
 

@@ -327,7 +327,8 @@ def _add_to_kernels(
             raise ValueError(
                 f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {rank}"
             )
-        product = a @ b
+        with jax.default_matmul_precision("highest"):  # not in bfloat16 or TF32
+            product = a @ b
         if kernel is not None and not hasattr(kernel, "size"):
             raise ValueError(
                 f"params: {'/'.join(path)} is quantised, adapters cannot be merged"

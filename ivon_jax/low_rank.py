@@ -131,6 +131,7 @@ class LowRank(Saveable):
             for name, diagonal in self.diagonal.items()
         }
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
         """Returns J S J^T, the covariance of linearised outputs.
 

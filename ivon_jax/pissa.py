@@ -96,7 +96,8 @@ def _split(
         u, s, v = jnp.linalg.svd(whole, full_matrices=False)
         root = jnp.sqrt(s[:rank] / scale)
         a, b = u[:, :rank] * root[None], root[:, None] * v[:rank]
-        return (whole - scale * (a @ b)).astype(matrix.dtype), a, b
+        with jax.default_matmul_precision("highest"):  # not in bfloat16 or TF32
+            return (whole - scale * (a @ b)).astype(matrix.dtype), a, b
 
     rest, a, b = jax.lax.map(one, kernel.reshape(-1, fan_in, fan_out))
     factors = a.reshape(*lead, fan_in, rank), b.reshape(*lead, rank, fan_out)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_low_rank import products
 
 from ivon_jax import Kronecker, Posterior, load_posterior
 from ivon_jax.kronecker import Eigen
@@ -188,6 +189,17 @@ def test_a_wrong_file_is_refused(parts, message, tmp_path):
     swapped(made(), **parts).save(tmp_path / "p")
     with pytest.raises(ValueError, match=message):
         load_posterior(tmp_path / "p")
+
+
+def test_products_are_in_float32_on_every_chip():
+    posterior = made()
+    rows = jax.tree.map(lambda leaf: jnp.ones((2, *leaf.shape)), posterior.mean)
+    for found in (
+        products(lambda p: p.draw(KEY, 0), posterior),
+        products(lambda p: p.variance(), posterior),
+        products(lambda p: p.covariance(rows), posterior),
+    ):
+        assert found and set(found) == {"(Precision.HIGHEST,"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_low_rank import products
 
 from ivon_jax.lora import Lora, LoraConfig, init_adapters, merge, unmerge
 
@@ -224,6 +225,12 @@ def test_merged_plain_model_equals_adapted(name, patterns):
     back = unmerge(merged, adapters, config)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), back, params)
     chex.assert_trees_all_equal(merge(params, fresh, config), params)
+
+
+def test_adapters_are_merged_in_float32_on_every_chip():
+    _, params, _, adapters = setup(Mlp(), ALL, X)
+    found = products(lambda *trees: merge(*trees, ALL), params, adapters)
+    assert found and set(found) == {"(Precision.HIGHEST,"}
 
 
 def test_merge_of_a_stranger_is_an_error():

@@ -80,6 +80,21 @@ def test_variance_and_covariance_are_the_dense_ones(seed, rank, tau):
     np.testing.assert_allclose(found / scale, form / scale, rtol=0, atol=1e-5)
 
 
+def products(function, *args):
+    """The precision of each matrix product of a function."""
+    return re.findall(r"precision=(\S+)", str(jax.make_jaxpr(function)(*args)))
+
+
+def test_products_are_in_float32_on_every_chip():
+    posterior = made()
+    rows = jax.tree.map(lambda leaf: jnp.ones((2, *leaf.shape)), posterior.mean)
+    for found in (
+        products(lambda p: p.draw(jax.random.key(0), 0), posterior),
+        products(lambda p: p.covariance(rows), posterior),
+    ):
+        assert found and set(found) == {"(Precision.HIGHEST,"}
+
+
 def test_without_factors_it_is_the_diagonal_gaussian():
     posterior = made()
     zero = jax.tree.map(jnp.zeros_like, posterior.factors)
