@@ -110,7 +110,10 @@ def parse(
         _check_removed(args)
     if kind in OWNERS and method is not None:
         _check_owners(args, OWNERS[kind], method)
-    return _run_tyro(commands, words)
+    called = _run_tyro(commands, words)
+    if kind is CompareConfig:
+        _check_compared(args, called.keywords["config"].methods)
+    return called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +197,28 @@ def _check_owners(args: Sequence[str], owners: Mapping[str, Any], method: str) -
         if owner in owned and name in set().union(*others) - owned[owner]:
             raise ValueError(
                 f"{name}: method {owner} has {', '.join(sorted(owned[owner]))}"
+            )
+
+
+def _check_compared(args: Sequence[str], methods: Sequence[str]) -> None:
+    """Checks that no option is of a method that is not compared.
+
+    A file may have more: that of another comparison, of which some are compared.
+
+    Args:
+        args: the arguments.
+        methods: the methods that are compared.
+
+    Raises:
+        ValueError: an option is of another method.
+    """
+    for arg in args:
+        option = re.match(r"--([\w-]+)\.([\w-]+)", arg)
+        owner = option[1].replace("_", "-") if option else ""
+        if option and owner in METHODS and owner not in methods:
+            raise ValueError(
+                f"{owner}.{option[2].replace('-', '_')}: {owner} is not one of"
+                f" --methods {' '.join(methods)}"
             )
 
 

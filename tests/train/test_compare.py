@@ -231,6 +231,10 @@ def test_table_compares_like_with_like(compared, tmp_path, capsys, change, messa
         (["--adam.gamma", "3"], "gamma: method adam has"),
         (["--ivon_lora.eps=3"], "eps: method ivon-lora has"),
         (["--gamma", "3"], "options: --gamma"),
+        (
+            ["--methods", "adam", "--ivon-lora.steps", "3"],
+            "ivon-jax: ivon-lora.steps: ivon-lora is not one of --methods adam",
+        ),
         (["--adam.steps", "3"], "steps: 3 of adam and 5000 of ivon-lora differ"),
         (["--ivon-lora.batch-size", "4"], "batch_size: 8 of adam and 4 of"),
         (["--targets", "w_proj"], "'w_proj' matches no linear layer"),

@@ -209,6 +209,15 @@ def test_a_comparisons_own_file(called):
     assert keywords["config"] == config
 
 
+def test_a_file_may_have_options_of_methods_that_are_not_compared(called):
+    text = "adam: {steps: 3}\nivon-lora.steps: 3"
+    words = ("--out", "x", "--methods", "adam")
+    assert called("compare", text, *words)["config"].methods == ("adam",)
+    message = "^ivon-lora.learning_rate: ivon-lora is not one of --methods adam$"
+    with pytest.raises(ValueError, match=message):
+        called("compare", text, *words, "--ivon_lora.learning-rate=0.1")
+
+
 def test_a_run_of_another_version(called):
     values = to_json(TrainConfig()) | {"depth": 3}
     file = {"config": values, "versions": {"ivon-jax": "9.1.0"}}
