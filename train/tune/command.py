@@ -78,6 +78,7 @@ def tune(
     space.check_space(chosen, config, task.preset, grid=grid)
     points = _Points(config, task, out, objective, samples)
     points.check_folder()
+    points.load(config)  # before the study, which would keep a point that failed
     try:
         found = study.search(
             chosen,
@@ -109,6 +110,8 @@ def _report(
     best = space.place(config, done[0].point)
     run.write_json(out / path("best", "json"), to_json(best))
     listed = [t._asdict() | ({} if t.finite else {"score": None}) for t in found]
+    if _of_another(out / path("trials", "json"), listed):
+        say(f"replaces the files of another search of {config.method} in {out}")
     run.write_json(out / path("trials", "json"), listed)
     figure.draw(out / path("tune", "png"), found, chosen, points.title)
     # Another trial of the same point was only read.
@@ -122,6 +125,18 @@ def _report(
         f"wrote {out / path('best', 'json')}; next:"
         f" ivon-jax train --config {out / path('best', 'json')} --out NEW"
     )
+
+
+def _of_another(path: Path, listed: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether a file has trials that are not of this search."""
+    if not path.exists():
+        return False
+    try:
+        before = json.loads(path.read_text())
+        ended = [x for x in before if x["state"] not in ("running", "waiting")]
+    except (ValueError, KeyError, TypeError):  # damaged
+        return True
+    return not all(x in json.loads(json.dumps(listed)) for x in ended)
 
 
 class _Points:
@@ -167,11 +182,21 @@ class _Points:
         """Checks that the folder is new, or that of a search.
 
         Raises:
-            ValueError: it holds something else, or cannot be made.
+            ValueError: it holds something else.
         """
         if not (self.out / study.STUDY).exists():
             run.check_new(self.out, beside=(study.LOCKS,))
-            self.out.mkdir(parents=True, exist_ok=True)
+
+    def load(self, config: TrainConfig) -> Problem:
+        """Loads model and examples of a point, again only for other adapters.
+
+        Raises:
+            ValueError: see `prepare`.
+        """
+        if self._problem is None or self._problem[0] != config.lora:
+            self._problem = None  # there may be memory for one model only
+            self._problem = config.lora, prepare(config)
+        return self._problem[1]
 
     def score(
         self, point: dict[str, Any], watch: Callable[[int, float], None]
@@ -227,10 +252,8 @@ class _Points:
         return self._rows[name]
 
     def _prepared(self, config: TrainConfig) -> tuple[Problem, TrainConfig]:
-        """Loads the model, again only for other adapters, and resolves the run."""
-        if self._problem is None or self._problem[0] != config.lora:
-            self._problem = config.lora, prepare(config)
-        problem = self._problem[1]
+        """Returns a point's problem and its resolved run."""
+        problem = self.load(config)
         config = settled(config, problem.task)
         preset, count = problem.task.preset, len(problem.splits["train"])
         config = dataclasses.replace(config, hyper=config.hyper.underived())

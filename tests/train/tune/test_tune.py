@@ -214,6 +214,16 @@ def test_a_search_goes_on_and_is_only_read(line, tmp_path, monkeypatch, capsys):
     assert again == (tmp_path / best / "posterior.safetensors").read_bytes()
 
 
+def test_another_search_says_what_it_replaces(line, tmp_path, capsys):
+    words = [*line, "--method", "adam", "--sampler", "grid", "--out", tmp_path]
+    said = f"replaces the files of another search of adam in {tmp_path}"
+    for values, other in (("0.01", False), ("0.01", False), ("0.02", True)):
+        assert command("tune", *words, "--search", f"learning_rate={values}") == 0
+        assert (said in capsys.readouterr().err) == other
+        (trial,) = json.loads((tmp_path / "trials-adam.json").read_text())
+        assert trial["point"] == {"learning_rate": float(values)}
+
+
 def test_the_score_is_of_the_average_over_samples(line, tmp_path, capsys):
     words = [*line, "--method", "ivon-lora", "--trials", 2, "--out", tmp_path]
     words += ["--search", "gamma=1..100:log", "rank=2,4", "--objective", "accuracy"]
@@ -238,6 +248,8 @@ def test_the_score_is_of_the_average_over_samples(line, tmp_path, capsys):
             ["--search", "rank=1", "--validation-examples=None"],
             "validation_examples: n",
         ),
+        (["--search", "rank=1", "--train-examples", "9999"], "cannot take 9999"),
+        (["--search", "rank=1", "--model", "./none"], "./none"),
     ],
 )
 def test_what_is_refused(words, message, line, tmp_path, capsys):
