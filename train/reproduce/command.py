@@ -78,14 +78,16 @@ def reproduce(
         table: only collate what is finished.
 
     Raises:
-        ValueError: there are no seeds, a run refuses its folder, or a file is damaged.
+        ValueError: there are no seeds, a run refuses its folder, a file is damaged, or
+            there is nothing to collate.
         Interrupted: by a signal; the same command continues.
     """
     check("seeds", seeds, AT_LEAST_ONE)
     if listed and table:
         raise ValueError("list: not together with --table")
     recipes = list(RECIPES.values()) if name == "all" else [RECIPES[name]]
-    todo = [x for x in runs_of(recipes, scale, out, seeds) if not collate.finished(x)]
+    every = runs_of(recipes, scale, out, seeds)
+    todo = [x for x in every if not collate.finished(x)]
     if listed:
         for one in todo:
             print(one.line)
@@ -94,5 +96,7 @@ def reproduce(
         print(f"run {number} of {len(todo)}: {one.line}", flush=True)
         for words in one.commands:
             run(words)
+    if table and len(todo) == len(every):
+        raise ValueError(f"table: none of its {len(every)} runs is finished in {out}")
     for recipe in recipes:
         print(f"wrote {write(recipe, scale, out, seeds)}")

@@ -171,6 +171,10 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         (["tab1", "--out", tmp_path, "--seeds", "0"], "seeds: 0 is not"),
         (["tab1", "--out", tmp_path, "--scale", "big"], "('paper', 'small')"),
         (["tab1", "--out", tmp_path, "--list", "--table"], "list: not together"),
+        (
+            ["tab1", "--out", tmp_path, "--table"],
+            "table: none of its 50 runs is finished in",
+        ),
         (["tab1"], "--out"),
     ):
         assert command("reproduce", *words) == 2
