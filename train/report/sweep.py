@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+from ivon_jax.checks import NOT_NEGATIVE, check
 from ivon_jax.train.evaluate import evaluate
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
@@ -26,6 +27,10 @@ class Sweep:
     samples: int
     taus: tuple[float, ...]
     prunes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Checks the number of samples."""
+        check("samples", self.samples, NOT_NEGATIVE)
 
     def settings(self, run: Evaluated) -> list[Predictor]:
         """Returns the settings that a run's posterior allows; none if only one.

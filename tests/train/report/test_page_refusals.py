@@ -73,7 +73,7 @@ def test_runs_that_cannot_be_reported(data, tmp_path, capsys):
         (good, "--test"): f"first: ivon-jax evaluate {good} --test",
         (fresh,): "has no posterior yet (step 40 of 40)",
         (good, good): "directories: a run is named twice",
-        (good, "--samples", -1): "samples: -1 is not >= 1",
+        (good, "--samples", -1): "samples: -1 is not >= 0",
         (good, "--taus", 0): "tau: 0.0 is not",
         (good, "--prunes", 1.5): "prune: 1.5 is not",
     }
