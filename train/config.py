@@ -13,7 +13,7 @@ from ivon_jax.models.attention import AttentionName
 from ivon_jax.models.stack import Remat
 from ivon_jax.train.methods.base import Hyper, Method
 from ivon_jax.train.methods.registry import COMPARED, DEFAULT_METHOD, METHODS
-from ivon_jax.train.options import unset
+from ivon_jax.train.options import steps_of, unset
 from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.trackers.base import check_installed
 from ivon_jax.train.trackers.registry import TRACKERS
@@ -135,9 +135,7 @@ class RunConfig:
         eval_steps: score the mean on the evaluation examples every N steps and at the
             end; the best state is kept beside the last. Use held-out training examples
             (validation_examples): selection biases the score.
-        trackers: programs besides the run's folder that get its numbers, of
-            tensorboard, wandb, mlflow and trackio; their settings are their own
-            environment variables.
+        trackers: programs besides the run's folder that get its numbers, of `TRACKERS`.
         profile: write a trace of STEPS steps from step START on to the run's folder.
     """
 
@@ -156,7 +154,15 @@ class RunConfig:
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
     eval_steps: Annotated[int | None, unset("INT", "never")] = None
-    trackers: Annotated[tuple[str, ...], unset("NAME [NAME ...]", "none")] = ()
+    trackers: Annotated[
+        tuple[str, ...],
+        arg(
+            help="programs besides the run's folder that get its numbers, of"
+            f" {', '.join(TRACKERS)}; their settings are their own environment"
+            " variables"
+        ),
+        unset("NAME [NAME ...]", "none"),
+    ] = ()
     profile: Annotated[str | None, unset("START:STEPS", "none")] = None
 
     def __post_init__(self) -> None:
@@ -317,6 +323,8 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
     _check_trainable(config)
     _check_start(config)
     check_installed(config.trackers, TRACKERS)
+    assert hyper.steps is not None
+    steps_of(config.profile, hyper.steps)
     return dataclasses.replace(config, hyper=hyper)
 
 

@@ -18,6 +18,7 @@ from ivon_jax.train.config import TrainConfig, make_method
 from ivon_jax.train.data.batches import QUARTERS, BatchStream, train_batches
 from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.keys import Streams
+from ivon_jax.train.options import steps_of
 from ivon_jax.train.pod.interrupts import Interrupted, Stop, interruptible
 from ivon_jax.train.pod.processes import (
     check_agreement,
@@ -77,7 +78,6 @@ def train(
     """
     described = run.describe(config, problem.run_metadata)
     check_agreement(described)
-    profiling.steps_of(config.profile, _steps(config))
     # Signals are deferred until the folder is complete.
     with interruptible() as interrupted:
 
@@ -244,7 +244,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
     with _checkpoints(out, config) as checkpoints:
         counts, state = training.restore(checkpoints, training.first_state())
         _note_training(out, counts.step, steps)
-        traced = profiling.steps_of(config.profile, steps)
+        traced = steps_of(config.profile, steps)
         with (
             _logging(training, counts.step) as log,
             profiling.Profile(out, traced) as profile,

@@ -13,6 +13,7 @@ from ivon_jax.train.config import CompareConfig, DataConfig, TrainConfig
 from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import ProcessConfig
+from ivon_jax.train.trackers.registry import TRACKERS
 
 COMMANDS = (
     cli.train,
@@ -42,6 +43,12 @@ def test_help(function, capsys):
     shown = capsys.readouterr().out
     assert f"usage: ivon-jax {function.__name__}" in shown
     assert function.__doc__.splitlines()[0] in shown
+
+
+def test_help_lists_the_trackers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert command("train", "--help") == 0
+    assert f"its numbers, of {', '.join(TRACKERS)}; their" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["train", "plan"])

@@ -10,31 +10,6 @@ import jax
 FOLDER = "profile"
 
 
-def steps_of(text: str | None, steps: int) -> range:
-    """Reads which steps are to be traced.
-
-    Args:
-        text: START:STEPS, from 1; None for no step.
-        steps: number of steps of the run.
-
-    Raises:
-        ValueError: it is of another form, or not within the run.
-
-    Example:
-        >>> steps_of("10:3", 100)
-        range(10, 13)
-    """
-    if text is None:
-        return range(0)
-    first, colon, count = text.partition(":")
-    if not (colon and first.isdecimal() and count.isdecimal()):
-        raise ValueError(f"profile: {text} is not START:STEPS, as 10:3")
-    traced = range(int(first), int(first) + int(count))
-    if not traced or traced.start < 1 or traced.stop > steps + 1:
-        raise ValueError(f"profile: {text} is not within the {steps} steps of the run")
-    return traced
-
-
 class Profile:
     """Traces steps, named "train" with their number.
 

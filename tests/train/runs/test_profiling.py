@@ -13,10 +13,10 @@ from tiny_runs import STEPS, result, train
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.options import steps_of
 from ivon_jax.train.plan.chips import CHIPS
 from ivon_jax.train.plan.plan import flops
 from ivon_jax.train.problem import prepare
-from ivon_jax.train.runs.profiling import steps_of
 from ivon_jax.train.speed import Speed, chip_of
 
 
@@ -48,10 +48,9 @@ def test_a_trace_has_its_steps(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["3", "3:", ":3", "0:1", "3:0", "12:2", "-1:2", "a:b"])
-def test_steps_outside_the_run_are_refused(text, config, tmp_path):
+def test_steps_outside_the_run_are_refused_before_loading(text, config):
     with pytest.raises(ValueError, match=f"^profile: {text} is not"):
-        train(dataclasses.replace(config, profile=text), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        resolve(dataclasses.replace(config, profile=text), "custom", 64)
 
 
 def test_the_last_step_can_be_traced():
