@@ -74,7 +74,7 @@ HIGHER_TAU = "ivon-lora, * samples, tau 2, prune 0"
 
 def _long(row: str) -> tuple[Evidence, ...]:
     """Returns what a row has over Adam after long training."""
-    files = ("long", "long_gamma150", "long_sst2")
+    files = ("long", "long_gamma150", "long_sst2", "long_sst2_gamma150")
     return tuple(Evidence(file, row, "adam", BETTER) for file in files)
 
 
@@ -175,8 +175,12 @@ CLAIMS = (
         (
             Evidence("long_gamma150", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
             Evidence("long_gamma150", HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}),
-            Evidence("long_sst2", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
-            Evidence("long_sst2", HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}),
+            Evidence(
+                "long_sst2_gamma150", LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}
+            ),
+            Evidence(
+                "long_sst2_gamma150", HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}
+            ),
         ),
         "As (a); tau divides the variance",
     ),
