@@ -25,6 +25,8 @@ def explain(text: str) -> str:
             " see --coordinator, --processes and --wait-seconds"
         )
     dead = set(re.findall(r"Task (\d+) heartbeat timeout", text))
+    if silent := re.search(r"stopped sending heartbeats\):\s*([\d\s,]+)", text):
+        dead |= set(re.findall(r"\d+", silent[1]))
     if not dead and "leader task" in text:  # process 0, the coordinator
         dead = {"0"}
     if not dead:
