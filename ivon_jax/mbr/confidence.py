@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from ivon_jax.checks import AT_LEAST_ONE, check
+from ivon_jax.metrics.calibration import bin_of
 
 
 class Entropy(NamedTuple):
@@ -86,8 +88,7 @@ def confidence_scores(
     sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if not sure.size or not ((sure >= 0) & (sure <= 1)).all():
         raise ValueError("confidence: is not one or more numbers in [0, 1]")
-    # Shares are often on an edge: k / n * bins may be rounded up.
-    index = np.maximum(np.ceil(sure * bins - 1e-9).astype(int) - 1, 0)
+    index = np.asarray(bin_of(jnp.log(jnp.asarray(sure, jnp.float32)), bins))
     gaps = np.bincount(index, weights=sure - right, minlength=bins)
     higher = (sure[:, None] > sure) + (sure[:, None] == sure) / 2
     pairs = right[:, None] * (1 - right)
