@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE
 from ivon_jax.train.fits.base import Fit, Fitted, Work
 from ivon_jax.train.predict import score
-from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.samples import tempered
 from ivon_jax.train.sources import Source
 
 METRICS = ("nll", "ece", "accuracy")
@@ -16,7 +16,9 @@ METRICS = ("nll", "ece", "accuracy")
 
 @dataclasses.dataclass(frozen=True)
 class Tau(Fit):
-    """Chooses temperature and pruning of posterior samples, on held-out examples.
+    """Chooses temperature and pruning of the posterior, on held-out examples.
+
+    They are those of posterior samples, or of a Laplace fit's linearised predictions.
 
     Every tau goes with every prune. The best is that of lowest NLL or ECE, or highest
     accuracy; of equal ones that of tau nearest to 1 (as a ratio), then of least prune.
@@ -25,7 +27,7 @@ class Tau(Fit):
         taus: temperatures: the posterior variance is divided by tau.
         prunes: shares of entries set to zero, lowest signal-to-noise first.
         by: metric to choose by.
-        samples: posterior samples to average.
+        samples: posterior samples to average, where any are.
     """
 
     taus: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -53,9 +55,13 @@ class Tau(Fit):
         """The held-out training examples."""
         return ("validation",)
 
-    @property
-    def _pairs(self) -> list[Samples]:
-        return [Samples(self.samples, t, p) for p in self.prunes for t in self.taus]
+    def _pairs(self, source: Source) -> list[Any]:
+        base = tempered(source.predictors, self.samples)
+        return [
+            dataclasses.replace(base, tau=tau, prune=prune)
+            for prune in self.prunes
+            for tau in self.taus
+        ]
 
     def check(self, source: Source) -> None:
         """Checks that the task has classes, and the posterior a variance."""
@@ -63,7 +69,7 @@ class Tau(Fit):
         problem, posterior = source.problem, source.posterior
         if not posterior.spread:
             raise ValueError(f"taus: {source.method} has no posterior to temper")
-        for pair in self._pairs:
+        for pair in self._pairs(source):
             pair.split(posterior, problem.network.dropout)
 
     def fit(self, sources: Sequence[Source], work: Work) -> Fitted:
@@ -73,7 +79,7 @@ class Tau(Fit):
             ValueError: a prediction is not finite.
         """
         (source,) = sources
-        problem, pairs = source.problem, self._pairs
+        problem, pairs = source.problem, self._pairs(source)
         held_out = problem.splits["validation"]
         predictions = source.predict("validation", pairs, work.chunk_size)
         rows = {
@@ -82,7 +88,7 @@ class Tau(Fit):
         }
         sign = -1 if self.by == "accuracy" else 1
 
-        def rank(pair: Samples) -> tuple[float, float, float]:
+        def rank(pair: Any) -> tuple[float, float, float]:
             return sign * rows[pair][self.by], abs(math.log(pair.tau)), pair.prune
 
         chosen = min(rows, key=rank)

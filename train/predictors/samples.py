@@ -1,7 +1,8 @@
 """Predictions averaged over posterior samples."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
@@ -89,3 +90,21 @@ class Samples(Predictor):
             and self.samples <= other.samples
             and dataclasses.replace(other, samples=self.samples) == self
         )
+
+
+def tempered(own: Sequence[Predictor], samples: int) -> Any:
+    """Returns what a run's temperature and pruning are varied of.
+
+    Args:
+        own: the run's own predictors.
+        samples: posterior samples to average, where it averages any.
+
+    Returns:
+        A predictor with the fields ``tau`` and ``prune``: the last own one that has
+        them and averages no samples, as of a Laplace fit; else `Samples`.
+    """
+    for predictor in reversed(own):
+        base = predictor.base
+        if {"tau", "prune"} <= vars(base).keys() and not isinstance(base, Samples):
+            return base
+    return Samples(samples)

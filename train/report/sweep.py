@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-from typing import Any
 
 from ivon_jax.checks import NOT_NEGATIVE, check
 from ivon_jax.train.evaluate import evaluate
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
-from ivon_jax.train.predictors.samples import Samples
+from ivon_jax.train.predictors.samples import Samples, tempered
 from ivon_jax.train.report.evaluated import Evaluated, read
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import read_run
@@ -42,25 +41,18 @@ class Sweep:
         """
         if not self.samples:
             return _evaluated(run)
-        posterior, base = run.posterior, self._base(run)
+        posterior, base = run.posterior, tempered([run.main], self.samples)
         taus = sorted({1.0, *self.taus})
         prunes = sorted({0.0, *self.prunes})
         points: list[Predictor] = []
         for prune in prunes:
-            tempered = [dataclasses.replace(base, tau=t, prune=prune) for t in taus]
             ends = [] if posterior.has_members else [Mean(prune)]
-            points += [*tempered, *ends]
+            points += [dataclasses.replace(base, tau=t, prune=prune) for t in taus]
+            points += ends
         if not posterior.spread:
             return []
         allowed = [point for point in points if point.suits(posterior)]
         return allowed if len(allowed) > 1 else []
-
-    def _base(self, run: Evaluated) -> Any:
-        """Returns the run's own predictor if it can be tempered, else plain samples."""
-        own: Any = run.main
-        if isinstance(own, Samples) or not {"tau", "prune"} <= vars(own).keys():
-            return Samples(self.samples)
-        return own
 
     def complete(
         self, run: Evaluated, mesh: str, chunk_size: int, *, best: bool, test: bool

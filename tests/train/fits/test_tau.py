@@ -13,6 +13,7 @@ from ivon_jax.train.fits.base import Work
 from ivon_jax.train.fits.partial import Partial
 from ivon_jax.train.fits.tau import Tau
 from ivon_jax.train.objectives.head import HeadNumber
+from ivon_jax.train.predictors.linearised import Linearised
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.runs import fitted
 from ivon_jax.train.sources import Source, read_run
@@ -130,3 +131,23 @@ def test_numbers_have_no_tau(place):
     source = dataclasses.replace(source, problem=problem)
     with pytest.raises(ValueError, match="tau: only for classes, .* a number"):
         Tau().check(source)
+
+
+def test_a_laplace_fit_stays_linearised(place, tmp_path):
+    """Its samples of adapters are other predictions, which underfit."""
+    laplace, out = tmp_path / "laplace", tmp_path / "out"
+    words = ("--method", "laplace-kfac", "--prior-precision", 1)
+    assert command("fit", place / "adam", *words, "--out", laplace) == 0
+    words = ("--method", "tau", "--taus", 0.1, 1, 10)
+    assert command("fit", laplace, *words, "--out", out) == 0
+    record = fitted.read(out)
+    (chosen,) = record.predictors
+    held_out = read_run(laplace, "data=1", ["validation"])
+    one_by_one = [Linearised(tau=tau) for tau in (0.1, 1.0, 10.0)]
+    found = held_out.predict("validation", one_by_one)
+    labels = held_out.problem.splits["validation"].labels
+    nlls = [-x[0, np.arange(len(labels)), labels].mean() for x in found.values()]
+    curve = [point["nll"] for point in record.numbers["curve"]]
+    assert curve == pytest.approx(nlls, rel=1e-4)
+    assert chosen == one_by_one[int(np.argmin(nlls))]
+    assert len(set(curve)) == 3
