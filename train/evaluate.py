@@ -19,7 +19,7 @@ from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import AdapterSource, Source, read_adapter, read_run
-from ivon_jax.train.splits import find_task
+from ivon_jax.train.splits import find_task, scored_split
 from ivon_jax.train.voting.outputs import Votes, find_questions, find_votes, vote
 
 
@@ -171,8 +171,7 @@ def evaluate_folder(
     if directory:
         splits = ["validation", "test"] if wanted.temperature else None
         source = read_run(directory, mesh, splits, best=best, test=test)
-        if not best:
-            on_first_process(lambda: _say_if_unfinished(directory, source.step))
+        on_first_process(lambda: _note(directory, source, best=best))
     else:
         source = read_adapter(adapter, mesh, test=test)
     predictors = predictors_for(source, wanted, chunk_size)
@@ -204,9 +203,16 @@ def _check_run(
         )
 
 
-def _say_if_unfinished(directory: Path, step: int | None) -> None:
-    state = status.read(directory)
-    if state and step is not None and step < state.of:
+def _note(directory: Path, source: Source, *, best: bool) -> None:
+    """Says so if the state is not the last, or is scored on what selected it."""
+    state, step = status.read(directory), source.step
+    if best and source.split == scored_split(source.config.data):
+        say(
+            f"{directory}: its best state was selected on the examples that are scored,"
+            " which favours it; hold out training examples (--validation-examples), and"
+            " score others with --test"
+        )
+    elif not best and state and step is not None and step < state.of:
         say(f"{directory}: evaluates step {step} of {state.of}, the run is unfinished")
 
 

@@ -216,6 +216,17 @@ def test_the_best_is_judged_by_other_examples(base, run, capsys):
     np.testing.assert_allclose(written["log_probs"][0], log_probs, rtol=1e-5)
 
 
+def test_a_score_on_what_selected_the_best_is_noted(run, capsys):
+    for words, noted in (
+        ((), False),
+        (("--best", "--test"), False),
+        (("--best",), True),
+    ):
+        assert command("evaluate", run, "--samples", 2, *words) == 0
+        said = capsys.readouterr().err
+        assert ("selected on the examples that are scored" in said) == noted
+
+
 def test_an_evaluation_leaves_the_others_alone(run):
     kept = {}
     for options in ((), ("--best",), ("--test",), ("--tau", 2)):
