@@ -78,10 +78,14 @@ def _trade_off(recipe: Recipe, found: Found, out: Path) -> list[str]:
     for name, own in groups.items():
         rows = []
         for by_case in swept.values():
-            every = [row for case in own for row in by_case.get(case, {}).values()]
-            if every and all(case in by_case for case in own):
-                means = {k: float(np.mean([x[k] for x in every])) for k in _AXES}
-                rows.append(every[0] | means)
+            if all(by_case.get(case) for case in own):
+                # Of cases, whose numbers of seeds may differ yet.
+                seeds = [list(by_case[case].values()) for case in own]
+                means = {
+                    k: float(np.mean([np.mean([x[k] for x in one]) for one in seeds]))
+                    for k in _AXES
+                }
+                rows.append(seeds[0][0] | means)
         for row in rows:
             row.pop("errors", None)  # which are of one seed
         figures.trade_off(out / f"{name}.png", rows)
@@ -114,21 +118,25 @@ def _sizes(recipe: Recipe, found: Found, out: Path) -> list[str]:
 
 
 def _steps(recipe: Recipe, found: Found, out: Path) -> list[str]:
-    """Draws metrics along runs: means over cases and seeds, with standard errors."""
+    """Draws metrics along runs: averages over cases, with standard errors over seeds.
+
+    Seeds that not all cases have yet are left out.
+    """
     figure = figures.new_figure(4.5 * len(recipe.metrics), 4)
     panels = figure.subplots(1, len(recipe.metrics), squeeze=False)[0]
     colors = figures.colors_of([line.row for line in recipe.lines])
     for axes, (metric, scale) in zip(panels, recipe.metrics.items(), strict=True):
         for line, color in zip(recipe.lines, colors, strict=True):
-            logs = [
-                row["log"]
-                for by_seed in found[line.title].values()
-                for row in by_seed.values()
-            ]
-            if not logs:
+            cases = list(found[line.title].values())
+            seeds = sorted(set.intersection(*map(set, cases))) if cases else []
+            if not seeds:
                 continue
-            along = np.mean([log[recipe.along] for log in logs], axis=0)
-            values = scale * np.array([log[metric] for log in logs])
+            logs = [[case[seed]["log"] for case in cases] for seed in seeds]
+            along = np.mean([[x[recipe.along] for x in own] for own in logs], (0, 1))
+            values = np.array(
+                [[scale * np.array(x[metric]) for x in own] for own in logs]
+            )
+            values = values.mean(axis=1)
             mean = values.mean(axis=0)
             axes.plot(along, mean, color=color, label=line.title)
             error = np.array([standard_error(column) for column in values.T])

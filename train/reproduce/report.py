@@ -75,8 +75,13 @@ def cases_of(recipe: Recipe, found: Found) -> list[str]:
 
 
 def _means(recipe: Recipe, found: Found, metric: str) -> str:
-    """Tabulates means and standard errors over seeds, ours and the paper's."""
+    """Tabulates means and standard errors over seeds, ours and the paper's.
+
+    A line that lacks a case that another one of ours has is not averaged: its cases may
+    be the easier ones.
+    """
     cases, digits = cases_of(recipe, found), COLUMNS[metric][2]
+    ours = {case for line in recipe.lines for case in found[line.title]}
     cells = [["", *cases, AVERAGE]]
     for line in recipe.lines:
         values = {}
@@ -85,17 +90,17 @@ def _means(recipe: Recipe, found: Found, metric: str) -> str:
             own = [recipe.metrics[metric] * row[field] for row in by_seed.values()]
             error = standard_error(np.array(own)) if len(own) > 1 else None
             values[case] = Published(float(np.mean(own)), error)
-        for source, numbers in (
-            ("", values),
-            (", paper", recipe.published.get(metric, {}).get(line.title, {})),
+        for source, numbers, whole in (
+            ("", values, set(values) == ours),
+            (", paper", recipe.published.get(metric, {}).get(line.title, {}), True),
         ):
             if numbers:
-                whole = numbers.get(AVERAGE) or average(numbers)
+                mean = numbers.get(AVERAGE) or (average(numbers) if whole else None)
                 cells.append(
                     [
                         line.title + source,
                         *(_mean(numbers.get(case), digits) for case in cases),
-                        _mean(whole, digits),
+                        _mean(mean, digits),
                     ]
                 )
     return markdown(cells)

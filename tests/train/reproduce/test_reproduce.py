@@ -1,5 +1,6 @@
 """The command on a tiny model: it runs, is stopped, goes on, and collates."""
 
+import dataclasses
 import json
 import math
 import shlex
@@ -10,7 +11,7 @@ from tiny_answers import command
 from tiny_commands import one_line, problem_of, write_home
 from tiny_runs import stop_after
 
-from ivon_jax.train.report import tables
+from ivon_jax.train.report import figures, tables
 from ivon_jax.train.reproduce import collate
 from ivon_jax.train.reproduce.draw import draw
 from ivon_jax.train.reproduce.recipe import (
@@ -163,6 +164,54 @@ def test_differences_are_paired_and_averaged_over_cases(tmp_path):
     reach = 4.302653 * averages.std(ddof=1) / math.sqrt(3)
     assert ours["average"].high - ours["average"].mean == pytest.approx(reach, rel=1e-5)
     assert not list(collate.differences(recipe, found, recipe.lines[0], "nll"))
+
+
+def test_a_line_without_a_case_of_another_has_no_average(tmp_path):
+    recipe = dataclasses.replace(recipe_of(tmp_path), published={})
+    values = {"accuracy": 0.5, "nll": 1.0}
+    found = {line.title: {case: {0: values} for case in "ab"} for line in recipe.lines}
+    found["Alone"]["b"] = {0: {"accuracy": 0.25, "nll": 2.0}}
+    del found["Ours"]["b"]  # not finished yet
+    lines = report(recipe, "small", found, []).splitlines()
+    starts = ("| Adam ", "| Ours ", "| Alone ")
+    averages = {
+        start: [x.split("|")[-2].strip() for x in lines if x.startswith(start)]
+        for start in starts
+    }
+    assert averages["| Adam "] == ["50.0", "1.000"]
+    assert averages["| Alone "][::2] == ["37.5", "1.500"]
+    assert averages["| Ours "][::2] == ["", ""]
+
+
+def test_every_case_counts_alike_in_figures(tmp_path, monkeypatch):
+    """Whatever its number of seeds; bands are of seeds, not of cases."""
+    drawn = []
+    monkeypatch.setattr(figures, "trade_off", lambda path, rows: drawn.extend(rows))
+    one, other = swept(seed=1), swept(seed=2)
+    by_case = {"a": {0: one, 1: one, 2: one}, "b": {0: other}}
+    draw(
+        RECIPES["fig1a"],
+        {"Adam": {}, tables.label(one): by_case}
+        | dict.fromkeys(("IVON-LoRA@mean", "IVON-LoRA"), by_case),
+        tmp_path,
+    )
+    for name in ("accuracy", "ece", "nll"):
+        assert drawn[0][name] == pytest.approx((one[name] + other[name]) / 2)
+
+    def row(level):
+        log = {"step": [1, 2]} | dict.fromkeys(("accuracy", "ece", "nll"), [level] * 2)
+        return {"log": log}
+
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: saved.append(figure))
+    seeds = {"easy": {0: row(0.1), 1: row(0.2), 2: row(0.9)}}
+    seeds["hard"] = {0: row(0.5), 1: row(0.6)}  # one is not finished yet
+    draw(RECIPES["fig1b"], {"Adam": seeds, "IVON-LoRA@mean": {}}, tmp_path)
+    panel = saved[0].axes[2]  # of NLL
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), (0.3 + 0.4) / 2)
+    (band,) = panel.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(0.3) and heights.max() == pytest.approx(0.4)
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
