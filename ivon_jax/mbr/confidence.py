@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.metrics.calibration import bin_of
@@ -88,7 +88,7 @@ def confidence_scores(
     sure, right = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     if not sure.size or not ((sure >= 0) & (sure <= 1)).all():
         raise ValueError("confidence: is not one or more numbers in [0, 1]")
-    index = np.asarray(bin_of(jnp.log(jnp.asarray(sure, jnp.float32)), bins))
+    index = confidence_bin(sure, bins)
     gaps = np.bincount(index, weights=sure - right, minlength=bins)
     higher = (sure[:, None] > sure) + (sure[:, None] == sure) / 2
     pairs = right[:, None] * (1 - right)
@@ -100,6 +100,19 @@ def confidence_scores(
         "auroc": float((higher * pairs).sum() / pairs.sum()) if pairs.any() else np.nan,
         "aurc": float(risks.mean()),
     }
+
+
+def confidence_bin(
+    confidence: Float[np.ndarray, " n"], bins: int
+) -> Int[np.ndarray, " n"]:
+    """Returns the bin of each confidence, of those of `confidence_scores`.
+
+    Args:
+        confidence: of each decision.
+        bins: number of bins.
+    """
+    logs = jnp.log(jnp.asarray(confidence, jnp.float32))
+    return np.asarray(bin_of(logs, bins))
 
 
 def risk_coverage(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from ivon_jax.mbr.confidence import risk_coverage
+from ivon_jax.mbr.confidence import confidence_bin, risk_coverage
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.report.figures import PANELS, colors_of, new_figure, save
 from ivon_jax.train.report.tables import Row, has_spread, label, name_of
@@ -129,14 +130,10 @@ def _reliability(figure: Any, rows: Sequence[Row]) -> None:
     *every, last = _across(figure, len(shown) + 1)
     edges = np.linspace(0, 1, BINS + 1)
     for axes, row in zip(every, shown, strict=True):
-        share, right = np.array(row["vote_share"]), np.array(row["vote_right"])
-        index = np.minimum((share * BINS).astype(int), BINS - 1)
-        count = np.bincount(index, minlength=BINS)
-        hits = np.bincount(index, weights=right, minlength=BINS)
+        accuracy, questions = binned(row["vote_share"], row["vote_right"])
         style = {"width": 1 / BINS, "align": "edge"}
-        accuracy = hits / np.maximum(count, 1)
         axes.bar(edges[:-1], accuracy, color="tab:blue", alpha=0.7, **style)
-        axes.bar(edges[:-1], count / len(share), color="tab:gray", alpha=0.5, **style)
+        axes.bar(edges[:-1], questions, color="tab:gray", alpha=0.5, **style)
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
         auroc = f", AUROC {row['vote_auroc']:.2f}" if "vote_auroc" in row else ""
         scores = f"ECE {100 * row['vote_ece']:.1f} %{auroc}"
@@ -153,6 +150,24 @@ def _reliability(figure: Any, rows: Sequence[Row]) -> None:
     last.set_ylim(bottom=0)
     last.set_title("risk and coverage", fontsize=9)
     last.legend(fontsize=8)
+
+
+def binned(
+    share: Sequence[float], right: Sequence[bool]
+) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Returns the accuracy of votes in the bins of their shares, and the bins' sizes.
+
+    Args:
+        share: share of each vote.
+        right: whether it is right.
+
+    Returns:
+        The accuracy, 0 where there are no votes; and the share of all votes.
+    """
+    index = confidence_bin(np.array(share), BINS)
+    count = np.bincount(index, minlength=BINS)
+    hits = np.bincount(index, weights=np.array(right, float), minlength=BINS)
+    return hits / np.maximum(count, 1), count / len(index)
 
 
 def _styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
