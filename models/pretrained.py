@@ -184,8 +184,8 @@ def _resolve(name: str) -> Path:
     if match := _HUB_ID.fullmatch(name):
         return _from_hub(*match.groups())
     raise ValueError(
-        f"model {name!r} not found, expected {', '.join(KNOWN)}, a .gguf file,"
-        " a folder in HF's layout, or a hub id organisation/name[@revision]"
+        f"model {name!r} not found in {Path.cwd()}, expected {', '.join(KNOWN)}, a"
+        " .gguf file, a folder in HF's layout, or a hub id organisation/name[@revision]"
     )
 
 
@@ -198,7 +198,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
         )
     except Exception as error:  # the hub's errors share no base class
         reason = one_line(error)
-        raise ValueError(f"model {name}: no such folder, and {reason}") from error
+        raise ValueError(
+            f"model {name}: no such folder in {Path.cwd()}, and {reason}"
+        ) from error
     return Path(folder)
 
 

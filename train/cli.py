@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import tyro
@@ -77,7 +78,8 @@ def train(
         except Interrupted:
             on_first_process(lambda: print(written))
             raise
-    on_first_process(lambda: print(f"{written}; next: ivon-jax evaluate {out}"))
+    then = f"next: ivon-jax evaluate {quote(str(out))}"
+    on_first_process(lambda: print(f"{written}; {then}"))
 
 
 DEFAULT_DATA, DEFAULT_VOTING = DataConfig(), Voting()
@@ -213,7 +215,8 @@ def fit(
         resume=resume,
     )
     test = "" if made.held_out == "unseen" else " --test"
-    print(f"wrote {made.method} to {out}; next: ivon-jax evaluate {out}{test}")
+    then = f"next: ivon-jax evaluate {quote(str(out))}{test}"
+    print(f"wrote {made.method} to {out}; {then}")
 
 
 def plan(

@@ -10,6 +10,7 @@ from rich.text import Text
 from ivon_jax.models.pretrained import load_config, load_tokenizer
 from ivon_jax.train.config import RunConfig
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.examples import class_counts
 from ivon_jax.train.data.task import Example, Task
 from ivon_jax.train.data.text_encoding import summary
 from ivon_jax.train.objectives.registry import objective_of
@@ -33,7 +34,8 @@ def show(config: RunConfig) -> None:
         _show_text(config, task, examples)
         return
     train, scored = examples.values()
-    answers = ", ".join(task.label_words) or "numbers"
+    counts = class_counts(task, train).items()
+    answers = ", ".join(f"{word} ({count})" for word, count in counts) or "numbers"
     print(
         f"{task.name}: {len(train)} training examples,"
         f" {len(scored)} evaluation examples; answers {answers}\n"

@@ -25,6 +25,7 @@ from ivon_jax.pissa import principal
 from ivon_jax.train.config import RunConfig, TrainConfig, make_method
 from ivon_jax.train.data.answers import fitting_space
 from ivon_jax.train.data.encoding import Encoded
+from ivon_jax.train.data.examples import absent_classes
 from ivon_jax.train.data.layout import Layout
 from ivon_jax.train.data.task import Task
 from ivon_jax.train.data.text_encoding import summary
@@ -138,6 +139,8 @@ def prepare(config: TrainConfig, splits: Collection[str] | None = None) -> Probl
     if task.exchange:
         lines = [f"{k}: {summary(examples[k], encoded[k])}" for k in encoded]
         on_first_process(lambda: say("\n".join(lines)))
+    elif absent := absent_classes(task, examples.get("train", ())):
+        on_first_process(lambda: say(f"train: no example of class {absent}"))
     metadata = problem.metadata | counted
     return dataclasses.replace(problem, splits=encoded, metadata=metadata)
 

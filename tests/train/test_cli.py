@@ -1,6 +1,9 @@
 """The command line: runs, their evaluation, and what is asked before."""
 
+import collections
 import json
+import re
+import shlex
 import shutil
 import signal
 
@@ -110,8 +113,26 @@ def test_data(problem, capsys):
     shown = capsys.readouterr().out
     assert all(task in shown for task in TASKS)
     assert "custom: 64 training examples, 40 evaluation examples" in shown
-    first = tiny.rows(64, 1)[0]
+    rows = tiny.rows(64, 1)
+    counts = collections.Counter(row["label"] for row in rows)
+    assert f"answers no ({counts['no']}), yes ({counts['yes']})" in shown
+    first = rows[0]
     assert f"Text: {first['text']} Answer:[ {first['label']}]" in shown
+
+
+@pytest.mark.parametrize("kept", ["no", "yes"])
+def test_training_on_one_class_is_told_and_the_next_command_runs(
+    kept, problem, tmp_path, capsys
+):
+    rows = [row for row in tiny.rows(40, 1) if row["label"] == kept]
+    file, out = tiny.write_rows(tmp_path / "one.jsonl", rows), tmp_path / "a run"
+    options = ("--train-file", file, "--steps", 1, "--batch-size", 4, "--out", out)
+    assert command("train", *problem, *options) == 0
+    written = capsys.readouterr()
+    (other,) = {"no", "yes"} - {kept}
+    assert f"train: no example of class {other}\n" in written.err
+    (then,) = re.findall("next: ivon-jax (.*)", written.out)
+    assert shlex.split(then) == ["evaluate", str(out)]
 
 
 def test_models(capsys):

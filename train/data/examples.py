@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -140,6 +141,28 @@ def _hub_rows(source: Source, split: Split) -> Iterator[tuple[str, Row]]:
             f"{name} cannot be read; pass --data-dir or set {DATA_DIR_VARIABLE} to use "
             f"local files: {one_line(error)}"
         ) from error
+
+
+def class_counts(task: Task, examples: Sequence[AnyExample]) -> dict[str, int]:
+    """Counts the examples of each class, also of those without any.
+
+    Args:
+        task: a task of label words.
+        examples: its examples.
+    """
+    found = Counter(example.label for example in examples)
+    return {word: found[i] for i, word in enumerate(task.label_words)}
+
+
+def absent_classes(task: Task, examples: Sequence[AnyExample]) -> str:
+    """Names the classes without an example, as the first rows of a sorted file have.
+
+    Args:
+        task: a task of classes or numbers.
+        examples: its examples; of none, no class is named.
+    """
+    counts = class_counts(task, examples) if examples else {}
+    return ", ".join(word for word, count in counts.items() if not count)
 
 
 def _by_class(

@@ -35,13 +35,13 @@ def check_unicode(value: object) -> None:
     """Checks the text in a value: JSON can hold half a surrogate pair.
 
     Args:
-        value: anything that JSON can hold.
+        value: anything that JSON can hold; of other objects the text is checked.
 
     Raises:
         ValueError: no tokenizer would accept it, nor a file.
     """
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise ValueError("the text is not valid Unicode") from None
 
@@ -50,10 +50,12 @@ def text(row: Mapping[str, Any], name: str) -> str:
     """Returns the value of a field as text; numbers are converted.
 
     Raises:
-        ValueError: no such field, or it holds neither text nor a number.
+        ValueError: no such field, or it holds neither text nor a finite number.
     """
     value = field(row, name)
-    if not isinstance(value, str | int | float):
+    # Tables have NaN where a text is missing.
+    missing = isinstance(value, float) and not math.isfinite(value)
+    if missing or not isinstance(value, str | int | float):
         raise ValueError(f"field {shown(name)} must be text, not {shown(value)}")
     return str(value)
 

@@ -1,6 +1,7 @@
 """Sections of a model card that say how to use the folder."""
 
 import json
+import shlex
 from pathlib import Path
 
 from ivon_jax.models.peft_io import CONFIG
@@ -102,9 +103,8 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
         sections.append(_TEXTS)
     options = ""
     if task.name == "custom":
-        options = " --eval-file FILE --prompt PROMPT --labels " + " ".join(
-            task.label_words
-        )
+        labels = shlex.join(task.label_words)
+        options = f" --eval-file FILE --prompt PROMPT --labels {labels}"
     if task.choices:
         options = " --prompt-style choice_text"
     return [*sections, _OURS.format(base=base, task=task.name, options=options)]

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from ivon_jax.checks import NOT_NEGATIVE, check
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.data.fields import shown
 from ivon_jax.train.data.task import Row
@@ -93,7 +94,8 @@ class Model:
                 calibration or the run, else 10.
             tau: temperature: the posterior variance is divided by it.
             prune: share of entries set to zero, lowest signal-to-noise first.
-            uncalibrated: whether to leave a calibration aside.
+            uncalibrated: whether to leave a calibration aside, and, if one of the
+                others is given, the temperature of a fitted run.
 
         Returns:
             A `ClassResults`, or a `NumberResults` if the task asks for a number.
@@ -102,8 +104,14 @@ class Model:
             ValueError: there are no rows, one is illegal, or the calibration is for
                 other settings.
         """
-        if isinstance(rows, str):
-            raise ValueError("rows: is a text; give a list of texts")
+        for kind, wrong in (
+            ("a text; give a list of texts", isinstance(rows, str)),
+            # Their iteration is over names of fields.
+            ("a single row; give a list of rows", isinstance(rows, Mapping)),
+            ('a table; give its to_dict("records")', hasattr(rows, "columns")),
+        ):
+            if wrong:
+                raise ValueError(f"rows: is {kind}")
         if not len(rows):
             raise ValueError("rows: there are none")
         task = self.source.problem.task
@@ -159,10 +167,26 @@ class Model:
         Raises:
             ValueError: a number is out of range, or the posterior is a point.
         """
-        samples, tau, prune, _ = setting
-        posterior, own = self.source.posterior, self.source.predictors
+        own = self.source.predictors
         if setting[:3] == (None, None, None) and own:
             return own[-1]
+        plain = self._plain(setting)
+        if setting.uncalibrated:
+            return plain
+        scaled = {p.base: p for p in own if p.base != p}
+        if scaled and plain not in scaled:
+            legal = " and ".join(base.name for base in scaled)
+            raise ValueError(
+                f"samples, tau, prune: {self.folder} has temperatures for {legal}, not"
+                f" for {plain.name}; --uncalibrated predicts without"
+            )
+        return scaled.get(plain, plain)
+
+    def _plain(self, setting: Setting) -> Predictor:
+        """Returns the mean, or the average over samples, of a setting."""
+        samples, tau, prune, _ = setting
+        check("samples", 0 if samples is None else samples, NOT_NEGATIVE)
+        posterior = self.source.posterior
         if not posterior.spread:
             if samples or tau is not None:
                 name = "samples" if samples else "tau"
@@ -170,6 +194,8 @@ class Model:
             samples = 0
         prune = prune or 0.0
         if samples == 0:
+            if tau not in (None, 1):
+                raise ValueError("tau: only with samples, the mean has no variance")
             return Mean(prune)
         count = (posterior.size or 10) if samples is None else samples
         return Samples(count, 1.0 if tau is None else tau, prune)

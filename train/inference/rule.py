@@ -13,7 +13,7 @@ from ivon_jax.ensemble import pool
 from ivon_jax.errors import prefixed
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.data.examples import converted
-from ivon_jax.train.data.fields import field, shown
+from ivon_jax.train.data.fields import check_unicode, field, shown
 from ivon_jax.train.data.task import Example, Row, Task
 from ivon_jax.train.inference.calibration import Calibration
 from ivon_jax.train.inference.results import ClassResults, NumberResults, Results
@@ -56,8 +56,8 @@ def questions(
     """
     for place, row in rows:
         with prefixed(place):
-            for name in keep:
-                field(row, name)
+            # Not of the prompt, and written nevertheless.
+            check_unicode([row.get("id"), *(field(row, name) for name in keep)])
         example = converted(task.question, place, row)
         assert example is not None
         yield Question(place, row, example)

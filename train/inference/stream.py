@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,8 +245,17 @@ def _record(
     number: int, question: Question, keep: Sequence[str], row: dict[str, Any]
 ) -> dict[str, Any]:
     """Makes the line of a row: its id, or its number from 1, and the prediction."""
-    kept = {name: question.row[name] for name in keep}
-    return {"id": question.row.get("id", number), **kept, **row}
+    kept = {name: _finite(question.row[name]) for name in keep}
+    return {"id": _finite(question.row.get("id", number)), **kept, **row}
+
+
+def _finite(value: Any) -> Any:
+    """Replaces NaN and infinities, which parquet has and JSON has not, by null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(value: Any) -> str:

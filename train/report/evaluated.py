@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,8 @@ def read(folder: Path, *, best: bool = False, test: bool = False) -> Evaluated:
     if not rows:
         options = " --best" * best + " --test" * test
         raise ValueError(
-            f"{folder}: was not evaluated; first: ivon-jax evaluate {folder}{options}"
+            f"{folder}: was not evaluated; first: ivon-jax evaluate"
+            f" {quote(str(folder))}{options}"
         )
     ordered = sorted(rows, key=_order)
     return Evaluated(

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -121,10 +122,8 @@ def _report(
     running = f", {n} in other processes" if (n := states.count("running")) else ""
     pruned = states.count("pruned")
     print(f"{len(names)} points, {pruned} stopped early{running}; best first")
-    print(
-        f"wrote {out / path('best', 'json')}; next:"
-        f" ivon-jax train --config {out / path('best', 'json')} --out NEW"
-    )
+    file = out / path("best", "json")
+    print(f"wrote {file}; next: ivon-jax train --config {quote(str(file))} --out NEW")
 
 
 def _of_another(path: Path, listed: Sequence[dict[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -17,7 +18,9 @@ from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.export import card
 from ivon_jax.train.export.card import CARD, FIGURE
 from ivon_jax.train.export.push import Repository
+from ivon_jax.train.export.recipes import recipes
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
+from ivon_jax.train.tasks.custom import custom_task
 from ivon_jax.train.tasks.registry import get_task
 
 # Of peft 0.21 with transformers 5.14.
@@ -184,3 +187,12 @@ def test_only_what_was_exported_is_pushed(exported, trained, monkeypatch, capsys
     new = trained.parent / "pushed"
     assert call("export", trained, "--out", new, "--push", "some/model") == 0
     assert seen == [("some/model", new)]
+
+
+def test_the_command_of_a_card_has_the_labels_that_a_shell_reads(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    labels = ("C#", "$x", "it's", "&")
+    text = "".join(recipes(tmp_path, "base", custom_task("{text}:", labels), 0))
+    (line,) = re.findall("ivon-jax evaluate .*", text)
+    words = shlex.split(line)
+    assert tuple(words[words.index("--labels") + 1 :][:4]) == labels

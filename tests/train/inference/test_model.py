@@ -1,10 +1,14 @@
 """Prediction in Python: runs, adapters, encoders, scikit-learn's manner."""
 
 import dataclasses
+import json
+import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import tiny
 import tiny_encoder
@@ -68,7 +72,11 @@ def test_texts_are_rows_of_the_only_field(model):
         (["red", {"text": None}], {}, "row 2: field 'text' must be text"),
         ([None], {}, "row 1: None is neither text nor a row"),
         ("red", {}, "rows: is a text; give a list of texts"),
-        (["red"], {"samples": -1}, "samples: -1 is not >= 1"),
+        ({"text": "red"}, {}, "rows: is a single row; give a list of rows"),
+        (pandas.DataFrame({"text": ["red"]}), {}, "rows: is a table; give its to_dict"),
+        ([{"text": math.nan}], {}, "row 1: field 'text' must be text, not nan"),
+        (["red"], {"samples": -1}, "samples: -1 is not >= 0"),
+        (["red"], {"samples": 0, "tau": 2.0}, "tau: only with samples"),
         (["big " * 200], {}, "row 1: 1 of 1 prompts are longer than the limit"),
     ],
 )
@@ -80,6 +88,23 @@ def test_illegal_rows(rows, settings, message, model):
 def test_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"not a run \(config.json is missing\)"):
         ivon_jax.load(tmp_path)
+
+
+def test_a_relative_model_is_of_the_working_directory(
+    model, run, tmp_path, monkeypatch
+):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    values = json.loads((moved / "config.json").read_text())
+    path = values["config"]["model"]
+    values["config"]["model"] = Path(path).name
+    (moved / "config.json").write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"not found in {re.escape(str(tmp_path))}, "):
+        ivon_jax.load(moved)
+    monkeypatch.chdir(Path(path).parent)
+    found = ivon_jax.load(moved).predict(["red"], samples=2)
+    wanted = model.predict(["red"], samples=2)
+    np.testing.assert_array_equal(found.probs, wanted.probs)
 
 
 def test_a_point_has_only_a_mean(home, tmp_path):
@@ -150,6 +175,12 @@ def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
     found, plain = scaled.predict(rows), ivon_jax.load(runs[0]).predict(rows, samples=2)
     np.testing.assert_allclose(found.draws, plain.draws, atol=1e-6)
     np.testing.assert_array_equal(found.mutual_information, plain.mutual_information)
+    asked = scaled.predict(rows, samples=2)
+    np.testing.assert_array_equal(asked.probs, found.probs)
+    with pytest.raises(ValueError, match="has temperatures for .*2, not for 3"):
+        scaled.predict(rows, samples=3)
+    aside = scaled.predict(rows, samples=2, uncalibrated=True)
+    np.testing.assert_allclose(aside.probs, plain.probs, atol=1e-6)
     powers = plain.probs ** (1 / predictor.temperature)
     wanted = powers / powers.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found.probs, wanted, atol=1e-5)

@@ -1,8 +1,10 @@
 """Predictions of files and streams by the command line."""
 
 import csv
+import datetime
 import io
 import json
+import math
 import re
 
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from tiny_inference import command, lines, predicted, texts, write_run
 
 from ivon_jax import metrics
 from ivon_jax.ensemble import average
+from ivon_jax.train.data.rows import read_rows
 from ivon_jax.train.inference import rule
 from ivon_jax.train.inference.rule import PART
 from ivon_jax.train.keys import Streams
@@ -166,6 +169,18 @@ def test_every_form_of_the_rows_is_read_alike(form, run, awkward, tmp_path, caps
     assert [row["note"] for row in found] == [row["note"] for row in AWKWARD]
 
 
+def test_what_is_no_number_in_parquet_is_null(run, tmp_path):
+    file, out = tmp_path / "in.parquet", tmp_path / "out.jsonl"
+    notes = [{"a": [math.nan, 1.0], "when": datetime.date(2020, 1, 2)}] * 2
+    table = {"text": ["red", "one"], "id": [math.nan, 2.0], "note": notes}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    options = ("--file", file, "--out", out, "--keep", "note")
+    assert command("predict", run, *SAMPLED, *options) == 0
+    found = [row for _, row in read_rows(out)]  # of strict JSON
+    assert [row["id"] for row in found] == [None, 2.0]
+    assert found[0]["note"] == {"a": [None, 1.0], "when": "2020-01-02"}
+
+
 def interrupted(run, file, out, monkeypatch, error, calls=2):
     """Predict until the given part, which fails."""
     real, count = rule.Rule._results, 0
@@ -279,9 +294,15 @@ def test_a_stream_that_breaks_loses_nothing_before(run, file, whole, capsys):
         ('{"text": "red"}\n[1]\n', (), "in.jsonl:2: not a JSON object but [1]"),
         ('{"text": "red"', (), "in.jsonl:1: not valid JSON"),
         ('{"text": "\\ud800"}\n', (), "in.jsonl:1: the text is not valid Unicode"),
+        ('{"text": "red", "id": "\\ud800"}\n', (), "in.jsonl:1: the text is not valid"),
+        (
+            '{"text": "red", "note": "\\ud800"}\n',
+            ("--keep", "note"),
+            "in.jsonl:1: the text is not valid Unicode",
+        ),
         ('{"text": "red"}\n', ("--keep", "note"), "in.jsonl:1: no field 'note'"),
         ('{"text": "red"}\n', ("--keep", "set"), "keep: set is a field of the pred"),
-        ('{"text": "red"}\n', ("--samples", -1), "samples: -1 is not >= 1"),
+        ('{"text": "red"}\n', ("--samples", -1), "samples: -1 is not >= 0"),
         ('{"text": "red"}\n', ("--tau", 0), "tau: 0.0 is not a number > 0"),
         ('{"text": "red"}\n', ("--prune", 1), "prune: 1.0 is not in [0, 1)"),
         ('{"text": "red"}\n', ("--chunk-size", 0), "chunk_size: 0 is not >= 1"),
