@@ -23,15 +23,15 @@ class LoraConfig:
     Attributes:
         rank: r, the inner dimension.
         alpha: the adapter's output is scaled by alpha/r.
-        dropout: rate on the adapter's input, if a ``dropout`` key is given.
+        dropout: rate on the adapter's input in training, where a key for it is given.
         targets: adapted layers: each a layer's name, a regular expression for its full
-            ``/``-joined path, ``"query-value"`` for the projections to queries and
-            values, or ``"all-linear"`` for all but the output layer.
+            path, joined by "/", "query-value" for the projections to queries and
+            values, or "all-linear" for all but the output layer.
         rslora: whether to scale by alpha/sqrt(r) instead.
         modules_to_save: layers trained in full beside the adapters, as a new head;
-            names or regular expressions as in `targets`. Their kernel and bias are in
-            ``lora``; those in ``params``, if any, are not used.
-        rank_pattern: pairs of layers, as in `targets`, and their rank; the first match
+            names or regular expressions as in "targets". Their kernel and bias are with
+            the adapters; those of the base, if any, are not used.
+        rank_pattern: pairs of layers, as in "targets", and their rank; the first match
             counts. Layers stacked in one array share a rank.
         alpha_pattern: the same for alpha.
         init: start of the adapters: a random A and B = 0 ("default"), or the principal
