@@ -101,13 +101,13 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
         sections.append(_average(task, samples, encoder=encoder))
     elif samples and task.exchange:
         sections.append(_TEXTS)
-    options = ""
+    options = " --eval-file FILE" if task.name in ("custom", "text") else ""
     if task.name == "custom":
-        labels = shlex.join(task.label_words)
-        options = f" --eval-file FILE --prompt PROMPT --labels {labels}"
+        options += f" --prompt PROMPT --labels {shlex.join(task.label_words)}"
     if task.choices:
         options = " --prompt-style choice_text"
-    return [*sections, _OURS.format(base=base, task=task.name, options=options)]
+    model = shlex.quote(base)
+    return [*sections, _OURS.format(base=model, task=task.name, options=options)]
 
 
 def _is_encoder(folder: Path) -> bool:

@@ -8,7 +8,8 @@ from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.inference.model import Model, Setting
 from ivon_jax.train.inference.rule import noise_of
 from ivon_jax.train.predict import score
-from ivon_jax.train.runs.progress import progress
+from ivon_jax.train.runs.progress import progress, say
+from ivon_jax.train.splits import find_examples
 
 
 def calibrate(
@@ -33,6 +34,11 @@ def calibrate(
     recorded = model.source.recorded or {}
     if recorded.get("train_fingerprint") == fingerprint(examples):
         raise ValueError(f"file: {model.folder} was trained on these examples")
+    if seen := _seen(model, examples):
+        say(
+            f"file: {seen} of {len(examples)} rows are training examples of"
+            f" {model.folder}, too; a calibration needs rows that it has not seen"
+        )
     rule = model.rule(setting._replace(uncalibrated=True))
     predictor, problem = rule.predictor, model.source.problem
     if targets.temperature and predictor.base != predictor:
@@ -47,3 +53,20 @@ def calibrate(
     score(problem, model.source.method, predictor, draws, encoded)  # all are finite
     labels, noise = encoded.labels, noise_of(encoded)
     return fit(targets, predictor, draws, labels, noise, model.identity)
+
+
+def _seen(model: Model, examples: Sequence[Any]) -> int:
+    """Counts the examples that are training examples, where these are on this machine.
+
+    A few may be: short texts come twice in data of any kind.
+    """
+    source = model.source
+    task, config = source.problem.task, source.config
+    if config.data.train_file is None and task.rows is None:
+        return 0
+    try:
+        train = find_examples(task, config.data, config.seed, ["train"])["train"]
+    except ValueError:  # files that are no longer there, or an adapter's
+        return 0
+    known = {str(example.parts) for example in train}
+    return sum(str(example.parts) in known for example in examples)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ class Model:
 
     def predict(
         self,
-        rows: Sequence[Any],
+        rows: Collection[Any],
         samples: int | None = None,
         tau: float | None = None,
         prune: float | None = None,

@@ -22,6 +22,7 @@ from ivon_jax.train.export.recipes import recipes
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.tasks.custom import custom_task
 from ivon_jax.train.tasks.registry import get_task
+from ivon_jax.train.tasks.text import text_task
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -189,10 +190,19 @@ def test_only_what_was_exported_is_pushed(exported, trained, monkeypatch, capsys
     assert seen == [("some/model", new)]
 
 
-def test_the_command_of_a_card_has_the_labels_that_a_shell_reads(tmp_path):
+@pytest.mark.parametrize("name", ["custom", "text"])
+def test_the_command_of_a_card_is_accepted(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
     labels = ("C#", "$x", "it's", "&")
-    text = "".join(recipes(tmp_path, "base", custom_task("{text}:", labels), 0))
+    task = text_task() if name == "text" else custom_task("{text}:", labels)
+    text = "".join(recipes(tmp_path, "a base", task, 0))
     (line,) = re.findall("ivon-jax evaluate .*", text)
-    words = shlex.split(line)
-    assert tuple(words[words.index("--labels") + 1 :][:4]) == labels
+    _, *words = shlex.split(line)
+    assert words[words.index("--model") + 1] == "a base"
+    if name == "custom":
+        assert tuple(words[words.index("--labels") + 1 :][:4]) == labels
+        words[words.index("PROMPT")] = "{text}:"
+    assert call(*words) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("ivon-jax: adapter FOLDER: ")  # which is not there

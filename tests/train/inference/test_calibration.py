@@ -268,3 +268,16 @@ def test_training_examples_are_refused(run, home, capsys):
     file = home / "data" / "train.jsonl"
     assert command("calibrate", run, "--file", file, "--samples", 0) == 2
     assert f"file: {run} was trained on these examples" in capsys.readouterr().err
+
+
+def test_training_examples_among_others_are_noted(run, home, tmp_path, capsys):
+    own = shutil.copytree(run, tmp_path / "run")
+    train = [tuple(row.values()) for row in lines(home / "data" / "train.jsonl")]
+    rows = tiny.rows(30, 5, longest=40)
+    new = [row for row in rows if tuple(row.values()) not in train]
+    for seen in (0, 7):
+        mixed = [dict(zip(("text", "label"), row, strict=True)) for row in train[:seen]]
+        file = tiny.write_rows(tmp_path / f"{seen}.jsonl", mixed + new)
+        assert command("calibrate", own, "--file", file, "--samples", 0) == 0
+        note = f"file: {seen} of {len(mixed + new)} rows are training examples"
+        assert (note in capsys.readouterr().err) == bool(seen)
