@@ -183,22 +183,29 @@ class Model:
         return scaled.get(plain, plain)
 
     def _plain(self, setting: Setting) -> Predictor:
-        """Returns the mean, or the average over samples, of a setting."""
+        """Returns the mean, or the average over samples; what is left out is the run's.
+
+        Raises:
+            ValueError: as `predictor` does.
+        """
         samples, tau, prune, _ = setting
         check("samples", 0 if samples is None else samples, NOT_NEGATIVE)
-        posterior = self.source.posterior
+        posterior, own = self.source.posterior, self.source.predictors
         if not posterior.spread:
             if samples or tau is not None:
                 name = "samples" if samples else "tau"
                 raise ValueError(f"{name}: {self.folder} has only a mean")
             samples = 0
-        prune = prune or 0.0
+        usual = own[-1].base if own else None
+        if not isinstance(usual, Samples):
+            usual = Samples(posterior.size or 10)
+        prune = usual.prune if prune is None else prune
         if samples == 0:
             if tau not in (None, 1):
                 raise ValueError("tau: only with samples, the mean has no variance")
             return Mean(prune)
-        count = (posterior.size or 10) if samples is None else samples
-        return Samples(count, 1.0 if tau is None else tau, prune)
+        count = usual.samples if samples is None else samples
+        return Samples(count, usual.tau if tau is None else tau, prune)
 
 
 def joined(results: Sequence[Results]) -> Results:

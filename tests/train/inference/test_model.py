@@ -22,6 +22,7 @@ from ivon_jax.train.config import DataConfig, TrainConfig, resolve
 from ivon_jax.train.inference.model import Setting
 from ivon_jax.train.inference.results import ClassResults, NumberResults
 from ivon_jax.train.methods.base import Hyper
+from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.temperature import Scaled
 from ivon_jax.train.problem import prepare
@@ -166,6 +167,7 @@ def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
     for method, chosen in (
         ("temperature", (runs[0], "--samples", 2)),
         ("ensemble", tuple(runs)),
+        ("tau", (runs[0], "--samples", 2, "--taus", 4, "--prunes", 0.1)),
     ):
         out = ("--out", tmp_path / method)
         assert command("fit", *chosen, "--method", method, *out) == 0
@@ -187,6 +189,14 @@ def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
     members = [ivon_jax.load(run).predict(rows, samples=0).probs for run in runs]
     ensemble = ivon_jax.load(tmp_path / "ensemble").predict(rows)
     np.testing.assert_allclose(ensemble.probs, np.mean(members, axis=0), atol=1e-5)
+    tempered = ivon_jax.load(tmp_path / "tau")
+    for setting, chosen in (
+        (Setting(samples=3), Samples(3, 4.0, 0.1)),
+        (Setting(tau=2.0), Samples(2, 2.0, 0.1)),
+        (Setting(samples=3, prune=0.0), Samples(3, 4.0)),
+        (Setting(samples=0), Mean(0.1)),
+    ):
+        assert tempered.rule(setting).predictor == chosen
     dev = tiny.write_rows(tmp_path / "dev.jsonl", tiny.rows(30, 3))
     words = ("calibrate", tmp_path / "temperature", "--file", dev)
     assert command(*words) == 2
