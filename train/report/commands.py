@@ -67,14 +67,19 @@ def table(
 ) -> None:
     """Prints mean and standard error over comparisons that differ by seed.
 
+    A note names the settings in which they differ too.
+
     Args:
         directories: folders written by "ivon-jax compare".
         json: file for the numbers of every seed, with settings and versions.
         note: with --json: kept in the file, as the commit that was measured.
     """
     from ivon_jax.train.report import measured, tables
+    from ivon_jax.train.runs.progress import say
 
     runs = tables.read_comparisons(directories)
+    for line in measured.unlike(directories):
+        say(f"differs by more than the seed: {line}")
     print(tables.seeds_table(runs))
     if json:
         measured.write(json, directories, note)

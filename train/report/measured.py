@@ -1,7 +1,8 @@
 """Comparisons of several seeds as one small file: every number, settings, versions."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,34 @@ def collected(directories: Sequence[Path], note: str = "") -> dict[str, Any]:
         "hyper": {name: to_json(config)["hyper"] for name, config in trained.items()},
         "rows": rows,
     }
+
+
+def unlike(directories: Sequence[Path]) -> Iterator[str]:
+    """Yields a line for each setting that comparisons do not share, besides the seed.
+
+    Nothing is known of comparisons without the folders of their runs.
+
+    Args:
+        directories: folders written by ``ivon-jax compare``, whose results were read.
+    """
+    first, *others = map(_settings, directories)
+    for directory, found in zip(directories[1:], others, strict=True):
+        for name in [x for x in found if x in first and found[x] != first[x]]:
+            was = f"{first[name]} of {directories[0]}"
+            yield f"{name}: {found[name]} of {directory}, {was}"
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """Returns what the runs of a comparison depend on, by method and name."""
+    methods = json.loads((directory / "results.json").read_text())["seconds"]
+    found: dict[str, Any] = {}
+    for method in methods:
+        with contextlib.suppress(ValueError):
+            config, recorded = run.read_config(directory / method)
+            kept = {"model_fingerprint": recorded.get("model_fingerprint")}
+            if config.data.validation_examples is None:  # else they are of the seed
+                kept["eval_fingerprint"] = recorded.get("eval_fingerprint")
+            for name, value in run.describe(config, kept).items():
+                if name != "seed" and name not in run.MAY_CHANGE:
+                    found[f"{method} {name.rpartition('.')[2]}"] = value
+    return found
