@@ -100,7 +100,8 @@ CLAIMS = (
             *_long("ivon-lora@mean"),
             Evidence("tab1", "IVON-LoRA@mean", "", BETTER),
         ),
-        "The paper's protocol: 62 epochs, one choice of rates for all tasks",
+        "The paper's protocol: 62 epochs, one choice of rates for all tasks; Adam's is"
+        " that of shorter runs, and lower ones over-fit less (see below)",
     ),
     Claim(
         "aw",
