@@ -159,6 +159,7 @@ class Posterior(Saveable):
         """Returns the variance of every entry by leaf path; exact ones have 0."""
         return {name: 1 / leaf for name, leaf in self.precision.items()}
 
+    @jax.default_matmul_precision("highest")  # not in bfloat16 or TF32
     def covariance(self, jacobian: PyTree) -> Float[Array, "c c"]:
         """Returns J V J^T, the covariance of linearised outputs.
 

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_low_rank import products
 
 from ivon_jax import Posterior, ivon, ivon_lora
 from ivon_jax._tree import by_path
@@ -213,6 +214,13 @@ def test_log_prob_equals_scipy():
             np.asarray(at[name], float)[~gone], np.asarray(mean[name])[~gone], sd
         ).sum()
     np.testing.assert_allclose(posterior.log_prob(theta), expected, rtol=1e-5)
+
+
+def test_covariance_is_in_float32_on_every_chip():
+    posterior = draw(0)
+    jacobian = jax.tree.map(lambda leaf: jnp.ones((2, *leaf.shape)), posterior.mean)
+    found = products(lambda p: p.covariance(jacobian), posterior)
+    assert found and set(found) == {"(Precision.HIGHEST,"}
 
 
 def test_kl_equals_quadrature_and_torch():
