@@ -57,12 +57,15 @@ def saved_leaves(field: str, tree: PyTree) -> dict[str, Any]:
     """Returns the leaves by path name, of a tree that `nest` makes again.
 
     Raises:
-        ValueError: it is not a tree of nested dicts.
+        ValueError: it is not a tree of nested dicts, or a key has a slash.
     """
     leaves = by_path(tree)
     nested: Any = jax.tree.structure(nest(leaves))
     if nested != jax.tree.structure(tree):
-        raise ValueError(f"{field}: only trees of nested dicts can be saved")
+        raise ValueError(
+            f"{field}: only trees of nested dicts can be saved, whose keys are text"
+            " without '/'"
+        )
     return leaves
 
 

@@ -155,8 +155,9 @@ def test_checksum_covers_more_than_bytes(other, tmp_path):
 
 
 def test_only_nested_dicts_are_saved(tmp_path):
+    message = "^mean: only trees of nested dicts .*, whose keys are text without '/'$"
     for mean in ([jnp.ones(1)], {0: jnp.ones(1)}, {"a/b": jnp.ones(1)}):
-        with pytest.raises(ValueError, match="^mean: only trees of nested dicts"):
+        with pytest.raises(ValueError, match=message):
             Posterior.point(mean).save(tmp_path / "p")
     assert not list(tmp_path.iterdir())
 
