@@ -15,6 +15,10 @@ def path_name(path: tuple[Any, ...]) -> str:
     >>> jax.tree_util.tree_map_with_path(lambda p, _: path_name(p), {"a": {"b": 0}})
     {'a': {'b': 'a/b'}}
     """
+    # An array and its variable of flax's nnx have one name: a sample is drawn of the
+    # variables, and `nnx.Optimizer` calls `update` with their arrays.
+    if path[-1:] == (jax.tree_util.GetAttrKey("value"),):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

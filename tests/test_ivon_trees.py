@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from ivon_jax import Posterior, ivon, ivon_lora, multi_steps, sample, value_and_grad
 from ivon_jax._state import posterior_precision
@@ -172,3 +173,19 @@ def test_gradients_may_be_wider_than_the_parameters():
         dtypes.append(updates["w"].dtype)
     assert dtypes == [jnp.bfloat16, jnp.bfloat16]
     assert np.all(np.asarray(updates["w"], np.float32) < 0)
+
+
+def test_an_optimizer_of_nnx_passes_the_key_on():
+    tx = ivon(LR, ess=100.0)
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    params = nnx.state(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    grads = jax.grad(loss_fn)(sample(KEY, params, optimizer.opt_state))
+    updates, state = tx.update(grads, tx.init(params), params, key=KEY)
+    wanted = jax.tree.leaves(optax.apply_updates(params, updates))
+    optimizer.update(model, grads, key=KEY)
+    found = jax.tree.leaves(nnx.state(model, nnx.Param))
+    chex.assert_trees_all_close(found, wanted)
+    chex.assert_trees_all_close(
+        posterior_precision(optimizer.opt_state), posterior_precision(state)
+    )
