@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -50,6 +50,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         """Checks each field."""
+        for field in ("targets", "modules_to_save", "rank_pattern", "alpha_pattern"):
+            # A string would be read as patterns of one letter each.
+            if isinstance(value := getattr(self, field), str | Mapping):
+                raise ValueError(f"{field}: {value!r} is not a tuple")
         ranks = [("rank_pattern", rank) for _, rank in self.rank_pattern]
         for field, rank in [("rank", self.rank), *ranks]:
             check(field, rank, AT_LEAST_ONE)

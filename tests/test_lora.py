@@ -134,6 +134,16 @@ def test_wrong_config(wrong):
         LoraConfig(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("targets", "all-linear"), ("rank_pattern", {"up": 2})]
+)
+def test_patterns_are_tuples(field, value):
+    config = LoraConfig()
+    object.__setattr__(config, field, value)  # past the suite's own check of types
+    with pytest.raises(ValueError, match=f"^{field}: .* is not a tuple$"):
+        config.__post_init__()
+
+
 PATTERNS = LoraConfig(
     rank=2,
     alpha=3.0,
