@@ -122,7 +122,8 @@ class Lora(nn.Module):
     """A model with adapters; call it like the model.
 
     Attributes:
-        base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`.
+        base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`;
+            those of a subclass of these are left as they are.
         config: the adapters' configuration.
         branch: the term that is added to a layer's output.
     """
@@ -134,6 +135,7 @@ class Lora(nn.Module):
     def setup(self) -> None:
         """Shares this module's scope with the base model, whose tree is unchanged."""
         nn.share_scope(self, self.base)
+        _update_paths(self.base)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with its adapters.
@@ -153,6 +155,20 @@ class Lora(nn.Module):
             out = self.base(*args, **kwargs)
         self.config.check_layers(seen)
         return out
+
+
+def _update_paths(module: nn.Module) -> None:
+    """Takes the former name of a moved module out of the paths of its submodules.
+
+    `nn.share_scope` leaves it in those that are fields, as the layers of
+    `nn.Sequential`, so that patterns would match other paths than the tree's.
+    """
+    for child in module._state.children.values():  # as flax's own function
+        if not isinstance(child, nn.Module) or child.scope is None:
+            continue
+        if child.scope.parent is module.scope:
+            child.scope.path = (*module.path, *child.path[-1:])
+            _update_paths(child)
 
 
 def _interceptor(
@@ -201,7 +217,7 @@ def _trained_layer(module: nn.Module, x: Float[Array, "*n i"]) -> Float[Array, "
 
     def leaf(name: str, init: Callable[..., Array], *shape: int) -> Array:
         def make() -> Array:
-            return init(module.make_rng("lora"), shape, jnp.float32)
+            return nn.unbox(init(module.make_rng("lora"), shape, jnp.float32))
 
         return module.variable("lora", name, make).value
 
@@ -277,10 +293,11 @@ def merge(params: PyTree, adapters: PyTree, config: LoraConfig) -> PyTree:
         config: the configuration they were trained with.
 
     Returns:
-        Parameters with which the base model gives the same output (without dropout).
+        Parameters with which the base model gives the same output (without dropout),
+        if stacked layers are so along the first axes of both trees.
 
     Raises:
-        ValueError: an adapter has another rank, or no kernel of its size at its path.
+        ValueError: an adapter has another rank, or no kernel of its shape at its path.
 
     Example:
         >>> model, x = nn.Dense(4), jnp.ones((1, 3))
@@ -315,29 +332,50 @@ def _add_to_kernels(
                 raise ValueError(
                     f"adapters: {'/'.join(path)} was trained in full, without a base"
                 )
-            old = flat.get((*path, name), leaf)
-            flat[(*path, name)] = leaf.astype(old.dtype)
+            box = flat.get((*path, name), leaf)
+            trained = leaf.astype(nn.unbox(box).dtype)
+            flat[(*path, name)] = nn.meta.replace_boxed(box, trained)
         if name != "a":
             continue
-        kernel_path = (*path, "kernel")
-        kernel = flat.get(kernel_path)
         a, b = adapters[(*path, "a")], adapters[(*path, "b")]
         rank = config.rank_at(tuple(path))
         if a.shape[-1] != rank:
             raise ValueError(
                 f"adapters: {'/'.join(path)} has rank {a.shape[-1]}, not {rank}"
             )
+        box = flat.get((*path, "kernel"))
+        kernel = _checked_kernel("/".join(path), nn.unbox(box), a, b)
         with jax.default_matmul_precision("highest"):  # not in bfloat16 or TF32
             product = a @ b
-        if kernel is not None and not hasattr(kernel, "size"):
-            raise ValueError(
-                f"params: {'/'.join(path)} is quantised, adapters cannot be merged"
-                " into it; ivon_jax.models.quantized.dequantize makes it an array"
-            )
-        if kernel is None or kernel.size != product.size:
-            raise ValueError(
-                f"adapters: no kernel of {product.size} entries at {'/'.join(path)}"
-            )
         delta = sign * config.scale_at(tuple(path)) * product.reshape(kernel.shape)
-        flat[kernel_path] = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
+        moved = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
+        flat[(*path, "kernel")] = nn.meta.replace_boxed(box, moved)
     return unflatten_dict(flat)
+
+
+def _checked_kernel(
+    path: str, kernel: Any, a: Float[Array, "*l i r"], b: Float[Array, "*l r o"]
+) -> Array:
+    """Returns a kernel whose axes are those of A B: stacked layers, inputs, outputs.
+
+    Equal sizes are not enough: a stack along another axis would be added to other
+    entries.
+    """
+    if kernel is not None and not hasattr(kernel, "size"):
+        raise ValueError(
+            f"params: {path} is quantised, adapters cannot be merged"
+            " into it; ivon_jax.models.quantized.dequantize makes it an array"
+        )
+    *stack, fan_in, _ = a.shape
+    fan_out = b.shape[-1]
+    size = math.prod((*stack, fan_in, fan_out))
+    if kernel is None or kernel.size != size:
+        raise ValueError(f"adapters: no kernel of {size} entries at {path}")
+    axes = kernel.shape[len(stack) :]
+    inputs = [math.prod(axes[:end]) for end in range(len(axes) + 1)]
+    if [*kernel.shape[: len(stack)]] != stack or fan_in not in inputs:
+        raise ValueError(
+            f"params: the kernel {kernel.shape} at {path} is not of"
+            f" {(*stack, fan_in, fan_out)}; layers are stacked along the first axes"
+        )
+    return kernel

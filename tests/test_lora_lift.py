@@ -119,6 +119,80 @@ def test_unmatched_target_is_an_error_under_jit():
         apply(Block().init(KEY, X)["params"], X)
 
 
+class Parts(nn.Module):
+    """A model whose parts are fields."""
+
+    encoder: nn.Module
+    head: nn.Module
+
+    def __call__(self, x):
+        return self.head(self.encoder(x))
+
+
+def test_patterns_match_the_paths_of_the_tree_where_layers_are_fields():
+    encoder = nn.Sequential([nn.Dense(4), jnp.tanh, Parts(nn.Dense(5), nn.Dense(3))])
+    base = Parts(encoder, nn.Dense(2))
+    config = LoraConfig(
+        rank=2,
+        dropout=0.0,
+        targets=("encoder/layers_0", "encoder/layers_2/.*", "head"),
+        rank_pattern=(("[a-z]+/layers_0", 3),),
+        # Not that of the whole model, which has no parent.
+        alpha_pattern=((".*/head", 5.0), (".*/encoder", 7.0)),
+    )
+    params, adapters = setup(base, config, X)
+    assert adapters["encoder"]["layers_0"]["a"].shape == (6, 3)
+    adapted = Lora(base, config).apply({"params": params, "lora": adapters}, X)
+    merged = base.apply({"params": merge(params, adapters, config)}, X)
+    np.testing.assert_allclose(merged, adapted, rtol=1e-5, atol=1e-6)
+
+
+class StackedAlong(nn.Module):
+    axis: int
+
+    @nn.compact
+    def __call__(self, x):
+        layers = nn.scan(
+            Block,
+            variable_axes={"params": self.axis, "lora": 0},
+            split_rngs={"params": True, "lora": True},
+            length=LAYERS,
+        )
+        return layers(name="layers")(x)[0]
+
+
+@pytest.mark.parametrize("join", [merge, unmerge])
+def test_kernels_stacked_along_another_axis_are_refused(join):
+    """They have as many entries as the adapters' product, in another order."""
+    params, adapters = setup(StackedAlong(1), ALL, X)
+    message = (
+        r"^params: the kernel \(6, 3, 6\) at layers/up is not of \(3, 6, 6\);"
+        " layers are stacked along the first axes$"
+    )
+    with pytest.raises(ValueError, match=message):
+        join(params, adapters, ALL)
+
+
+def test_kernels_with_names_of_axes_are_merged_in_their_boxes():
+    config = LoraConfig(
+        rank=2, dropout=0.0, targets=("layers_0",), modules_to_save=("layers_1",)
+    )
+    kernel = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+    bias = nn.with_partitioning(nn.initializers.zeros, ("out",))
+    kwargs = {"kernel_init": kernel, "bias_init": bias}
+    base = nn.Sequential([nn.Dense(4, **kwargs), nn.Dense(3, **kwargs)])
+    params, adapters = setup(base, config, X)
+    merged = merge(params, adapters, config)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert merged["layers_0"]["kernel"].names == ("in", "out")
+    variables = {"params": params, "lora": adapters}
+    np.testing.assert_allclose(
+        base.apply({"params": merged}, X),
+        Lora(base, config).apply(variables, X),
+        rtol=1e-5,
+    )
+
+
 WIDE = jax.random.normal(jax.random.key(4), (2, 3, 4, 5))
 DENSE = {
     "one axis": nn.DenseGeneral(7),
