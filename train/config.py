@@ -349,12 +349,13 @@ def _check_trainable(config: TrainConfig) -> None:
 def _check_start(config: TrainConfig) -> None:
     """Checks that method, base and adapter suit the start of the adapters."""
     ratio = getattr(config.hyper, "b_rate_ratio", None)
-    if config.train != "lora" and ratio is not None:
+    adapters = TRAINABLES[config.train].frozen
+    if ratio is not None and not adapters:
         raise ValueError(f"b_rate_ratio: only with --train lora, not {config.train}")
     if config.lora.init == "default":
         return
     for name, value, wrong in (
-        ("train", config.train, config.train != "lora"),
+        ("train", config.train, not adapters),
         ("base", config.base, config.base in ("int8", "nf4")),
         ("adapter", config.adapter, config.adapter is not None),
     ):

@@ -15,7 +15,7 @@ class Trainable(Protocol):
 
     Attributes:
         name: value of ``--train``.
-        frozen: whether the base's own parameters are frozen.
+        frozen: whether the base is frozen, and adapters are trained.
     """
 
     name: ClassVar[str]

@@ -23,6 +23,7 @@ from ivon_jax.train.report.logs import Log, read_log
 from ivon_jax.train.report.posteriors import Entries
 from ivon_jax.train.runs import fitted, run, status
 from ivon_jax.train.runs.diagnostics import DIAGNOSTICS
+from ivon_jax.train.trainable import TRAINABLES
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
@@ -65,7 +66,7 @@ def summary(folder: Path, *, best: bool = False) -> Iterator[tuple[str, str]]:
     counts = (f"{recorded.get(f'{k}_examples', '?')} {k}" for k in ("train", "eval"))
     yield "task", f"{recorded.get('task', config.data.task)}, {', '.join(counts)}"
     yield "model", f"{config.model}, base {config.base}, trains {config.train}"
-    if config.train == "lora":
+    if TRAINABLES[config.train].frozen:
         yield "adapter", _settings(to_json(config)["lora"])
     yield "method", f"{config.method}: {_settings(to_json(config)['hyper'])}"
     yield from _fit(made)

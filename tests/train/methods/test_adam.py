@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from ivon_jax.lora import LoraConfig
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.adam import Adam, AdamHyper
 from ivon_jax.train.methods.base import Minibatch, linear_schedule
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.trainable import TRAINABLES, LoraOnly
 
 RATIO, STEPS = 4.0, 5
 HYPER = AdamHyper(
@@ -85,3 +87,11 @@ def test_it_needs_adapters():
     config = TrainConfig(train="full", method="adam", hyper=HYPER)
     with pytest.raises(ValueError, match="b_rate_ratio: only with --train lora"):
         resolve(config, "custom", 8)
+
+
+def test_other_trainables_have_adapters_too(monkeypatch):
+    """A registered choice that freezes the base has what goes with adapters."""
+    monkeypatch.setitem(TRAINABLES, "full", LoraOnly())
+    for change in ({}, {"lora": LoraConfig(init="pissa")}):
+        config = TrainConfig(train="full", method="adam", hyper=HYPER, **change)
+        assert resolve(config, "custom", 8).hyper.b_rate_ratio == RATIO
