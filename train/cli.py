@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 
-from ivon_jax.train.command_line import parse
+from ivon_jax.train.command_line import FitName, parse
 from ivon_jax.train.config import (
     BaseName,
     CompareConfig,
@@ -22,7 +22,6 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.export.command import export
 from ivon_jax.train.fits.base import Fit
-from ivon_jax.train.fits.registry import FitName
 from ivon_jax.train.fits.temperature import ALL_MEMBERS
 from ivon_jax.train.generate.command import generate
 from ivon_jax.train.inference.commands import calibrate, predict
@@ -36,10 +35,14 @@ from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_pr
 from ivon_jax.train.predictors.linearised import Linearised, Link
 from ivon_jax.train.report.commands import report, show, table
 from ivon_jax.train.reproduce.recipe import Scale
-from ivon_jax.train.reproduce.registry import RecipeName
+from ivon_jax.train.reproduce.registry import RECIPES
 from ivon_jax.train.runs.progress import outlive_readers
 from ivon_jax.train.tune.command import tune
 
+if TYPE_CHECKING:
+    RecipeName = str
+else:
+    RecipeName = Literal[(*RECIPES, "all")]
 Unprefixed = tyro.conf.arg(name="")  # a dataclass whose fields are plain options
 Out = Annotated[Path, tyro.conf.arg(help="new folder for everything the run writes")]
 Resume = Annotated[

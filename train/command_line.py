@@ -10,7 +10,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -23,11 +23,16 @@ from ivon_jax.train.config import (
 )
 from ivon_jax.train.config_json import value_of
 from ivon_jax.train.fits.base import Fit
-from ivon_jax.train.fits.registry import FITS, FitName
+from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.options import unset
 
 Commands = dict[str, Callable[..., Any]]
+# Here and not in the registry, where a fit of one's own would come too late.
+if TYPE_CHECKING:
+    FitName = str
+else:
+    FitName = Literal[tuple(FITS)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The registry of fits."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ivon_jax.train.fits.ensemble import Ensemble
 from ivon_jax.train.fits.laplace import LaplaceDiag, LaplaceKfac
@@ -11,7 +11,3 @@ from ivon_jax.train.fits.tfb import Tfb
 FITS: dict[str, Any] = {
     fit.name: fit for fit in (Ensemble, LaplaceDiag, LaplaceKfac, Tau, Temperature, Tfb)
 }
-if TYPE_CHECKING:
-    FitName = str
-else:
-    FitName = Literal[tuple(FITS)]

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import tyro
-
 from ivon_jax.checks import AT_LEAST_ONE, check
 from ivon_jax.files import write_bytes
 from ivon_jax.train.reproduce import collate
 from ivon_jax.train.reproduce.draw import draw
 from ivon_jax.train.reproduce.recipe import Recipe, Run, Scale
-from ivon_jax.train.reproduce.registry import RECIPES, RecipeName
+from ivon_jax.train.reproduce.registry import RECIPES
 from ivon_jax.train.reproduce.report import report
 from ivon_jax.train.runs import run as runs
 
@@ -56,7 +54,7 @@ def write(recipe: Recipe, scale: Scale, out: Path, seeds: int) -> Path:
 
 
 def reproduce(
-    name: tyro.conf.Positional[RecipeName],
+    name: str,
     out: Path,
     scale: Scale,
     run: Callable[[Sequence[str]], None],

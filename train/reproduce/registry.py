@@ -1,7 +1,5 @@
 """The registry of recipes."""
 
-from typing import TYPE_CHECKING, Literal
-
 from ivon_jax.train.reproduce.recipe import Recipe
 from ivon_jax.train.reproduce.recipes import (
     fig1a,
@@ -35,7 +33,3 @@ _MODULES = (
     fig4,
 )
 RECIPES: dict[str, Recipe] = {x.RECIPE.name: x.RECIPE for x in _MODULES}
-if TYPE_CHECKING:
-    RecipeName = str
-else:
-    RecipeName = Literal[(*RECIPES, "all")]

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -203,3 +206,26 @@ def test_an_unfinished_fit_is_resumed(tmp_path):
     assert Partial(tmp_path / "new", {"fit": "x"}).load(like) is None
     first.remove()
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_registered_fit_is_on_the_command_line():
+    """In a process of its own: the parser of this one has read the names already."""
+    code = """
+import dataclasses, sys
+from ivon_jax.train.fits.base import Fit
+from ivon_jax.train.fits.registry import FITS
+
+@dataclasses.dataclass(frozen=True)
+class Own(Fit):
+    size: float = 0.5
+    name = "own"
+
+FITS["own"] = Own
+from ivon_jax.train.cli import main
+main()
+"""
+    line = [sys.executable, "-c", code, "fit", "x", "--method", "own", "--help"]
+    out = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    assert re.search(r"--size FLOAT.*default: 0.5", out.stdout)
+    assert re.search(r"--method \{.*own\}", out.stdout, re.DOTALL)
