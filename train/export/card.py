@@ -24,6 +24,7 @@ from ivon_jax.train.report import figures
 from ivon_jax.train.report.intervals import with_intervals
 from ivon_jax.train.report.tables import METRICS, Row, common_columns, label, markdown
 from ivon_jax.train.runs import fitted, run
+from ivon_jax.train.runs.evaluations import read_evaluations
 from ivon_jax.train.splits import find_task
 
 CARD, FIGURE = "README.md", "reliability.png"
@@ -130,18 +131,15 @@ def read_results(exported: Exported, task: Task) -> list[Results]:
     found: dict[bool, dict[str, Row]] = {}
     counts: dict[bool, int] = {}
     # Results with foreign examples repeat those without.
-    files = sorted(directory.glob("evaluation-*.json"), key=lambda p: "-ood-" in p.name)
-    for path in files:
-        with prefixed(f"{path}: not results", (ValueError, KeyError, TypeError)):
-            values = json.loads(path.read_text())
-            # Results of version 0.1.0 do not name the posterior that they are of.
-            of = (values.get("best"), values.get("step"))
-            if of != (exported.best, exported.learned.get("step")):
-                continue
-            own = bool(values["test"]) or data.validation_examples is None
-            counts[own] = values["eval_examples"]
-            for row in values["rows"]:
-                found.setdefault(own, {}).setdefault(label(row), row)
+    files = sorted(read_evaluations(directory), key=lambda one: bool(one.foreign))
+    for one in files:
+        if one.of != (exported.best, exported.learned.get("step")):
+            continue
+        own = bool(one.values.get("test")) or data.validation_examples is None
+        with prefixed(f"{one.path}: not an evaluation", (KeyError,)):
+            counts[own] = one.values["eval_examples"]
+        for name, row in one.rows_by(label).items():
+            found.setdefault(own, {}).setdefault(name, row)
     return [
         _with_predictions(
             exported,

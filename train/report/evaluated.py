@@ -1,7 +1,6 @@
 """What evaluations of a run found, read back from its folder."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ivon_jax.errors import prefixed
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.predictors.base import Predictor
@@ -19,6 +17,7 @@ from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.report.tables import Row
 from ivon_jax.train.runs import fitted, run, status
+from ivon_jax.train.runs.evaluations import read_evaluations
 from ivon_jax.train.splits import find_task
 
 Labels = Int[np.ndarray, "*n"] | Float[np.ndarray, " n"]
@@ -121,17 +120,13 @@ def read(folder: Path, *, best: bool = False, test: bool = False) -> Evaluated:
     rows: dict[Predictor, Row] = {}
     foreign: dict[str, list[Row]] = {}
     about: dict[str, Any] = {}
-    for path in sorted(folder.glob("evaluation-*.json")):
-        wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
-        with prefixed(f"{path}: not an evaluation", wrong):
-            values = json.loads(path.read_text())
-            if (values["best"], values["test"], values["step"]) != (best, test, step):
-                continue
-            found = {predictor_of(row): row for row in values["rows"]}
-        about = {k: v for k, v in values.items() if k not in ("config", "rows")}
-        name = path.stem.partition("-ood-")[2]
-        if name:
-            foreign.setdefault(name, []).extend(found.values())
+    for one in read_evaluations(folder):
+        if (*one.of, one.values.get("test")) != (best, step, test):
+            continue
+        found = one.rows_by(predictor_of)
+        about = {k: v for k, v in one.values.items() if k not in ("config", "rows")}
+        if one.foreign:
+            foreign.setdefault(one.foreign, []).extend(found.values())
         for predictor, row in found.items():
             plain = {k: v for k, v in row.items() if not k.startswith("ood_")}
             # Votes may be in one file of several with the same predictor.

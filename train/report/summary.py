@@ -23,6 +23,7 @@ from ivon_jax.train.report.logs import Log, read_log
 from ivon_jax.train.report.posteriors import Entries
 from ivon_jax.train.runs import fitted, run, status
 from ivon_jax.train.runs.diagnostics import DIAGNOSTICS
+from ivon_jax.train.runs.evaluations import read_evaluations
 from ivon_jax.train.trainable import TRAINABLES
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -236,14 +237,11 @@ def _diagnosis(folder: Path) -> Iterator[tuple[str, str]]:
 def _results(folder: Path) -> Iterator[str]:
     """Yields a table for each evaluation, but for those of earlier steps."""
     step_of = functools.cache(functools.partial(_step, folder))
-    for path in sorted(folder.glob("evaluation-*.json")):
-        with prefixed(f"{path}: not an evaluation", (ValueError, KeyError, TypeError)):
-            values = json.loads(path.read_text())
-            table = f"{path.name}\n{tables.table(values['rows'])}"
-            best, step = values.get("best"), values.get("step")
-        # Results of version 0.1.0 do not name the posterior that they are of.
+    for one in read_evaluations(folder):
+        best, step = one.of
         if best is None or step == step_of(best):
-            yield table
+            rows = list(one.rows_by(tables.label).values())
+            yield f"{one.path.name}\n{tables.table(rows)}"
 
 
 def _step(folder: Path, best: bool) -> int | float | None:

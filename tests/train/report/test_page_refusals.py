@@ -83,6 +83,17 @@ def test_runs_that_cannot_be_reported(data, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_an_evaluation_of_version_0_1_0_is_none(data, tmp_path, capsys):
+    """It does not name the posterior that it is of."""
+    folder = write_run(tmp_path / "run", data)
+    for path in folder.glob("evaluation-*.json"):
+        values = json.loads(path.read_text())
+        del values["best"], values["test"], values["step"]
+        path.write_text(json.dumps(values))
+    assert command("report", folder, "--out", tmp_path / "report.html") == 2
+    assert "was not evaluated; first: ivon-jax evaluate" in one_line(capsys)
+
+
 def test_an_evaluation_of_another_step_is_none(data, tmp_path, capsys):
     folder = write_run(tmp_path / "run", data)
     path = folder / "evaluation-4.json"
