@@ -98,7 +98,7 @@ def train(
         message = f"skipped {counts.skipped} steps: loss or gradient not finite"
         say(message)
     # Also one that came after the last step: what comes next must not begin.
-    if interrupted(counts.step):
+    if interrupted():
         message = f"interrupted after step {counts.step} of {_steps(config)}"
         raise Interrupted(message, interrupted.signum)
     return posterior
@@ -235,7 +235,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
 
     Args:
         training: the run.
-        interrupted: returns whether to stop after a step.
+        interrupted: returns whether to stop.
 
     Returns:
         The counts of the steps taken, and the posterior.
@@ -251,7 +251,7 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
         ):
             recorder = Recorder(counts, log)
             for step in range(counts.step + 1, steps + 1):
-                if interrupted(step - 1):
+                if interrupted():
                     break
                 with profile.step(step):
                     state, logs = training.take_step(state)

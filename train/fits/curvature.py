@@ -108,8 +108,8 @@ def over_training_data(
         # One text a row: the curvature is that of each.
         batches = eval_batches(encoded, batch_size, batch_size)
         first = done // batch_size
-        for number, (batch, indices) in enumerate(batches[first:], first):
-            if interrupted(number):
+        for batch, indices in batches[first:]:
+            if interrupted():
                 break
             local = jax.tree.map(lambda part: part[rows], batch)
             with naming_memory(
@@ -123,7 +123,7 @@ def over_training_data(
             if time.monotonic() - saved > SAVE_EVERY:
                 work.partial.save(done, total)
                 saved = time.monotonic()
-    if interrupted(-(-done // batch_size)):
+    if interrupted():
         work.partial.save(done, total)
         message = f"interrupted after {done} of {len(encoded)} examples; {RESUME_HINT}"
         raise Interrupted(message, interrupted.signum)

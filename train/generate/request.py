@@ -123,7 +123,7 @@ class Request:
             interruptible() as stop,
             progress(self.name, self.total, every, ended) as report,
         ):
-            for number, outputs in enumerate(grown):
+            for outputs in grown:
                 finished = [output for output in outputs if output.finish]
                 made += sum(len(output.tokens) for output in finished)
                 if finished:
@@ -131,7 +131,7 @@ class Request:
                 speed = made / (time.monotonic() - start)
                 report(len(finished), f"{speed:.0f} tokens/s")
                 ended += len(finished)
-                if stop(number):
+                if stop():
                     raise Interrupted(
                         f"{ended} of {self.total} outputs are finished", stop.signum
                     )

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop."""
 
+import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -76,20 +77,23 @@ class Stop:
         signum: the signal; SIGTERM with several processes, so that all exit alike.
     """
 
+    # Of a process, over all of its runs: JAX stops at the call after the last one of
+    # any process, and a run that counted its own steps would never come there.
+    _calls = itertools.count()
+
     def __init__(self) -> None:
         self._together = jax.process_count() > 1
+        self._reached = False
         self.signum = int(signal.SIGTERM) if self._together else 0
 
-    def __call__(self, step: int) -> bool:
-        """Returns whether to stop before a step.
-
-        Args:
-            step: the step before it; several processes must count one by one, or JAX
-                passes over the step at which they are to stop.
-        """
-        if self._together:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.signum != 0
+    def __call__(self) -> bool:
+        """Returns whether to stop; several processes must ask equally often."""
+        if not self._together:
+            return self.signum != 0
+        if not self._reached:  # JAX says so once
+            call = next(self._calls)
+            self._reached = multihost_utils.reached_preemption_sync_point(call)
+        return self._reached
 
     def note(self, signum: int) -> None:
         """Records a signal."""

@@ -160,10 +160,10 @@ def test_a_run_of_two_processes_goes_on_as_one(base, alone, tmp_path):
     resumed = dataclasses.replace(base, hyper=hyper, checkpoint_steps=3)
     resumed = settled(resumed, prepare(resumed).task)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, taken(out) + 2)
+        stop_after(patch, 2)
         with pytest.raises(Interrupted):
             loop.train(prepare(resumed), resumed, out, True)
-        stop_at(patch, taken(out))
+        stop_after(patch, taken(out))
         with pytest.raises(Interrupted):
             loop.train(prepare(resumed), resumed, tmp_path / "one")
     assert_same(out, tmp_path / "one")
@@ -203,12 +203,15 @@ def test_a_process_that_nobody_meets_gives_up(index, base, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:
-    class At(Stop):
-        def __call__(self, count):
-            return count >= step
+def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    class After(Stop):
+        asked = 0
 
-    patch.setattr(loop, "interruptible", lambda: contextlib.nullcontext(At()))
+        def __call__(self):
+            self.asked += 1
+            return self.asked > steps
+
+    patch.setattr(loop, "interruptible", lambda: contextlib.nullcontext(After()))
 
 
 @pytest.mark.parametrize(
