@@ -67,18 +67,12 @@ def find_task(data: DataConfig) -> Task:
     return task if space is None else dataclasses.replace(task, leading_space=space)
 
 
-def _is_given(data: DataConfig, name: str) -> bool:
-    """Returns whether a setting differs from its default."""
-    return bool(getattr(data, name) != getattr(DEFAULT_DATA, name))
-
-
 def _check_owners(data: DataConfig) -> None:
     """Checks that options and kind of task go together."""
     for name in dict.fromkeys(name for names in OWN.values() for name in names):
         owners = [kind for kind, names in OWN.items() if name in names]
-        if data.task not in owners and getattr(data, name) != getattr(
-            DEFAULT_DATA, name
-        ):
+        given = getattr(data, name) != getattr(DEFAULT_DATA, name)
+        if given and data.task not in owners:
             raise ValueError(f"{name}: only with --task {' or '.join(owners)}")
     files = () if data.dataset else ("train_file", "eval_file")
     for name in (*files, "prompt", "labels") if data.task == "custom" else ():
