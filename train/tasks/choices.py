@@ -5,12 +5,9 @@ rows of another form the functions raise a ValueError that names the field.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ivon_jax.train.data.fields import field, shown, text
-from ivon_jax.train.data.task import Choice
-
-Row = Mapping[str, Any]
+from ivon_jax.train.data.task import Choice, Row
 
 LETTERS = ("A", "B", "C", "D")
 # A few ARC items number their choices instead of lettering them.
