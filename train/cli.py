@@ -26,8 +26,7 @@ from ivon_jax.train.fits.temperature import ALL_MEMBERS
 from ivon_jax.train.generate.command import generate
 from ivon_jax.train.inference.commands import calibrate, predict
 from ivon_jax.train.options import unset
-from ivon_jax.train.plan.chips import ChipName, CompilerName
-from ivon_jax.train.plan.sweep import Sweep
+from ivon_jax.train.plan.command import plan
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
@@ -220,36 +219,6 @@ def fit(
     test = "" if made.held_out == "unseen" else " --test"
     then = f"next: ivon-jax evaluate {quote(str(out))}{test}"
     print(f"wrote {made.method} to {out}; {then}")
-
-
-def plan(
-    config: Annotated[TrainConfig, Unprefixed],
-    chip: ChipName,
-    seq_length: int = 512,
-    compiler: CompilerName = "auto",
-    topology: Annotated[str | None, unset("SHAPE", "by the mesh's size")] = None,
-    slices: int = 1,
-    sweep: Sweep = Sweep(),  # noqa: B008
-) -> None:
-    """Reports the cost of a training step on chips that this machine lacks.
-
-    Takes the options of "ivon-jax train"; no weights and no data are read. A table has
-    the variants of --sweep, and names the fastest that fits.
-
-    Args:
-        config: the run.
-        chip: the accelerator.
-        seq_length: tokens of a prompt, padding included.
-        compiler: chip, the accelerator's own, of the extra "plan"; cpu, which estimates
-            memory from shapes; auto, the accelerator's if it is installed.
-        topology: as 4x8, chips along each axis of a TPU's slice, or nodes and GPUs of
-            each.
-        slices: number of slices of TPUs.
-        sweep: variants of the run.
-    """
-    from ivon_jax.train.plan.command import show
-
-    show(config, chip, seq_length, compiler, topology, slices, sweep)
 
 
 def data(

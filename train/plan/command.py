@@ -2,11 +2,14 @@
 
 import contextlib
 import sys
+from typing import Annotated
 
 import jax
+import tyro
 
 from ivon_jax.models.pretrained import load_config
 from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.options import unset
 from ivon_jax.train.plan.chips import ChipName, CompilerName
 from ivon_jax.train.plan.compiler import missing
 from ivon_jax.train.plan.plan import Plan, make_plans
@@ -17,16 +20,30 @@ from ivon_jax.train.pod.sharding import device_count
 from ivon_jax.train.splits import find_task
 
 
-def show(
-    config: TrainConfig,
+def plan(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")],
     chip: ChipName,
-    seq_length: int,
-    compiler: CompilerName,
-    topology: str | None,
-    slices: int,
-    sweep: Sweep,
+    seq_length: int = 512,
+    compiler: CompilerName = "auto",
+    topology: Annotated[str | None, unset("SHAPE", "by the mesh's size")] = None,
+    slices: int = 1,
+    sweep: Sweep = Sweep(),  # noqa: B008
 ) -> None:
-    """Prints the plan of a run, then the table of its variants; see ``cli.plan``.
+    """Reports the cost of a training step on chips that this machine lacks.
+
+    Takes the options of "ivon-jax train"; no weights and no data are read. A table has
+    the variants of --sweep, and names the fastest that fits.
+
+    Args:
+        config: the run.
+        chip: the accelerator.
+        seq_length: tokens of a prompt, padding included.
+        compiler: chip, the accelerator's own, of the extra "plan"; cpu, which estimates
+            memory from shapes; auto, the accelerator's if it is installed.
+        topology: as 4x8, chips along each axis of a TPU's slice, or nodes and GPUs of
+            each.
+        slices: number of slices of TPUs.
+        sweep: variants of the run.
 
     Raises:
         ValueError: an option is illegal, or the compiler is missing or refuses.
@@ -50,9 +67,9 @@ def show(
         with contextlib.suppress(RuntimeError):  # JAX is already initialised
             jax.config.update("jax_num_cpu_devices", device_count(configs[0].mesh))
     plans: list[Plan] = []
-    for plan in make_plans(runs, model_config, seq_length, classes, compiler):
+    for one_plan in make_plans(runs, model_config, seq_length, classes, compiler):
         if not plans:
-            print(report(plan), flush=True)
-        plans.append(plan)
+            print(report(one_plan), flush=True)
+        plans.append(one_plan)
     if len(plans) > 1:
         print(f"\n{table(plans)}")
