@@ -11,7 +11,7 @@ FOLDER = "profile"
 
 
 class Profile:
-    """Traces steps, named "train" with their number.
+    """Traces steps of the first process, named "train" with their number.
 
     Args:
         folder: the run's folder.
@@ -19,7 +19,9 @@ class Profile:
     """
 
     def __init__(self, folder: Path, traced: range) -> None:
-        self._folder, self._traced = folder / FOLDER, traced
+        # Processes that end a trace in the same second would write one file.
+        first = jax.process_index() == 0
+        self._folder, self._traced = folder / FOLDER, traced if first else range(0)
         self._on = False
 
     @contextmanager

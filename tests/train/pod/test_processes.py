@@ -95,9 +95,10 @@ def assert_same(out: Path, alone: Path, file: str = POSTERIOR) -> None:
 
 def test_two_processes_change_no_number(base, alone, tmp_path):
     out = tmp_path / "run"
-    words = ["--steps", STEPS, "--eval-steps", 4]
+    words = ["--steps", STEPS, "--eval-steps", 4, "--profile", "3:2"]
     succeed(base, out, 2, 2, "data=2,fsdp=2", *words)
     assert_same(out, alone)
+    assert len(list((out / "profile").rglob("*.xplane.pb"))) == 1
     scores = [metric(path, "eval_nll") for path in (out, alone)]
     assert len(scores[0]) == 2
     np.testing.assert_allclose(*scores, rtol=1e-5)
