@@ -44,7 +44,9 @@ class Partial:
         return self._before + time.monotonic() - self._start
 
     def save(self, step: int, state: PyTree) -> None:
-        """Replaces the state; the file is always whole.
+        """Replaces the state on the first process; the file is always whole.
+
+        The others do not wait: by their clocks it may not be time to save.
 
         Args:
             step: number of units done.
@@ -53,14 +55,12 @@ class Partial:
         Raises:
             OSError: the file cannot be written.
         """
+        if jax.process_index() > 0:
+            return
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         metadata: _posterior_file.Metadata = {"step": step, "seconds": self.seconds}
-
-        def write() -> None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _posterior_file.write(self.path, self._kind, {"state": leaves}, metadata)
-
-        on_first_process(write)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _posterior_file.write(self.path, self._kind, {"state": leaves}, metadata)
 
     def load(self, like: PyTree) -> tuple[int, PyTree] | None:
         """Reads the state.

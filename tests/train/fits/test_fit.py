@@ -12,6 +12,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from tiny_fits import command, one_line, train, write_task
 
 from ivon_jax import load_posterior
@@ -229,3 +230,15 @@ main()
     assert out.returncode == 0, out.stderr
     assert re.search(r"--size FLOAT.*default: 0.5", out.stdout)
     assert re.search(r"--method \{.*own\}", out.stdout, re.DOTALL)
+
+
+def test_no_process_waits_where_only_its_clock_says_to_save(tmp_path, monkeypatch):
+    def broadcast(*_):
+        raise AssertionError("the others may be at another batch")
+
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index, written in ((1, []), (0, [PARTIAL])):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        Partial(tmp_path, {}).save(1, {"a": np.zeros(2, np.float32)})
+        assert [path.name for path in tmp_path.iterdir()] == written
