@@ -174,10 +174,17 @@ class _Training:
         self.batches.set_state(saved.metadata["batches"])
         return Counts(**saved.metadata["counts"]), TrainState.from_tree(saved.state)
 
-    def saved(
-        self, counts: Counts, state: TrainState, values: dict[str, float]
-    ) -> Saved:
-        """Makes the checkpoint of a step, with its score if there is one."""
+    def save(
+        self,
+        checkpoints: Checkpoints,
+        counts: Counts,
+        state: TrainState,
+        values: dict[str, float],
+    ) -> None:
+        """Saves the checkpoint of a step, with its score if there is one."""
+        # A host that fails must not lose lines that a checkpoint counts.
+        if jax.process_index() == 0:
+            run.keep_metrics(self.out)
         metadata = {
             "run": self.described,
             "counts": dataclasses.asdict(counts),
@@ -185,7 +192,7 @@ class _Training:
         }
         score = values.get(f"eval_{self.problem.objective.selects}", math.nan)
         known = score if math.isfinite(score) else None
-        return Saved(counts.step, state.to_tree(), metadata, known)
+        checkpoints.save(Saved(counts.step, state.to_tree(), metadata, known))
 
     def take_step(self, state: TrainState) -> tuple[TrainState, Any]:
         """Takes a step on the next batch."""
@@ -262,13 +269,12 @@ def _learn(training: _Training, interrupted: Stop) -> tuple[Counts, Distribution
                     values = recorder.drain(
                         functools.partial(training.scores, state) if scored else dict
                     )
-                    saved = training.saved(recorder.counts, state, values)
-                    checkpoints.save(saved)
+                    training.save(checkpoints, recorder.counts, state, values)
                     _note_training(out, step, steps)
             recorder.drain()
         counts = recorder.counts
         _check_learned(counts, steps)
-        checkpoints.save(training.saved(counts, state, {}))
+        training.save(checkpoints, counts, state, {})
         best = checkpoints.restore_best(state.to_tree()) if config.eval_steps else None
     posterior = training.write(run.POSTERIOR, counts.step, state)
     if best is not None:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 import ivon_jax
 from ivon_jax._posterior_file import Metadata
-from ivon_jax.errors import prefixed
+from ivon_jax.errors import prefixed, writing
 from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
@@ -209,6 +209,17 @@ def cut_metrics(folder: Path, steps: int) -> None:
     if len(lines) < steps:
         raise ValueError(f"{path}: has {len(lines)} lines, not the {steps} of the run")
     write_bytes(path, b"".join(lines[:steps]))
+
+
+def keep_metrics(folder: Path) -> None:
+    """Waits until the lines of all steps so far are on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    path = folder / METRICS
+    with writing(path), path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_config(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import signal
@@ -22,8 +23,8 @@ from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run, status
-from ivon_jax.train.runs.checkpoint import SEAL
-from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, POSTERIOR
+from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints
+from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
 from ivon_jax.train.sources import read_run
 
 SHARED = {"steps": STEPS, "warmup": 1, "batch_size": 8, "learning_rate": 0.01}
@@ -192,6 +193,26 @@ def test_a_run_of_an_older_version_has_no_status(base, alone, tmp_path):
     assert status.read(out) is None
     assert result(train(base, out, resume=True)) == result(alone)
     assert status.read(out) == (STEPS, STEPS, "trained")
+
+
+def test_a_checkpoints_lines_are_on_the_disk_before_it(base, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    kept, found, real, save = [0], [], os.fsync, Checkpoints.save
+
+    def fsync(fd):
+        real(fd)
+        path = out / METRICS
+        if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+            kept.append(path.read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, saved: (found.append((saved.step, kept[-1])), save(self, saved)),
+    )
+    train(base, out)
+    assert found == [(step, step) for step in (1, 4, 8, STEPS, STEPS)]
 
 
 def test_resuming_nothing_starts(base, alone, tmp_path):
