@@ -12,7 +12,7 @@ from ivon_jax.train.data.batches import eval_batches
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.runtime import naming_memory
-from ivon_jax.train.pod.sharding import local_rows, put_batch, row_shards
+from ivon_jax.train.pod.sharding import local_rows, put_batch, row_shards, spread
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -48,7 +48,7 @@ class Forward:
         streams: Streams,
         chunk_size: int | None = 1,
     ) -> "Forward":
-        """Applies the predictor's settings to the posterior.
+        """Applies the predictor's settings to the posterior, and puts it on the mesh.
 
         Raises:
             ValueError: the posterior's parameters are not the model's, or the predictor
@@ -61,6 +61,7 @@ class Forward:
                 f"{predictor.kind}: only for classes, the task asks for a {answer}"
             )
         posterior, program = predictor.split(posterior, problem.network.dropout)
+        posterior, streams = spread((posterior, streams), problem.mesh)
         return cls(problem, posterior, program, streams, chunk_size)
 
     def prefix(self, encoded: Encoded) -> Int[np.ndarray, " p"]:

@@ -203,6 +203,21 @@ def put_whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(array.shape, whole, array.__getitem__)
 
 
+def spread(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Replicates small arrays, the same in all processes, on all devices.
+
+    A program that is given arrays of one device sends them to the others at each call.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, whole)  # without a copy of what is there already
+    return jax.jit(_same, out_shardings=whole)(tree)
+
+
+def _same(tree: PyTree) -> PyTree:
+    return tree
+
+
 def put_batch(batch: PyTree, mesh: Mesh, num_rows: int) -> PyTree:
     """Makes global arrays, split over the mesh's batch axes, of each process's rows.
 

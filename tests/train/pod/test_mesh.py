@@ -10,7 +10,9 @@ import pytest
 import tiny
 
 from ivon_jax.lora import LoraConfig
+from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
+from ivon_jax.train import predict as predictions
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
@@ -18,6 +20,7 @@ from ivon_jax.train.pod.sharding import parse_mesh
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
+from ivon_jax.train.runs.run import POSTERIOR
 from ivon_jax.train.step import train_step
 
 MIXED = "data=2,fsdp=2,tensor=2"
@@ -76,12 +79,19 @@ def test_noise_is_the_same_to_the_bit(mesh):
         assert found[name].tobytes() == values.tobytes(), name
 
 
-def test_predictions_are_those_of_one_device(base, tmp_path):
-    found = []
+def test_predictions_are_those_of_one_device(base, tmp_path, monkeypatch):
+    found, batch = [], predictions.predict_batch
+
+    def still(*args):
+        with jax.transfer_guard_device_to_device("disallow"):
+            return batch(*args)
+
+    monkeypatch.setattr(predictions, "predict_batch", still)
     for mesh in ("data=1", MIXED):
         config = resolve(dataclasses.replace(base, mesh=mesh), "custom", 64)
         problem = prepare(config)
-        posterior = loop.train(problem, config, tmp_path / mesh)
+        loop.train(problem, config, tmp_path / mesh)
+        posterior = Posterior.load(tmp_path / mesh / POSTERIOR)  # on one device
         test, streams = problem.splits["test"], Streams.from_seed(4)
         found.append(predict(problem, test, posterior, Samples(2), streams))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
