@@ -23,7 +23,7 @@ class LoraConfig:
     Attributes:
         rank: r, the inner dimension.
         alpha: the adapter's output is scaled by alpha/r.
-        dropout: rate on the adapter's input in training, where a key for it is given.
+        dropout: rate on the adapter's input, in training only.
         targets: adapted layers: each a layer's name, a regular expression for its full
             path, joined by "/", "query-value" for the projections to queries and
             values, or "all-linear" for all but the output layer.

@@ -184,7 +184,7 @@ class TrainConfig(RunConfig):
     Attributes:
         method: method of training; --method NAME --help shows its hyper-parameters.
         hyper: hyper-parameters; the defaults are the paper's for the task's preset, for
-            a custom task commonsense.
+            a custom task those of commonsense.
         adapter: folder of a HF PEFT adapter to start from. On the command line its
             settings are the defaults of the adapter options; all but dropout must agree
             with it.

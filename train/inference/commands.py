@@ -123,8 +123,8 @@ def predict(
         samples: posterior samples to average; 0 predicts at the mean.
         tau: temperature: the posterior variance is divided by it.
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
-        uncalibrated: ignore calibration.json and, if one of the three above is given,
-            the temperature of a fitted run.
+        uncalibrated: ignore calibration.json and, if --samples, --tau or --prune is
+            given, the temperature of a fitted run.
     """
     from ivon_jax.train.inference import stream
     from ivon_jax.train.inference.model import Setting
