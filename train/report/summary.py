@@ -1,6 +1,5 @@
 """A run's folder summarised on the terminal, without its model."""
 
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ivon_jax.train.report.logs import Log, read_log
 from ivon_jax.train.report.posteriors import Entries
 from ivon_jax.train.runs import fitted, run, status
 from ivon_jax.train.runs.diagnostics import DIAGNOSTICS
-from ivon_jax.train.runs.evaluations import read_evaluations
+from ivon_jax.train.runs.evaluations import latest_evaluations
 from ivon_jax.train.trainable import TRAINABLES
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -236,16 +235,6 @@ def _diagnosis(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _results(folder: Path) -> Iterator[str]:
     """Yields a table for each evaluation, but for those of earlier steps."""
-    step_of = functools.cache(functools.partial(_step, folder))
-    for one in read_evaluations(folder):
-        best, step = one.of
-        if best is None or step == step_of(best):
-            rows = list(one.rows_by(tables.label).values())
-            yield f"{one.path.name}\n{tables.table(rows)}"
-
-
-def _step(folder: Path, best: bool) -> int | float | None:
-    """Returns the step of the last or the best posterior, if it is known."""
-    if not (folder / (run.BEST if best else run.POSTERIOR)).exists():
-        return None
-    return run.read_posterior(folder, best=best)[1].get("step")
+    for one in latest_evaluations(folder):
+        rows = list(one.rows_by(tables.label).values())
+        yield f"{one.path.name}\n{tables.table(rows)}"

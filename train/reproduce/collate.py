@@ -15,6 +15,7 @@ from ivon_jax.train.report.logs import read_log
 from ivon_jax.train.report.tables import Row, label, standard_error
 from ivon_jax.train.reproduce.recipe import AVERAGE, Line, Recipe, Run, Scale
 from ivon_jax.train.runs import status
+from ivon_jax.train.runs.evaluations import latest_evaluations
 
 RESULTS = "results.json"
 # By title of the line, case and seed.
@@ -90,21 +91,25 @@ def _finished(words: Sequence[str]) -> bool:
 def rows_of(folder: Path) -> list[Row]:
     """Reads the rows of a comparison, then those of evaluations of its runs.
 
+    Evaluations of earlier steps and of best states are left out.
+
     Args:
         folder: folder of a comparison, or of single runs.
 
     Raises:
         ValueError: a file is damaged.
     """
-    paths = [folder / RESULTS] if (folder / RESULTS).exists() else []
-    paths += sorted(folder.glob("*/evaluation-*.json"))
     rows: dict[str, Row] = {}
-    for path in paths:
+    if (path := folder / RESULTS).exists():
         wrong = (OSError, ValueError, KeyError, TypeError)
         with prefixed(f"{path}: not results", wrong):
-            found = json.loads(path.read_text())
-            for row in found["rows"]:
+            for row in json.loads(path.read_text())["rows"]:
                 rows.setdefault(label(row), row)
+    for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for one in latest_evaluations(directory):
+            if not one.values.get("best"):  # whose rows have the same labels
+                for name, row in one.rows_by(label).items():
+                    rows.setdefault(name, row)
     return list(rows.values())
 
 

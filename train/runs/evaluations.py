@@ -1,11 +1,13 @@
 """The evaluations in a run's folder, read back."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ivon_jax.errors import prefixed
+from ivon_jax.train.runs import run
 
 Key = TypeVar("Key")
 
@@ -62,6 +64,29 @@ def read_evaluations(folder: Path) -> Iterator[Evaluation]:
             if not isinstance(values["rows"], list):
                 raise ValueError("rows is not a list")
         yield Evaluation(path, values)
+
+
+def latest_evaluations(folder: Path) -> Iterator[Evaluation]:
+    """Reads the evaluations of a run's posteriors, without those of earlier steps.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    step_of = functools.cache(functools.partial(_step, folder))
+    for one in read_evaluations(folder):
+        best, step = one.of
+        if best is None or step == step_of(best):
+            yield one
+
+
+def _step(folder: Path, best: bool) -> int | float | None:
+    """Returns the step of the last or the best posterior, if it is known."""
+    if not (folder / (run.BEST if best else run.POSTERIOR)).exists():
+        return None
+    return run.read_posterior(folder, best=best)[1].get("step")
 
 
 def _named(path: Path) -> Any:

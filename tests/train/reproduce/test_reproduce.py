@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_answers import command
 from tiny_commands import one_line, problem_of, write_home
+from tiny_results import gaussian, plain_texts, write_examples, write_run
 from tiny_runs import stop_after
 
 from ivon_jax.train.report import figures, tables
@@ -23,6 +24,7 @@ from ivon_jax.train.reproduce.recipe import (
 )
 from ivon_jax.train.reproduce.registry import RECIPES
 from ivon_jax.train.reproduce.report import published_differences, report, sign
+from ivon_jax.train.runs import run
 
 SHORT = "--adam.steps 6 --adam.batch-size 8 --ivon-lora.steps 6"
 SHORT += " --ivon-lora.batch-size 8 --ivon-lora.learning-rate 0.3"
@@ -83,8 +85,8 @@ def test_a_recipe_runs_stops_goes_on_and_is_collated(tmp_path, monkeypatch, caps
     assert command(*words, "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     runs = recipe.runs("small", str(out), 2)
-    assert sorted(lines) == sorted(run.line for run in runs)
-    assert [run.seed for run in sorted(runs, key=lambda x: lines.index(x.line))] == [
+    assert sorted(lines) == sorted(one.line for one in runs)
+    assert [one.seed for one in sorted(runs, key=lambda x: lines.index(x.line))] == [
         *[0] * 2,
         *[1] * 2,
     ]
@@ -140,6 +142,18 @@ def test_a_recipe_runs_stops_goes_on_and_is_collated(tmp_path, monkeypatch, caps
         pytest.approx(found["lines"]["Adam"]["all"][seed]["nll"], abs=1e-6)
         for seed in ("1", "0")
     ]
+
+
+def test_evaluations_of_other_states_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "adam", write_examples(tmp_path, plain_texts(8)))
+    values = json.loads((folder / "evaluation-4.json").read_text())
+    gaussian().save(folder / run.BEST, step=30)
+    for name, step, best in (("earlier", 11, False), ("best", 30, True)):
+        rows = [row | {"nll": -1.0, "prune": 0.25} for row in values["rows"]]
+        rows += [row | {"nll": -1.0} for row in values["rows"]]
+        other = values | {"rows": rows, "step": step, "best": best}
+        run.write_json(folder / f"evaluation-1-{name}.json", other)
+    assert collate.rows_of(tmp_path) == values["rows"]
 
 
 def test_differences_are_paired_and_averaged_over_cases(tmp_path):
