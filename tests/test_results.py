@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_imports import ROOT
 
-from benchmarks.results import CLAIMS, PAGES, Evidence, read, rendered, verdict
+from benchmarks.claims import CLAIMS, Evidence
+from benchmarks.results import PAGES, read, rendered, verdict
 
 
 @pytest.mark.parametrize("name", PAGES)

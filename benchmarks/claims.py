@@ -1,0 +1,180 @@
+"""The paper's claims, and which measured differences speak for each.
+
+A new table of measurements is named here, in the evidence of the claims it decides.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Differences that a claim expects, of a row to another one of the same seeds.
+
+    Attributes:
+        file: file of results, without suffix: of comparisons, or of a recipe.
+        row: name of the row, or title of the recipe's line; ``*`` stands for any text.
+        reference: name of the row it is compared with, likewise; a recipe has its own.
+        signs: the expected sign by column.
+    """
+
+    file: str
+    row: str
+    reference: str
+    signs: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    Attributes:
+        letter: its letter, with an ``s`` where runs were stopped where they are best,
+            and a ``w`` against Adam with weight decay.
+        text: the claim.
+        evidence: what may have been measured of it.
+        why: how to read it, or why nothing is shown.
+    """
+
+    letter: str
+    text: str
+    evidence: tuple[Evidence, ...]
+    why: str
+
+
+BETTER = {"accuracy": 1, "ece": -1, "nll": -1}
+SAMPLED = "ivon-lora, * samples, tau 1, prune 0"
+PRUNED = "ivon-lora, * samples, tau 1, prune 0.1"
+DECAYED = "adam, weight decay *"
+BLOB = "blob, * samples, tau 1, prune 0"
+LAPLACE = "laplace-kfac(adam), linearised*"
+LOWER_TAU = "ivon-lora, * samples, tau 0.5, prune 0"
+HIGHER_TAU = "ivon-lora, * samples, tau 2, prune 0"
+
+
+def _long(row: str) -> tuple[Evidence, ...]:
+    """Returns what a row has over Adam after long training."""
+    files = ("long", "long_gamma150", "long_sst2", "long_sst2_gamma150")
+    return tuple(Evidence(file, row, "adam", BETTER) for file in files)
+
+
+def _stopped_early(row: str) -> tuple[Evidence, ...]:
+    """Returns what a row has over Adam where each is stopped where it is best."""
+    files = ("cities", "methods", "sst2")
+    return tuple(Evidence(file, row, "adam", BETTER) for file in files)
+
+
+def _over_tau(file: str) -> tuple[Evidence, ...]:
+    """Returns what a lower and a higher tau change of ten samples at 1."""
+    return (
+        Evidence(file, LOWER_TAU, SAMPLED, {"accuracy": -1, "ece": -1}),
+        Evidence(file, HIGHER_TAU, SAMPLED, {"accuracy": 1, "ece": 1}),
+    )
+
+
+CLAIMS = (
+    Claim(
+        "a",
+        "accuracy and calibration at the mean against Adam, after long training",
+        (
+            *_long("ivon-lora@mean"),
+            Evidence("tab1", "IVON-LoRA@mean", "", BETTER),
+        ),
+        "The paper's protocol: 62 epochs, one choice of rates for all tasks; Adam's is"
+        " that of shorter runs, and lower ones over-fit less (see below)",
+    ),
+    Claim(
+        "aw",
+        "the same, against Adam with weight decay",
+        (Evidence("long_rivals", "ivon-lora@mean", DECAYED, BETTER),),
+        "Its weight decay by held-out examples; the paper's is 0",
+    ),
+    Claim(
+        "as",
+        "the same, each stopped where it is best",
+        _stopped_early("ivon-lora@mean"),
+        "Rates and lengths by held-out examples",
+    ),
+    Claim(
+        "b",
+        "with longer training accuracy improves, and over-fitting is less",
+        (
+            Evidence("tab5", "IVON-LoRA@mean (2x)", "", BETTER),
+            Evidence("fig1b", "IVON-LoRA@mean", "", BETTER),
+        ),
+        "At the end of the longest runs, with gamma 40; along them, see below",
+    ),
+    Claim(
+        "c",
+        "samples at test time improve on Adam, after long training",
+        (
+            *_long(SAMPLED),
+            Evidence("tab2", "IVON-LoRA", "", BETTER),
+        ),
+        "As (a)",
+    ),
+    Claim(
+        "cw",
+        "the same, against Adam with weight decay",
+        (Evidence("long_rivals", SAMPLED, DECAYED, BETTER),),
+        "As (aw)",
+    ),
+    Claim(
+        "cs",
+        "the same, each stopped where it is best",
+        (
+            *_stopped_early(SAMPLED),
+            Evidence("sums", PRUNED, "adam", {"vote_accuracy": 1}),
+            Evidence("fig3", "IVON-LoRA, pruned", "", {"vote_accuracy": 1}),
+        ),
+        "As (as); the rates of `sums` are from pilots",
+    ),
+    Claim(
+        "d",
+        "with less data the gain in accuracy over Adam is there, and larger",
+        (
+            Evidence("long_half", "ivon-lora@mean", "adam", {"accuracy": 1}),
+            Evidence("fig1d", "IVON-LoRA@mean", "", {"accuracy": 1}),
+            Evidence("tab6", "IVON-LoRA@mean (50%)", "", BETTER),
+        ),
+        "As (a), with half of the examples; the gains of both are compared below",
+    ),
+    Claim(
+        "e",
+        "IVON-LoRA is above BLoB and Laplace-LoRA, after long training",
+        (
+            Evidence("long_rivals", SAMPLED, BLOB, BETTER),
+            Evidence("long_rivals", SAMPLED, LAPLACE, BETTER),
+        ),
+        "As (a); Laplace's prior precision by held-out examples",
+    ),
+    Claim(
+        "es",
+        "the same, each stopped where it is best",
+        (
+            Evidence("methods", SAMPLED, BLOB, BETTER),
+            Evidence("methods", SAMPLED, LAPLACE, BETTER),
+        ),
+        "Each at its own best rate; Laplace's prior by marginal likelihood",
+    ),
+    Claim(
+        "f",
+        "a lower tau trades accuracy for calibration, a higher one the reverse, after"
+        " long training",
+        (*_over_tau("long_gamma150"), *_over_tau("long_sst2_gamma150")),
+        "As (a); tau divides the variance",
+    ),
+    Claim(
+        "fs",
+        "the same, stopped where it is best",
+        _over_tau("cities"),
+        "Where tau 1 is calibrated, a lower one is under-confident",
+    ),
+    Claim(
+        "g",
+        "a step costs what one of Adam costs",
+        (Evidence("long_gamma150", "ivon-lora@mean", "adam", {"step_seconds": 0}),),
+        "3 % more here, beside other programs; no difference on a quiet machine"
+        " ([scaling](scaling.md))",
+    ),
+)
