@@ -30,7 +30,13 @@ from ivon_jax.train.plan.command import plan
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.host_memory import keep_freed_memory
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code, first_process_reports
-from ivon_jax.train.pod.processes import ALONE, ProcessConfig, join, on_first_process
+from ivon_jax.train.pod.processes import (
+    ALONE,
+    ProcessConfig,
+    check_agreement,
+    join,
+    on_first_process,
+)
 from ivon_jax.train.predictors.linearised import Linearised, Link
 from ivon_jax.train.report.commands import report, show, table
 from ivon_jax.train.reproduce.recipe import Scale
@@ -108,6 +114,7 @@ def evaluate(
     ood_task: str | None = None,
     ood_file: Path | None = None,
     voting: Flat[Voting] = DEFAULT_VOTING,
+    processes: Flat[ProcessConfig] = ALONE,
 ) -> None:
     """Evaluates a run, or an adapter, at its mean and averaged over posterior samples.
 
@@ -140,30 +147,41 @@ def evaluate(
             task, asked by its own prompt, from the run's own.
         ood_file: the same for a file of rows, asked by the run's prompt.
         voting: how the answers of a text task are written and voted on.
+        processes: this one among several.
     """
+    options = {k: str(v) for k, v in locals().items() if k != "processes"}
     from ivon_jax.train.evaluate import evaluate_folder
     from ivon_jax.train.predictors.wanted import Wanted
-    from ivon_jax.train.report import tables, votes
     from ivon_jax.train.sources import AdapterSource
 
     linear = linearised and Linearised(linearised, logit_samples, tau, prune)
+    join(processes)
     runtime.check_devices()
-    rows = evaluate_folder(
-        directory,
-        AdapterSource((adapter,) if adapter else (), model, data, base),
-        out,
-        Wanted(samples, tau, prune, dropout_samples, temperature, linear),
-        mesh,
-        chunk_size=chunk_size,
-        best=best,
-        test=test,
-        ood_task=ood_task,
-        ood_file=ood_file,
-        voting=voting,
-    )
-    print(tables.table(rows))
+    check_agreement(options)
+    with first_process_reports(then=""):
+        rows = evaluate_folder(
+            directory,
+            AdapterSource((adapter,) if adapter else (), model, data, base),
+            out,
+            Wanted(samples, tau, prune, dropout_samples, temperature, linear),
+            mesh,
+            chunk_size=chunk_size,
+            best=best,
+            test=test,
+            ood_task=ood_task,
+            ood_file=ood_file,
+            voting=voting,
+        )
     folder = out or directory
     assert folder is not None  # or it would have been refused
+    on_first_process(lambda: _show_rows(rows, folder))
+
+
+def _show_rows(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Prints a table, and draws the figures of votes into the folder."""
+    from ivon_jax.train.report import tables, votes
+
+    print(tables.table(rows))
     for path in votes.draw(folder, rows):
         print(f"drew {path}")
 

@@ -34,11 +34,14 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def first_process_reports() -> Iterator[None]:
-    """Reports the end of training on the first process only; all exit alike.
+def first_process_reports(then: str = RESUME_HINT) -> Iterator[None]:
+    """Reports the end of the work on the first process only; all exit alike.
+
+    Args:
+        then: the end of the message of an interruption: how to continue.
 
     Raises:
-        Interrupted: training was interrupted; the message says how to resume.
+        Interrupted: the work was interrupted.
         ValueError: another process stopped.
         SystemExit: on the other processes, instead of an interruption.
     """
@@ -48,7 +51,7 @@ def first_process_reports() -> Iterator[None]:
         code = exit_code(stop)
         if jax.process_index() > 0:
             sys.exit(code)
-        message = f"{str(stop) or 'interrupted'}; {RESUME_HINT}"
+        message = "; ".join(filter(None, (str(stop) or "interrupted", then)))
         raise Interrupted(message, code - 128) from None
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:

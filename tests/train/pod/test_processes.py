@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
+import chex
 import children
 import jax
 import numpy as np
@@ -14,10 +16,11 @@ import process_child
 import pytest
 import tiny
 from children import finish, free_address, taken, wait_for_steps
+from safetensors.numpy import load_file
 
 from ivon_jax.lora import LoraConfig
 from ivon_jax.posterior import Posterior
-from ivon_jax.train import loop
+from ivon_jax.train import cli, loop
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, Stop
@@ -103,6 +106,40 @@ def test_two_processes_change_no_number(base, alone, tmp_path):
     assert len(scores[0]) == 2
     np.testing.assert_allclose(*scores, rtol=1e-5)
     assert_same(out, alone, BEST)
+
+
+def evaluate_together(run: Path, *samples: int) -> tuple[list[int], list[str]]:
+    """Evaluates a run in two processes, each with its own number of samples."""
+    words = ("evaluate", run, "--mesh", "fsdp=2,tensor=2", "--coordinator")
+    words += (free_address(), "--processes", 2)
+    crew = [
+        children.start(*words, "--process", index, "--samples", count, devices=2)
+        for index, count in enumerate(samples)
+    ]
+    said = finish(*crew)
+    return [child.returncode for child in crew], said
+
+
+def test_two_processes_evaluate_as_one(alone, tmp_path):
+    both = [tmp_path / "one", tmp_path / "two"]
+    for out in both:
+        shutil.copytree(alone, out)
+    cli.evaluate(both[0], samples=2)
+    codes, said = evaluate_together(both[1], 2, 2)
+    assert codes == [0, 0], said
+    assert "evaluate" in said[0] and "evaluate" not in said[1]
+    names = [sorted(path.name for path in out.glob("*.safetensors")) for out in both]
+    assert names[0] == names[1]
+    for name in names[0]:
+        one, two = (load_file(out / name) for out in both)
+        chex.assert_trees_all_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_do_not_evaluate_with_other_options(alone):
+    codes, said = evaluate_together(alone, 2, 3)
+    assert codes == [2, 2]
+    assert said[0].splitlines()[-1].startswith("ivon-jax: samples: is now 2, but")
 
 
 @pytest.mark.parametrize(
