@@ -1,6 +1,9 @@
 """Predictions for examples, a batch at a time."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import chain, pairwise
 from typing import Any
 
 import jax
@@ -8,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.kinds import Distribution
-from ivon_jax.train.data.batches import eval_batches
+from ivon_jax.train.data.batches import Batch, eval_batches
 from ivon_jax.train.data.encoding import Encoded
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.runtime import naming_memory
@@ -91,39 +94,56 @@ class Forward:
         Returns:
             Predictions of each draw, in the examples' order, not finished.
         """
-        mesh = self.problem.mesh
         passes = self.program.passes
         rest = encoded.without_prefix(len(prefix))
+        size = (passes, int(rest.answers.sum()), self.problem.task.outputs)
+        parts = np.zeros(size, np.float32)
+        ran: Iterator[Any] = self._run(rest, prefix, batch_size, first)
+        # Each is fetched while the next one runs.
+        for (batch, indices, made), _ in pairwise(chain(ran, [None])):
+            real = batch.weights.reshape(-1) > 0
+            with self._naming(batch):
+                parts[:, rest.places(indices)] = np.asarray(made)[:, real]
+            report(len(indices), f"{passes} passes")
+        return parts
+
+    def _run(
+        self,
+        rest: Encoded,
+        prefix: Int[np.ndarray, " p"],
+        batch_size: int,
+        first: int,
+    ) -> Iterator[tuple[Batch, Int[np.ndarray, " _"], jax.Array]]:
+        """Yields batches, the indices of their examples, and what is computed."""
+        mesh = self.problem.mesh
         fixed = self.problem.fixed(self.streams, prefix)
         shards = row_shards(mesh)
         batch_size = -(-batch_size // shards) * shards
-        packs = self.program.packs and encoded.second_starts is None
+        packs = self.program.packs and rest.second_starts is None
         num_rows = shards if packs else batch_size
         rows = local_rows(mesh, num_rows)
-        size = (passes, int(rest.answers.sum()), self.problem.task.outputs)
-        parts = np.zeros(size, np.float32)
-        with jax.set_mesh(mesh):
-            batches = eval_batches(rest, batch_size, num_rows)
-            for index, (batch, indices) in enumerate(batches, first):
-                local = jax.tree.map(lambda part: part[rows], batch)
-                with naming_memory(
-                    f"predictions of {num_rows} rows of {batch.tokens.shape[1]}"
-                    f" tokens, {self.chunk_size or 'all'} draws at a time",
-                    "lower --chunk-size, or split more with --mesh",
-                ):
-                    predictions = predict_batch(
-                        self.problem.network,
-                        self.program,
-                        fixed,
-                        self.posterior,
-                        put_batch(local, mesh, num_rows),
-                        index,
-                        self.chunk_size,
-                    )
-                    real = batch.weights.reshape(-1) > 0
-                    parts[:, rest.places(indices)] = np.asarray(predictions)[:, real]
-                report(len(indices), f"{passes} passes")
-        return parts
+        batches = eval_batches(rest, batch_size, num_rows)
+        for index, (batch, indices) in enumerate(batches, first):
+            local = jax.tree.map(lambda part: part[rows], batch)
+            with self._naming(batch), jax.set_mesh(mesh):
+                made = predict_batch(
+                    self.problem.network,
+                    self.program,
+                    fixed,
+                    self.posterior,
+                    put_batch(local, mesh, num_rows),
+                    index,
+                    self.chunk_size,
+                )
+            yield batch, indices, made
+
+    def _naming(self, batch: Batch) -> AbstractContextManager[None]:
+        rows, tokens = batch.tokens.shape
+        return naming_memory(
+            f"predictions of {rows} rows of {tokens} tokens,"
+            f" {self.chunk_size or 'all'} draws at a time",
+            "lower --chunk-size, or split more with --mesh",
+        )
 
 
 def draws(
@@ -162,6 +182,7 @@ def draws(
     """
     forward = Forward.of(problem, posterior, predictor, streams, chunk_size)
     total = len(encoded)
+    show = show and jax.process_index() == 0
     with progress("evaluate", total, every=total, show=show) as report:
         return forward(encoded, forward.prefix(encoded), batch_size, report=report)
 

@@ -13,11 +13,13 @@ from ivon_jax.lora import LoraConfig
 from ivon_jax.models.packed import Packed
 from ivon_jax.posterior import Posterior
 from ivon_jax.train import loop
+from ivon_jax.train import predict as predictions
 from ivon_jax.train.config import TrainConfig, resolve
+from ivon_jax.train.data import batches
 from ivon_jax.train.data.batches import collate
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
-from ivon_jax.train.predict import predict
+from ivon_jax.train.predict import Forward, predict
 from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -151,6 +153,25 @@ def test_predictions_do_not_depend_on_batching(
 ):
     settings = {"batch_size": batch_size, "chunk_size": chunk_size}
     close(samples_of(problem, posterior, Samples(3), **settings), three)
+
+
+def test_a_batch_is_made_and_fetched_while_another_runs(
+    problem, posterior, monkeypatch
+):
+    seen, test = [], problem.splits["test"]
+    for module, name in ((batches, "collate"), (predictions, "predict_batch")):
+        real = getattr(module, name)
+
+        def noted(*args, _real=real, _name=name, **options):
+            seen.append(_name)
+            return _real(*args, **options)
+
+        monkeypatch.setattr(module, name, noted)
+    forward = Forward.of(problem, posterior, Mean(), STREAMS)
+    size, prefix = -(-len(test) // 3), forward.prefix(test)
+    forward(test, prefix, size, report=lambda *_: seen.append("fetched"))
+    step = ["collate", "predict_batch"]
+    assert seen == [*step, *step, "fetched", *step, "fetched", "fetched"]
 
 
 def test_a_sample_does_not_depend_on_their_number(three, problem, posterior):

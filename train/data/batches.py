@@ -203,8 +203,8 @@ def train_batches(
 
 def eval_batches(
     encoded: Encoded, batch_size: int, rows: int
-) -> list[tuple[Batch, Int[np.ndarray, " examples"]]]:
-    """Returns batches of every example once, sorted by length to save padding.
+) -> Iterator[tuple[Batch, Int[np.ndarray, " examples"]]]:
+    """Makes batches of every example once, sorted by length to save padding.
 
     All batches have `batch_size` texts; the last one ends in repeats of weight 0.
 
@@ -213,17 +213,15 @@ def eval_batches(
         batch_size: examples in a batch, a multiple of `rows`.
         rows: rows of a batch.
 
-    Returns:
+    Yields:
         Batches, each with the indices of its examples in the order of their
         predictions.
     """
     order = np.argsort(encoded.lengths, kind="stable")
-    batches = []
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         padded = np.pad(indices, (0, batch_size - len(indices)), "edge")
         placed = arrange(encoded.lengths[padded], batch_size // rows)
         real = placed < len(indices)
         batch = collate(encoded, padded[placed], real=real, numbers=placed)
-        batches.append((batch, padded[placed][real]))
-    return batches
+        yield batch, padded[placed][real]

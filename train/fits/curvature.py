@@ -1,6 +1,7 @@
 """The exact Fisher information of the training examples, summed a batch at a time."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,13 @@ from ivon_jax.train.fits.base import Work
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.pod.interrupts import RESUME_HINT, Interrupted, interruptible
 from ivon_jax.train.pod.runtime import naming_memory
-from ivon_jax.train.pod.sharding import local_rows, put_batch, replicate, row_shards
+from ivon_jax.train.pod.sharding import (
+    local_rows,
+    put_batch,
+    replicate,
+    row_shards,
+    spread,
+)
 from ivon_jax.train.predictors.base import Outputs
 from ivon_jax.train.predictors.linearised import with_jacobian
 from ivon_jax.train.runs.progress import progress
@@ -92,13 +99,15 @@ def over_training_data(
         Interrupted: by a signal; the sum so far is kept.
         ValueError: a sum is not finite.
     """
-    problem, params = source.problem, source.posterior.mean
-    encoded, mesh = problem.splits["train"], problem.mesh
+    problem, mesh = source.problem, source.problem.mesh
+    encoded = problem.splits["train"]
     shards = row_shards(mesh)
     batch_size = -(-batch_size // shards) * shards
     rows = local_rows(mesh, batch_size)
-    fixed = problem.fixed(Streams.from_seed(source.config.seed))
     done, total = work.partial.load(total) or (0, total)
+    streams = Streams.from_seed(source.config.seed)
+    params, streams, total = spread((source.posterior.mean, streams, total), mesh)
+    fixed = problem.fixed(streams)
     saved = time.monotonic()
     with (
         interruptible() as interrupted,
@@ -107,8 +116,7 @@ def over_training_data(
     ):
         # One text a row: the curvature is that of each.
         batches = eval_batches(encoded, batch_size, batch_size)
-        first = done // batch_size
-        for batch, indices in batches[first:]:
+        for batch, indices in itertools.islice(batches, done // batch_size, None):
             if interrupted():
                 break
             local = jax.tree.map(lambda part: part[rows], batch)

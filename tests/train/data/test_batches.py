@@ -206,7 +206,7 @@ def test_slices_of_processes_make_up_the_batch(texts, orders):
 )
 def test_evaluation_covers_every_example_once(lengths, texts, rows):
     data, batch_size = encoded(lengths), texts * rows
-    batches = eval_batches(data, batch_size, rows)
+    batches = list(eval_batches(data, batch_size, rows))
     assert len(batches) == -(-len(lengths) // batch_size)
     restored = np.full((len(lengths), 2), -1)
     for batch, indices in batches:
