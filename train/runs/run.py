@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
 from ivon_jax.train.config_json import ConfigType, from_json, to_json
 from ivon_jax.train.runs.checkpoint import check_path
+from ivon_jax.train.runs.progress import say
 
 CONFIG, METRICS, POSTERIOR = "config.json", "metrics.jsonl", "posterior.safetensors"
 BEST = "best.safetensors"
@@ -199,16 +201,25 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def cut_metrics(folder: Path, steps: int) -> None:
-    """Keeps the first `steps` lines; later steps will be taken again.
+    """Keeps the whole lines of the first `steps` steps; later ones are taken again.
 
-    Raises:
-        ValueError: there are fewer lines.
+    A host that failed may have lost lines, or a part of one, of steps that are in a
+    checkpoint. Nothing that is trained depends on them: it is said, and no more.
     """
     path = folder / METRICS
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if len(lines) < steps:
-        raise ValueError(f"{path}: has {len(lines)} lines, not the {steps} of the run")
-    write_bytes(path, b"".join(lines[:steps]))
+    kept = [line for line in lines if _step_of(line) in range(1, steps + 1)]
+    write_bytes(path, b"".join(kept))
+    if lost := steps - len(kept):
+        say(f"{path}: the lines of {lost} of the first {steps} steps are lost")
+
+
+def _step_of(line: bytes) -> int | None:
+    """Returns the step of a line of metrics; None if it is not whole."""
+    with suppress(ValueError, TypeError, KeyError):
+        if line.endswith(b"\n"):
+            return int(json.loads(line)["step"])
+    return None
 
 
 def keep_metrics(folder: Path) -> None:

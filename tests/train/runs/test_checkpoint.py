@@ -215,6 +215,21 @@ def test_a_checkpoints_lines_are_on_the_disk_before_it(base, tmp_path, monkeypat
     assert found == [(step, step) for step in (1, 4, 8, STEPS, STEPS)]
 
 
+@pytest.mark.parametrize("end", [b"", b'{"step": 9, "lo', b"\0\0\0\n", None])
+def test_lines_that_a_failed_host_lost_are_said(end, base, alone, tmp_path, capsys):
+    out = Path(shutil.copytree(alone, tmp_path / "copy"))
+    shutil.rmtree(out / CHECKPOINTS / str(STEPS))
+    path, kept = out / METRICS, 6 if end is not None else 0
+    path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:kept]) + (end or b""))
+    if end is None:
+        path.unlink()
+    posterior, lines = result(train(base, out, resume=True))
+    wanted, whole = result(alone)
+    assert (posterior, lines) == (wanted, whole[:kept] + whole[8:])
+    message = f"{path}: the lines of {8 - kept} of the first 8 steps are lost\n"
+    assert message in capsys.readouterr().err
+
+
 def test_resuming_nothing_starts(base, alone, tmp_path):
     out = tmp_path / "new"
     out.mkdir()
