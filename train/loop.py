@@ -26,7 +26,7 @@ from ivon_jax.train.pod.processes import (
     on_first_process,
 )
 from ivon_jax.train.pod.runtime import naming_memory
-from ivon_jax.train.pod.sharding import local_rows, put_batch, shardings
+from ivon_jax.train.pod.sharding import cut_heads, local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem, find_kernel, train_layout
 from ivon_jax.train.runs import diagnostics, profiling, run, status
@@ -142,10 +142,14 @@ class _Training:
         )
 
     def announce(self) -> None:
-        """Prints what computes attention, and the shapes of batches."""
-        platform = Platform.of(self.problem.mesh.devices.flat[0])
-        _, reason = find_kernel(self.config, self.problem.model_config, platform)
+        """Prints what computes attention, how it is split, and the batches' shapes."""
+        mesh, model = self.problem.mesh, self.problem.model_config
+        platform = Platform.of(mesh.devices.flat[0])
+        _, reason = find_kernel(self.config, model, platform)
         say(f"attention: {reason}")
+        heads = getattr(model, "num_key_value_heads", model.num_attention_heads)
+        if note := cut_heads(mesh, heads, model.head_dim):
+            say(note)
         say(announcement(self.layout, len(self.prefix), self.problem))
 
     def first_state(self) -> TrainState:

@@ -108,6 +108,23 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def cut_heads(mesh: Mesh, heads: int, head_dim: int) -> str | None:
+    """Says so if the axis ``tensor`` divides heads, not only their number.
+
+    Args:
+        mesh: the devices.
+        heads: number of the model's key and value heads.
+        head_dim: their size.
+    """
+    parts = mesh.shape["tensor"]
+    if heads % parts == 0 or heads * head_dim % parts:  # then they are not split
+        return None
+    return (
+        f"mesh: tensor={parts} cuts the model's {heads} key-value heads, whose parts"
+        f" are exchanged in every layer; a divisor of {heads} leaves them whole"
+    )
+
+
 def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
     """Returns the partition of an array.
 

@@ -16,7 +16,7 @@ from ivon_jax.train import predict as predictions
 from ivon_jax.train.config import TrainConfig, resolve
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
-from ivon_jax.train.pod.sharding import parse_mesh
+from ivon_jax.train.pod.sharding import cut_heads, make_mesh, parse_mesh, spec
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.problem import prepare
@@ -69,6 +69,27 @@ def test_a_mesh_changes_no_number(mesh, base, alone, tmp_path):
     assert_close(run(dataclasses.replace(base, mesh=mesh), tmp_path / "run"), alone)
     # A state that is split otherwise than the first would be compiled for again.
     assert train_step._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "heads", "cut"),
+    # By 3 not even the size of 4 heads is divided: they are not split.
+    [
+        (1, 3, False),
+        (2, 4, False),
+        (4, 4, False),
+        (3, 4, False),
+        (8, 4, True),
+        (2, 3, True),
+    ],
+)
+def test_heads_that_are_cut_are_said(parts, heads, cut):
+    mesh = make_mesh(f"tensor={parts}")
+    where = spec("layers/k_proj/kernel", (16, heads * 16), mesh.shape)
+    assert cut == (tuple(where) == (None, "tensor") and heads % parts > 0)
+    note = cut_heads(mesh, heads, 16)
+    assert bool(note) == cut
+    assert not cut or note.startswith(f"mesh: tensor={parts} cuts the model's {heads} ")
 
 
 @pytest.mark.parametrize("mesh", [*ONE_AXIS, "fsdp=8", MIXED, "fsdp=2,tensor=3"])
