@@ -155,7 +155,7 @@ def evaluate(
     from ivon_jax.train.sources import AdapterSource
 
     linear = linearised and Linearised(linearised, logit_samples, tau, prune)
-    join(processes)
+    join(processes, stops=False)
     runtime.check_devices()
     check_agreement(options)
     with first_process_reports(then=""):

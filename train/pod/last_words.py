@@ -34,7 +34,7 @@ def explain(text: str) -> str:
     names = ", ".join(sorted(dead, key=int))
     return (
         f"process {names} died or cannot be reached, so this one ends too;"
-        " start all of them again with --resume"
+        " start all of them again (train and compare with --resume)"
     )
 
 

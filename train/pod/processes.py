@@ -76,8 +76,13 @@ def check_alone() -> None:
         )
 
 
-def join(config: ProcessConfig) -> None:
+def join(config: ProcessConfig, *, stops: bool = True) -> None:
     """Connects this process to the others; to be called before JAX is used.
+
+    Args:
+        config: its place among them.
+        stops: whether the work asks for signals, as `interrupts.Stop` does. If not, a
+            SIGTERM ends the process at once, instead of never.
 
     Raises:
         ValueError: the others cannot be found.
@@ -85,6 +90,7 @@ def join(config: ProcessConfig) -> None:
     if config.coordinator is None:
         return
     _leave_last_words()
+    jax.config.update("jax_enable_preemption_service", stops)
     try:
         jax.distributed.initialize(
             None if config.coordinator == "auto" else config.coordinator,

@@ -108,16 +108,14 @@ def test_two_processes_change_no_number(base, alone, tmp_path):
     assert_same(out, alone, BEST)
 
 
-def evaluate_together(run: Path, *samples: int) -> tuple[list[int], list[str]]:
+def evaluating(run: Path, *samples: int) -> list[subprocess.Popen]:
     """Evaluates a run in two processes, each with its own number of samples."""
     words = ("evaluate", run, "--mesh", "fsdp=2,tensor=2", "--coordinator")
     words += (free_address(), "--processes", 2)
-    crew = [
+    return [
         children.start(*words, "--process", index, "--samples", count, devices=2)
         for index, count in enumerate(samples)
     ]
-    said = finish(*crew)
-    return [child.returncode for child in crew], said
 
 
 def test_two_processes_evaluate_as_one(alone, tmp_path):
@@ -125,8 +123,8 @@ def test_two_processes_evaluate_as_one(alone, tmp_path):
     for out in both:
         shutil.copytree(alone, out)
     cli.evaluate(both[0], samples=2)
-    codes, said = evaluate_together(both[1], 2, 2)
-    assert codes == [0, 0], said
+    said = finish(*(crew := evaluating(both[1], 2, 2)))
+    assert [child.returncode for child in crew] == [0, 0], said
     assert "evaluate" in said[0] and "evaluate" not in said[1]
     names = [sorted(path.name for path in out.glob("*.safetensors")) for out in both]
     assert names[0] == names[1]
@@ -137,9 +135,21 @@ def test_two_processes_evaluate_as_one(alone, tmp_path):
 
 @pytest.mark.slow
 def test_processes_do_not_evaluate_with_other_options(alone):
-    codes, said = evaluate_together(alone, 2, 3)
-    assert codes == [2, 2]
+    said = finish(*(crew := evaluating(alone, 2, 3)))
+    assert [child.returncode for child in crew] == [2, 2], said
     assert said[0].splitlines()[-1].startswith("ivon-jax: samples: is now 2, but")
+
+
+@pytest.mark.slow
+def test_a_sigterm_ends_an_evaluation(alone):
+    crew = evaluating(alone, 300_000, 300_000)
+    for line in crew[0].stderr:
+        if line.startswith("evaluate"):  # the mean; the samples take minutes
+            break
+    crew[1].terminate()
+    said = finish(*crew)
+    assert crew[1].returncode == -signal.SIGTERM, said
+    assert crew[0].returncode not in (0, None), said
 
 
 @pytest.mark.parametrize(
