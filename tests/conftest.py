@@ -13,6 +13,10 @@ if version("jaxlib").startswith("0.10."):  # a newer one ends at a flag it has n
     # In one piece: the cores are busy with tests, and each piece has its own cost.
     flags.append("--xla_cpu_parallel_codegen_split_count=1")
 os.environ["XLA_FLAGS"] = " ".join(flags)
+# Devices may begin collectives in different orders, and each that waits takes a thread.
+# XLA has one for each device: all may wait for a collective that gets none, and after
+# 40 seconds XLA aborts the process.
+os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's, which would wait by spinning
