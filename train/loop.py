@@ -142,7 +142,7 @@ class _Training:
         )
 
     def announce(self) -> None:
-        """Prints what computes attention, how it is split, and the batches' shapes."""
+        """Prints what computes attention, how it is split, the batches, and notes."""
         mesh, model = self.problem.mesh, self.problem.model_config
         platform = Platform.of(mesh.devices.flat[0])
         _, reason = find_kernel(self.config, model, platform)
@@ -151,6 +151,8 @@ class _Training:
         if note := cut_heads(mesh, heads, model.head_dim):
             say(note)
         say(announcement(self.layout, len(self.prefix), self.problem))
+        for note in self.method.notes:
+            say(note)
 
     def first_state(self) -> TrainState:
         """Makes the state on the mesh: no device holds the whole of it."""

@@ -250,6 +250,11 @@ class Method:
         """Numbers to store beside the posterior."""
         return {}
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on hyper-parameters that do not suit each other, known at the start."""
+        return []
+
     def start(
         self, fresh: Callable[[Key[Array, ""]], PyTree], key: Key[Array, ""]
     ) -> PyTree:

@@ -136,6 +136,19 @@ class Blob(Method):
         """Keeps G beside A, and adds the noise."""
         return Flipout(self.hyper.root_init)
 
+    @property
+    def notes(self) -> list[str]:
+        """Says that the run ends before the first cycle of the KL's weight does."""
+        cycle, steps = self.hyper.kl_cycle, self.hyper.steps
+        if steps >= cycle:
+            return []
+        largest = 2.0 ** (steps - cycle - 1)
+        return [
+            f"blob: the KL's cycle of {cycle} steps is longer than the run of {steps};"
+            f" its weight, 1/2 at a cycle's end, reaches {largest:.1g} only:"
+            " lower kl_cycle or raise kl_gamma"
+        ]
+
     def init(self, params: PyTree) -> BlobState:
         """Returns the state before the first step."""
         adam = self._adam.init(self._by_adam(by_path(params)))

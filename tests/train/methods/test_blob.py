@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -263,6 +264,22 @@ def options(tmp_path_factory) -> list[object]:
         *("--prompt", tiny.PROMPT, "--labels", *tiny.LABELS, "--rank", LORA.rank),
         *("--method", "blob", "--batch-size", 8),
     ]
+
+
+@pytest.mark.parametrize(("steps", "cycle"), [(2, 3), (3, 3), (2, 2000)])
+def test_a_run_shorter_than_a_cycle_is_noted_with_its_largest_weight(steps, cycle):
+    notes = make(steps=steps, kl_cycle=cycle).notes
+    assert len(notes) == (steps < cycle)
+    for note in notes:
+        largest = float(Fraction(2**steps, 2 ** (cycle + 1) - 1))
+        found = float(re.search(r"reaches (\S+) only", note)[1])
+        assert found == pytest.approx(largest, rel=0.3, abs=1e-300)
+
+
+def test_training_prints_the_note(options, tmp_path, capsys):
+    hyper = ["--steps", 2, "--kl-cycle", 3]
+    assert command("train", *options, *hyper, "--out", tmp_path / "run") == 0
+    assert "blob: the KL's cycle of 3 steps is longer than" in capsys.readouterr().err
 
 
 # The update of each order is tested by hand.
