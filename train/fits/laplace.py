@@ -22,9 +22,11 @@ from ivon_jax.train.fits.curvature import Add, Total, add_diagonal, over_trainin
 from ivon_jax.train.fits.prior_precision import Evidence, by_adam, fixed_point
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.options import unset
+from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.base import Keys, Outputs
 from ivon_jax.train.predictors.linearised import Linearised, Link, rows_at_a_time
+from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import Source
 from ivon_jax.train.trainable import TRAINABLES
 
@@ -137,7 +139,15 @@ class Laplace(Fit):
             Streams.from_seed(source.config.seed),
         )
         right = found[:, np.arange(len(held_out)), held_out.labels]
-        return GRID[int(np.nanargmax(right.mean(axis=1)))]
+        p0 = GRID[int(np.nanargmax(right.mean(axis=1)))]
+        if p0 in (GRID[0], GRID[-1]):
+            note = (
+                f"{self.name}: the prior precision {p0:g} is at an end of those tried,"
+                f" {GRID[0]:g} to {GRID[-1]:g}; others can be given as"
+                " --prior-precision"
+            )
+            on_first_process(lambda: say(note))
+        return p0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

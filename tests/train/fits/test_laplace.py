@@ -183,6 +183,22 @@ def test_other_ways_to_the_prior(method, place, source, tmp_path):
     assert record["held_out"] == "fitted on"
 
 
+@pytest.mark.parametrize("best", [0, 5, len(laplace.GRID) - 1])
+def test_a_prior_precision_at_an_end_of_those_tried_is_noted(
+    best, place, tmp_path, capsys, monkeypatch
+):
+    def predict(problem, encoded, *_):
+        found = np.full((len(laplace.GRID), len(encoded), 2), -1.0, np.float32)
+        found[best] = -0.5
+        return found
+
+    monkeypatch.setattr(laplace, "predict", predict)
+    assert fit(place, tmp_path / "out", "laplace-diag", "--prior", "validation") == 0
+    assert numbers(tmp_path / "out")["prior_precision"] == laplace.GRID[best]
+    printed = capsys.readouterr().err
+    assert ("is at an end of those tried" in printed) == (best != 5)
+
+
 def test_tokens_are_an_option_of_the_diagonal(place, source, tmp_path):
     out = tmp_path / "out"
     words = ("--diagonal", "tokens", "--prior-precision", 2)
