@@ -22,12 +22,12 @@ from ivon_jax.train.fits.base import Fit
 from ivon_jax.train.fits.registry import FITS
 from ivon_jax.train.methods.registry import METHODS
 from ivon_jax.train.pod.processes import check_shared, on_first_process
-from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import Problem, prepare, with_test
-from ivon_jax.train.queue import Job, Row, own_predictors, run_all
+from ivon_jax.train.queue import Job, own_predictors, run_all
 from ivon_jax.train.report.comparison import Scored, write_comparison
 from ivon_jax.train.report.costs import costs
 from ivon_jax.train.runs import run

@@ -331,7 +331,7 @@ def resolve(config: TrainConfig, preset: str, num_examples: int) -> TrainConfig:
 
 def _check_trainable(config: TrainConfig) -> None:
     """Checks that method, base and adapter suit the choice of trained parameters."""
-    if TRAINABLES[config.train].frozen:
+    if TRAINABLES[config.train].adapters:
         return
     if METHODS[config.method].adapters_only:
         raise ValueError(
@@ -349,7 +349,7 @@ def _check_trainable(config: TrainConfig) -> None:
 def _check_start(config: TrainConfig) -> None:
     """Checks that method, base and adapter suit the start of the adapters."""
     ratio = getattr(config.hyper, "b_rate_ratio", None)
-    adapters = TRAINABLES[config.train].frozen
+    adapters = TRAINABLES[config.train].adapters
     if ratio is not None and not adapters:
         raise ValueError(f"b_rate_ratio: only with --train lora, not {config.train}")
     if config.lora.init == "default":

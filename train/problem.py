@@ -259,7 +259,7 @@ def make_network(
     kernel, _ = find_kernel(config, base.config, platform)
     base = base if kernel == Kernel() else base.clone(attention=kernel)
     dropout: float = getattr(base.config, "dropout", 0.0)  # decoders have none
-    if trainable.frozen:
+    if trainable.adapters:
         dropout = max(dropout, lora.dropout)
     return Network(base, trainable.module(base, lora, branch), trainable, dropout)
 
@@ -324,7 +324,7 @@ def initial_values(config: TrainConfig, params: PyTree, shapes: PyTree) -> PyTre
     """
     wanted, held = flatten_dict(shapes), flatten_dict(params)
     found = {path: held[path] for path in wanted if path in held}
-    if not TRAINABLES[config.train].frozen:
+    if not TRAINABLES[config.train].adapters:
         return unflatten_dict(found)
     for path, leaf in found.items():
         if not isinstance(leaf, jax.Array):
@@ -354,7 +354,7 @@ def frozen_base(
         The parameters, and what PiSSA takes out of them to start the adapters with;
         otherwise empty.
     """
-    if not TRAINABLES[config.train].frozen:
+    if not TRAINABLES[config.train].adapters:
         return {}, {}
     if config.lora.init == "pissa":
         return principal(params, shapes, config.lora)
@@ -372,7 +372,7 @@ def load_base(config: RunConfig, mesh: Mesh, task: Task) -> Pretrained:
     dtype, quantization = base_dtype(config)
     return load(
         config.model,
-        dtype=dtype if TRAINABLES[config.train].frozen else jnp.float32,
+        dtype=dtype if TRAINABLES[config.train].adapters else jnp.float32,
         quantization=quantization,
         place=placement(mesh),
         num_labels=task.outputs,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig
@@ -15,7 +15,7 @@ from ivon_jax.train.fits.partial import PARTIAL
 from ivon_jax.train.loop import Watch, train
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.pod.processes import on_first_process
-from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.problem import Problem
 from ivon_jax.train.runs import fitted, run
@@ -23,7 +23,6 @@ from ivon_jax.train.sources import Source, source_of
 from ivon_jax.train.splits import scored_split
 from ivon_jax.train.voting.outputs import Votes
 
-Row = dict[str, Any]
 # predictors(posterior, those that a fit is for, None of a trained run): those to score
 Predictors = Callable[[Distribution, Sequence[Predictor] | None], Sequence[Predictor]]
 

@@ -15,11 +15,11 @@ class Trainable(Protocol):
 
     Attributes:
         name: value of ``--train``.
-        frozen: whether the base is frozen, and adapters are trained.
+        adapters: whether adapters are trained, beside a frozen base.
     """
 
     name: ClassVar[str]
-    frozen: ClassVar[bool]
+    adapters: ClassVar[bool]
 
     def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Returns the model to apply, given the base without adapters."""
@@ -42,7 +42,7 @@ class LoraOnly:
     """Adapters, beside a frozen base."""
 
     name: ClassVar = "lora"
-    frozen: ClassVar = True
+    adapters: ClassVar = True
 
     def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Adds the adapters."""
@@ -66,7 +66,7 @@ class Full:
     """All parameters of the base."""
 
     name: ClassVar = "full"
-    frozen: ClassVar = False
+    adapters: ClassVar = False
 
     def module(self, base: nn.Module, lora: LoraConfig, branch: Branch) -> nn.Module:
         """Returns the base."""

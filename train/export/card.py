@@ -19,10 +19,11 @@ from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.task import Task
 from ivon_jax.train.export.recipes import recipes
 from ivon_jax.train.inference.calibration import CALIBRATION, Calibration
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.report import figures
 from ivon_jax.train.report.intervals import with_intervals
-from ivon_jax.train.report.tables import METRICS, Row, common_columns, label, markdown
+from ivon_jax.train.report.tables import METRICS, common_columns, label, markdown
 from ivon_jax.train.runs import fitted, run
 from ivon_jax.train.runs.evaluations import read_evaluations
 from ivon_jax.train.splits import find_task

@@ -61,7 +61,7 @@ def export_peft(
     check("prune", prune, DECAY)
     config, metadata = run.read_config(directory)
     posterior, learned = run.read_posterior(directory, best=best)
-    if not TRAINABLES[config.train].frozen:
+    if not TRAINABLES[config.train].adapters:
         raise ValueError(
             f"format: {directory} has no adapters (--train {config.train}); use hf"
         )

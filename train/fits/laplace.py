@@ -98,7 +98,7 @@ class Laplace(Fit):
 
     def check(self, source: Source) -> None:
         """Checks that the run has adapters, classes, and a point or Gaussian mean."""
-        if not TRAINABLES[source.config.train].frozen:
+        if not TRAINABLES[source.config.train].adapters:
             raise ValueError(f"{self.name}: needs a run with --train lora")
         super().check(source)
 

@@ -15,9 +15,9 @@ from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.generate.prompts import Content, encode_prompts
 from ivon_jax.train.generate.schedule import (
     Decoder,
+    Decoding,
     Output,
-    Setting,
-    Work,
+    PromptJob,
     length_class,
 )
 from ivon_jax.train.generate.writers import Draw, Writer
@@ -132,7 +132,7 @@ def stream(
         ValueError: see `generate`.
     """
     variables_of = checked(writer, prompts, options)
-    setting = Setting(
+    decoding = Decoding(
         writer.module,
         writer.mesh,
         options.sampler,
@@ -144,17 +144,17 @@ def stream(
     )
     done = set(done)
     for model in options.model_ids:
-        classes: dict[int, list[Work]] = {}
+        classes: dict[int, list[PromptJob]] = {}
         for index, tokens in enumerate(prompts):
             missing = [
                 i for i in range(options.outputs) if (index, model, i) not in done
             ]
             if missing:
-                work = Work(index, tokens, _prompt_key(tokens), missing)
-                classes.setdefault(length_class(len(tokens)), []).append(work)
+                job = PromptJob(index, tokens, _prompt_key(tokens), missing)
+                classes.setdefault(length_class(len(tokens)), []).append(job)
         variables = variables_of(model) if classes else {}
         for _, jobs in sorted(classes.items()):
-            decoder = Decoder(setting, variables, model, jobs)
+            decoder = Decoder(decoding, variables, model, jobs)
             for grown in decoder:
                 if shapes is not None:
                     shapes |= decoder.shapes

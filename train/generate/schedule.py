@@ -27,7 +27,7 @@ _SHORTEST = 64  # tokens that rows have room for at first
 _MEAN = 2**32 - 1  # stands for the mean among the samples' indices
 
 
-class Work(NamedTuple):
+class PromptJob(NamedTuple):
     """A prompt, and the numbers of the outputs to make of it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Output(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Decoding:
     """What all outputs have in common.
 
     Attributes:
@@ -108,26 +108,26 @@ class Decoder:
 
     def __init__(
         self,
-        setting: Setting,
+        decoding: Decoding,
         variables: PyTree,
         model: int | None,
-        work: Collection[Work],
+        jobs: Collection[PromptJob],
     ) -> None:
         """Prepares the work.
 
         Args:
-            setting: what all outputs have in common.
+            decoding: what all outputs have in common.
             variables: the parameters.
             model: index of the posterior sample; None for the mean.
-            work: at least one prompt with outputs, all of one length class.
+            jobs: at least one prompt with outputs, all of one length class.
         """
         self.shapes: set[tuple[int, ...]] = set()
-        self._setting, self._variables, self._model = setting, variables, model
-        self._waiting = sorted(work, key=lambda job: len(job.tokens), reverse=True)
-        self._full = layout = _layout(setting, self._waiting)
+        self._decoding, self._variables, self._model = decoding, variables, model
+        self._waiting = sorted(jobs, key=lambda job: len(job.tokens), reverse=True)
+        self._full = layout = _layout(decoding, self._waiting)
         self._layout = layout.few if layout.groups == 1 and layout.few else layout
         count = self._layout.slots
-        self._jobs: list[Work | None] = [None] * self._layout.groups
+        self._jobs: list[PromptJob | None] = [None] * self._layout.groups
         self._left: list[list[int]] = [[] for _ in self._jobs]  # still to start
         self._numbers = np.zeros(count, np.int32)  # of the output of each slot
         self._busy = np.zeros(count, bool)
@@ -144,7 +144,7 @@ class Decoder:
         """Starts what there is room for, and adds tokens; empty if all is done."""
         # Not around the loop above: the mesh would be set in the caller's code, too.
         with (
-            jax.set_mesh(self._setting.mesh),
+            jax.set_mesh(self._decoding.mesh),
             naming_memory(
                 f"decoding of {self._full.rows} outputs at a time",
                 "lower --batch-size, or split more with --mesh",
@@ -174,7 +174,7 @@ class Decoder:
                 self._prompts,
                 where,
                 self._row,
-                self._setting.key,
+                self._decoding.key,
                 np.repeat(keys, self._layout.per_group),
                 np.uint32(_MEAN if self._model is None else self._model),
                 self._numbers,
@@ -187,38 +187,39 @@ class Decoder:
         """The rows of the busy outputs."""
         return set(self._row[self._busy].tolist())
 
-    def _load(self, group: int, job: Work) -> None:
+    def _load(self, group: int, job: PromptJob) -> None:
         """Reads a prompt into a group's buffer."""
         self._jobs[group], self._left[group] = job, list(job.outputs)
         width = length_class(len(job.tokens))
         tokens = np.zeros((1, min(bucket(len(job.tokens)), width)), np.int32)
         tokens[0, : len(job.tokens)] = job.tokens
         one = programs.prefill(
-            self._setting.module,
+            self._decoding.module,
             self._variables,
             tokens,
             np.array([len(job.tokens)], np.int32),
         )
         if self._state is None:
-            capacity, layout = min(_SHORTEST, bucket(self._setting.limit)), self._layout
+            layout = self._layout
+            capacity = min(_SHORTEST, bucket(self._decoding.limit))
             sizes = (layout.groups, width, layout.rows, layout.slots, capacity)
             self._prompts, self._state = programs.fresh(one, *sizes)
         self._prompts = programs.place(self._prompts, one, group)
 
     def _advance(self) -> list[Output]:
         """Adds tokens to all outputs."""
-        setting = self._setting
+        decoding = self._decoding
         # Some are waited for before others start, for that takes time too.
         some = max(1, int(self._busy.sum()) // 8)
         self._state = state = programs.decode(
-            setting.module,
+            decoding.module,
             self._variables,
             self._prompts,
             self._state,
-            setting.sampler,
-            np.array(setting.stops or (-1,), np.int32),
-            setting.limit,
-            setting.steps,
+            decoding.sampler,
+            np.array(decoding.stops or (-1,), np.int32),
+            decoding.limit,
+            decoding.steps,
             some if self._others else 2**30,
             self._layout is self._full,
         )
@@ -255,7 +256,7 @@ class Decoder:
         assert job is not None
         if not math.isfinite(log_prob):
             raise ValueError(f"prompt {job.prompt}: the model's logits are not finite")
-        stopped = tokens[-1] in self._setting.stops
+        stopped = tokens[-1] in self._decoding.stops
         finish = None if live else "stop" if stopped else "length"
         number = int(self._numbers[slot])
         return Output(job.prompt, self._model, number, tokens.copy(), log_prob, finish)
@@ -263,7 +264,7 @@ class Decoder:
     def _make_room(self, longest: int) -> None:
         """Lets buffers grow by the double, and shrink when they are mostly empty."""
         fitting = max(_SHORTEST, 1 << longest.bit_length())
-        fitting = min(fitting, bucket(self._setting.limit))
+        fitting = min(fitting, bucket(self._decoding.limit))
         capacity = self._state.cache.keys.shape[3]
         if fitting > capacity or fitting * 4 <= capacity:
             self._state = programs.resize(self._state, fitting)
@@ -338,11 +339,11 @@ class Layout:
         return slice(group * self.per_group, (group + 1) * self.per_group)
 
 
-def _layout(setting: Setting, work: Sequence[Work]) -> Layout:
-    most = max(len(job.outputs) for job in work)
-    groups = min(len(work), max(1, setting.rows // min(most, _GROUP)))
-    rows = min(most, max(1, setting.rows // groups))
-    shards = math.prod(setting.mesh.shape[axis] for axis in BATCH_AXES)
+def _layout(decoding: Decoding, jobs: Sequence[PromptJob]) -> Layout:
+    most = max(len(job.outputs) for job in jobs)
+    groups = min(len(jobs), max(1, decoding.rows // min(most, _GROUP)))
+    rows = min(most, max(1, decoding.rows // groups))
+    shards = math.prod(decoding.mesh.shape[axis] for axis in BATCH_AXES)
     if groups >= shards:
         groups = -(-groups // shards) * shards
     else:

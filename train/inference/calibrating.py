@@ -6,7 +6,7 @@ from typing import Any
 from ivon_jax.train.data.examples import fingerprint
 from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.inference.model import Model, Setting
-from ivon_jax.train.inference.rule import noise_of
+from ivon_jax.train.inference.pipeline import noise_of
 from ivon_jax.train.predict import score
 from ivon_jax.train.runs.progress import progress, say
 from ivon_jax.train.splits import find_examples
@@ -39,8 +39,8 @@ def calibrate(
             f"file: {seen} of {len(examples)} rows are training examples of"
             f" {model.folder}, too; a calibration needs rows that it has not seen"
         )
-    rule = model.rule(setting._replace(uncalibrated=True))
-    predictor, problem = rule.predictor, model.source.problem
+    pipeline = model.pipeline(setting._replace(uncalibrated=True))
+    predictor, problem = pipeline.predictor, model.source.problem
     if targets.temperature and predictor.base != predictor:
         raise ValueError(
             f"temperature: {model.folder} has one already; calibrate with"
@@ -49,7 +49,9 @@ def calibrate(
     encoded = problem.encode(examples)
     total = len(encoded)
     with progress("calibrate", total, every=total) as report:
-        draws = rule.forward(encoded, rule.forward.prefix(encoded), report=report)
+        draws = pipeline.forward(
+            encoded, pipeline.forward.prefix(encoded), report=report
+        )
     score(problem, model.source.method, predictor, draws, encoded)  # all are finite
     labels, noise = encoded.labels, noise_of(encoded)
     return fit(targets, predictor, draws, labels, noise, model.identity)

@@ -129,7 +129,7 @@ def predict(
     from ivon_jax.train.inference import stream
     from ivon_jax.train.inference.model import Setting
 
-    job = stream.Job(file, out, keep, per_sample, resume)
+    job = stream.PredictJob(file, out, keep, per_sample, resume)
     count = job.check(source.task())
     setting = Setting(samples, tau, prune, uncalibrated)
     summary = stream.run(source.load(), setting, job, count)

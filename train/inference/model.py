@@ -16,8 +16,8 @@ from ivon_jax.kinds import Distribution
 from ivon_jax.train.data.fields import shown
 from ivon_jax.train.data.task import Row
 from ivon_jax.train.inference.calibration import CALIBRATION, Calibration
+from ivon_jax.train.inference.pipeline import Pipeline, questions
 from ivon_jax.train.inference.results import ClassResults, Results
-from ivon_jax.train.inference.rule import Rule, questions
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
@@ -117,8 +117,8 @@ class Model:
         task = self.source.problem.task
         named = ((f"row {i}", self._row(i, row)) for i, row in enumerate(rows, 1))
         asked = list(questions(task, named))
-        rule = self.rule(Setting(samples, tau, prune, uncalibrated))
-        return joined([results for _, results in rule.predict(asked)])
+        pipeline = self.pipeline(Setting(samples, tau, prune, uncalibrated))
+        return joined([results for _, results in pipeline.predict(asked)])
 
     def _row(self, number: int, row: Any) -> Row:
         if isinstance(row, Mapping):
@@ -131,7 +131,7 @@ class Model:
             raise ValueError(f"rows: {task.name} needs rows with the fields {names}")
         return {task.fields[0]: row}
 
-    def rule(self, setting: Setting) -> Rule:
+    def pipeline(self, setting: Setting) -> Pipeline:
         """Chooses predictor and calibration.
 
         Raises:
@@ -151,7 +151,7 @@ class Model:
                         f" not {value}; calibrate again, or add --uncalibrated"
                     )
         predictor = calibration.predictor if calibration else self.predictor(setting)
-        return Rule(self.source, predictor, calibration, self.chunk_size)
+        return Pipeline(self.source, predictor, calibration, self.chunk_size)
 
     def classifier(self, **settings: Any) -> "Classifier":
         """Returns the model as a fitted classifier in scikit-learn's manner.

@@ -15,15 +15,15 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.data.rows import read_jsonl, read_rows
 from ivon_jax.train.data.task import Row, Task
 from ivon_jax.train.inference.model import Model, Setting
+from ivon_jax.train.inference.pipeline import PART, Pipeline, Question, questions
 from ivon_jax.train.inference.results import FIELDS, ClassResults
-from ivon_jax.train.inference.rule import PART, Question, Rule, questions
 from ivon_jax.train.runs.progress import progress, say
 
 STANDARD = Path("-")  # standard input or output
 ROWS, STATE = "rows.jsonl", "state.json"
 
 
-class Job(NamedTuple):
+class PredictJob(NamedTuple):
     """Predictions to be made.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Reader:
         count: number of rows read.
     """
 
-    def __init__(self, job: Job, before: dict[str, Any]):
+    def __init__(self, job: PredictJob, before: dict[str, Any]):
         """Begins with no row.
 
         Args:
@@ -134,7 +134,7 @@ class _Reader:
             )
 
 
-def run(model: Model, setting: Setting, job: Job, total: int | None) -> str:
+def run(model: Model, setting: Setting, job: PredictJob, total: int | None) -> str:
     """Predicts, and writes a line for each row in the order of the rows.
 
     A file appears when it is whole; until then its lines are in a folder beside it,
@@ -144,7 +144,7 @@ def run(model: Model, setting: Setting, job: Job, total: int | None) -> str:
         model: the model.
         setting: how to predict.
         job: what to predict.
-        total: number of rows, from `Job.check`.
+        total: number of rows, from `PredictJob.check`.
 
     Returns:
         A summary of one line.
@@ -154,19 +154,21 @@ def run(model: Model, setting: Setting, job: Job, total: int | None) -> str:
             or unfinished predictions are of another model, setting or file.
         OSError: the file cannot be written.
     """
-    rule = model.rule(setting)
+    pipeline = model.pipeline(setting)
     if job.out == STANDARD:
         reader = _Reader(job, {})
         tally = Tally()
-        for lines in _lines(rule, job, reader, tally, total, 0):
+        for lines in _lines(pipeline, job, reader, tally, total, 0):
             sys.stdout.writelines(lines)
             sys.stdout.flush()
         return tally.text
     with writing(job.out):
-        return _to_file(rule, job, total, _settings(model.identity, rule, job))
+        return _to_file(pipeline, job, total, _settings(model.identity, pipeline, job))
 
 
-def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) -> str:
+def _to_file(
+    pipeline: Pipeline, job: PredictJob, total: int | None, settings: dict[str, Any]
+) -> str:
     before = _open(job, settings)
     rows, tally = job.part / ROWS, Tally()
     done = _whole_lines(rows)
@@ -175,7 +177,7 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
     reader = _Reader(job, before)
     try:
         with rows.open("a", encoding="utf-8") as file:
-            for lines in _lines(rule, job, reader, tally, total, done):
+            for lines in _lines(pipeline, job, reader, tally, total, done):
                 state = settings | reader.state
                 write_bytes(job.part / STATE, json.dumps(state).encode())
                 file.writelines(lines)
@@ -194,15 +196,20 @@ def _to_file(rule: Rule, job: Job, total: int | None, settings: dict[str, Any]) 
 
 
 def _lines(
-    rule: Rule, job: Job, reader: _Reader, tally: "Tally", total: int | None, done: int
+    pipeline: Pipeline,
+    job: PredictJob,
+    reader: _Reader,
+    tally: "Tally",
+    total: int | None,
+    done: int,
 ) -> Iterator[list[str]]:
     """Yields the lines of each part, without the first `done` lines."""
-    task = rule.source.problem.task
+    task = pipeline.source.problem.task
     asked = questions(task, reader, job.keep)
     start = done // PART
     bar = progress("predict", total or 0, every=PART, done=done, show=total is not None)
     with bar as report:
-        for number, (part, results) in enumerate(rule.predict(asked, start), start):
+        for number, (part, results) in enumerate(pipeline.predict(asked, start), start):
             tally.add(results)
             first = number * PART
             lines = [
@@ -213,7 +220,7 @@ def _lines(
             ]
             new = lines[max(done - first, 0) :]
             yield new
-            report(len(new), f"{rule.predictor.passes} passes")
+            report(len(new), f"{pipeline.predictor.passes} passes")
     if not reader.count:
         raise ValueError("stdin: no rows")
 
@@ -263,15 +270,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _settings(identity: dict[str, Any], rule: Rule, job: Job) -> dict[str, Any]:
+def _settings(
+    identity: dict[str, Any], pipeline: Pipeline, job: PredictJob
+) -> dict[str, Any]:
     """Returns the settings that unfinished predictions must have been started with."""
-    calibration = rule.calibration
+    calibration = pipeline.calibration
     fitted = None
     if calibration:
         fitted = [str(calibration.conformal), str(calibration.abstention)]
     values = {
         **identity,
-        "predictor": f"{rule.predictor}",
+        "predictor": f"{pipeline.predictor}",
         "calibration": fitted,
         "keep": list(job.keep),
         "per_sample": job.per_sample,
@@ -280,7 +289,7 @@ def _settings(identity: dict[str, Any], rule: Rule, job: Job) -> dict[str, Any]:
     return found
 
 
-def _open(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _open(job: PredictJob, settings: dict[str, Any]) -> dict[str, Any]:
     """Makes the folder of unfinished predictions, or checks the one that is there.
 
     Returns:

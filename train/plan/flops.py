@@ -35,7 +35,7 @@ def flops(
     """
     assert config.hyper.batch_size is not None
     tokens = config.hyper.batch_size * seq_length
-    frozen = TRAINABLES[config.train].frozen
+    frozen = TRAINABLES[config.train].adapters  # the base
     base = family_of(model_config).module(model_config)
     model = TRAINABLES[config.train].module(
         base, adapted(config.lora, model_config), low_rank

@@ -71,7 +71,7 @@ def step_shapes(
             every token is assumed to be learnt.
     """
     dtype, quantization = base_dtype(config)
-    frozen, family = TRAINABLES[config.train].frozen, family_of(model_config)
+    frozen, family = TRAINABLES[config.train].adapters, family_of(model_config)
     param_dtype = dtype if frozen else jnp.float32
     base: Any = family.module(model_config, dtype=dtype, param_dtype=param_dtype)
     method, lora = make_method(config), adapted(config.lora, model_config)

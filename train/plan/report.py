@@ -102,7 +102,7 @@ def _advice(plan: Plan) -> list[str]:
         smaller = f", or --base {other}" if other else ""
         lines.append(f"  large base: {need} times the fsdp or tensor axis{smaller}")
     if trained >= large:
-        if TRAINABLES[config.train].frozen:
+        if TRAINABLES[config.train].adapters:
             advice = "adapters: a lower --rank, fewer --targets, more fsdp"
         else:
             advice = "model and optimizer: more fsdp or tensor, or --train lora"

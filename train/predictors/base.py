@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.data.batches import Batch
 
+Row = dict[str, Any]  # of a table of results
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
@@ -174,7 +176,7 @@ class Predictor:
         """Returns the settings as fields of a row of results."""
         return {"samples": 0, "tau": 1.0, "prune": 0.0} | vars(self)
 
-    def row(self, method: str) -> dict[str, Any]:
+    def row(self, method: str) -> Row:
         """Returns a method's row of results without the metrics."""
         return {"method": method, "predict": self.kind, **self.fields()}
 

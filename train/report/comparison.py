@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 
 from ivon_jax.files import write_bytes
 from ivon_jax.train.pod.processes import on_first_process
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.report import figures, tables, votes
 from ivon_jax.train.report.intervals import with_intervals, with_vote_intervals
 from ivon_jax.train.report.logs import read_log
-from ivon_jax.train.report.tables import Row
 from ivon_jax.train.runs import run
 
 _TITLES = {

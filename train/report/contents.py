@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivon_jax.errors import one_line
-from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.report import tables
 from ivon_jax.train.report.evaluated import Evaluated
@@ -20,7 +20,7 @@ from ivon_jax.train.report.reliable import LEVELS
 from ivon_jax.train.report.resamples import resampled
 from ivon_jax.train.report.summary import describe_status
 from ivon_jax.train.report.sweep import Sweep
-from ivon_jax.train.report.tables import COLUMNS, Columns, Row
+from ivon_jax.train.report.tables import COLUMNS, Columns
 from ivon_jax.train.runs import run as folders
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"

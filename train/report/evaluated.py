@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.config import TrainConfig
-from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.predictors.samples import Samples
-from ivon_jax.train.report.tables import Row
 from ivon_jax.train.runs import fitted, run, status
 from ivon_jax.train.runs.evaluations import read_evaluations
 from ivon_jax.train.splits import find_task

@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from ivon_jax import metrics
 from ivon_jax.files import write_bytes
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.predictors.samples import Samples
 from ivon_jax.train.report.intervals import Z, wilson
-from ivon_jax.train.report.tables import Row, label, name_of
+from ivon_jax.train.report.tables import label, name_of
 
 # Axes of the trade-off: title and factor.
 AXES = {"ece": ("ECE %", 100), "nll": ("NLL", 1)}

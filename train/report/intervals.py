@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ivon_jax.metrics import bootstrap
-from ivon_jax.train.report.tables import Row
+from ivon_jax.train.predictors.base import Row
 
 INTERVAL = (0.025, 0.975)
 RESAMPLES = 2000

@@ -66,7 +66,7 @@ def summary(folder: Path, *, best: bool = False) -> Iterator[tuple[str, str]]:
     counts = (f"{recorded.get(f'{k}_examples', '?')} {k}" for k in ("train", "eval"))
     yield "task", f"{recorded.get('task', config.data.task)}, {', '.join(counts)}"
     yield "model", f"{config.model}, base {config.base}, trains {config.train}"
-    if TRAINABLES[config.train].frozen:
+    if TRAINABLES[config.train].adapters:
         yield "adapter", _settings(to_json(config)["lora"])
     yield "method", f"{config.method}: {_settings(to_json(config)['hyper'])}"
     yield from _fit(made)

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ivon_jax.train.methods.registry import METHODS
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.predictors.registry import predictor_of
 
-Row = dict[str, Any]
 Columns = Mapping[str, tuple[str, float, int]]
 
 # Field of a row: title, factor, digits. A table has those that its rows have.

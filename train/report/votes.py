@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ivon_jax.mbr.confidence import confidence_bin, risk_coverage
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.report.figures import PANELS, colors_of, new_figure, save
-from ivon_jax.train.report.tables import Row, has_spread, label, name_of
+from ivon_jax.train.report.tables import has_spread, label, name_of
 
 BINS = 10
 

@@ -11,8 +11,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ivon_jax.errors import prefixed
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.report.logs import read_log
-from ivon_jax.train.report.tables import Row, label, standard_error
+from ivon_jax.train.report.tables import label, standard_error
 from ivon_jax.train.reproduce.recipe import AVERAGE, Line, Recipe, Run, Scale
 from ivon_jax.train.runs import status
 from ivon_jax.train.runs.evaluations import latest_evaluations

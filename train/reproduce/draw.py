@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ivon_jax.train.predictors.base import Row
 from ivon_jax.train.report import figures
-from ivon_jax.train.report.tables import COLUMNS, Row, standard_error
+from ivon_jax.train.report.tables import COLUMNS, standard_error
 from ivon_jax.train.reproduce.collate import Difference, Found, differences
 from ivon_jax.train.reproduce.recipe import AVERAGE, Kind, Recipe
 from ivon_jax.train.reproduce.report import cases_of, published_differences

@@ -20,10 +20,10 @@ from ivon_jax.train.data.task import Task
 from ivon_jax.train.options import unset
 from ivon_jax.train.pod import runtime
 from ivon_jax.train.pod.interrupts import Interrupted
-from ivon_jax.train.predictors.base import Predictor
+from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import Problem, prepare
-from ivon_jax.train.queue import Job, Row, check_jobs, run_all
+from ivon_jax.train.queue import Job, check_jobs, run_all
 from ivon_jax.train.report import tables
 from ivon_jax.train.runs import run, status
 from ivon_jax.train.runs.progress import say

@@ -172,7 +172,7 @@ def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
         out = ("--out", tmp_path / method)
         assert command("fit", *chosen, "--method", method, *out) == 0
     scaled = ivon_jax.load(tmp_path / "temperature")
-    predictor = scaled.rule(Setting()).predictor
+    predictor = scaled.pipeline(Setting()).predictor
     assert isinstance(predictor, Scaled) and predictor.of == Samples(2)
     found, plain = scaled.predict(rows), ivon_jax.load(runs[0]).predict(rows, samples=2)
     np.testing.assert_allclose(found.draws, plain.draws, atol=1e-6)
@@ -196,7 +196,7 @@ def test_fitted_runs_predict_as_they_are_for(tmp_path, capsys):
         (Setting(samples=3, prune=0.0), Samples(3, 4.0)),
         (Setting(samples=0), Mean(0.1)),
     ):
-        assert tempered.rule(setting).predictor == chosen
+        assert tempered.pipeline(setting).predictor == chosen
     dev = tiny.write_rows(tmp_path / "dev.jsonl", tiny.rows(30, 3))
     words = ("calibrate", tmp_path / "temperature", "--file", dev)
     assert command(*words) == 2

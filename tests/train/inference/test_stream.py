@@ -18,8 +18,8 @@ from tiny_inference import command, lines, predicted, texts, write_run
 from ivon_jax import metrics
 from ivon_jax.ensemble import average
 from ivon_jax.train.data.rows import read_rows
-from ivon_jax.train.inference import rule
-from ivon_jax.train.inference.rule import PART
+from ivon_jax.train.inference import pipeline
+from ivon_jax.train.inference.pipeline import PART
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.samples import Samples
@@ -183,7 +183,7 @@ def test_what_is_no_number_in_parquet_is_null(run, tmp_path):
 
 def interrupted(run, file, out, monkeypatch, error, calls=2):
     """Predict until the given part, which fails."""
-    real, count = rule.Rule._results, 0
+    real, count = pipeline.Pipeline._results, 0
 
     def failing(self, *args):
         nonlocal count
@@ -193,7 +193,7 @@ def interrupted(run, file, out, monkeypatch, error, calls=2):
         return real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rule.Rule, "_results", failing)
+        patch.setattr(pipeline.Pipeline, "_results", failing)
         return command("predict", run, "--file", file, "--out", out, *SAMPLED)
 
 

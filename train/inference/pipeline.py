@@ -64,7 +64,7 @@ def questions(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rule:
+class Pipeline:
     """A run or adapter with a predictor, and with its calibration if there is one.
 
     Attributes:
