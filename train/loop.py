@@ -29,7 +29,7 @@ from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import cut_heads, local_rows, put_batch, shardings
 from ivon_jax.train.predict import validate
 from ivon_jax.train.problem import Problem, find_kernel, train_layout
-from ivon_jax.train.runs import diagnostics, profiling, run, status
+from ivon_jax.train.runs import diagnostics, identity, profiling, run, status
 from ivon_jax.train.runs.checkpoint import Checkpoints, Saved
 from ivon_jax.train.runs.progress import progress, say
 from ivon_jax.train.runs.recorder import Counts, Recorder
@@ -76,7 +76,7 @@ def train(
         Interrupted: SIGINT or SIGTERM was received, at any time; a checkpoint and the
             posterior so far have been written.
     """
-    described = run.describe(config, problem.run_metadata)
+    described = identity.describe(config, problem.run_metadata)
     check_agreement(described)
     # Signals are deferred until the folder is complete.
     with interruptible() as interrupted:
@@ -111,7 +111,7 @@ class _Training:
         problem: the model and the examples.
         config: the resolved run.
         out: the run's folder.
-        described: see `run.describe`.
+        described: see `identity.describe`.
         watch: see `train`.
     """
 
@@ -172,7 +172,7 @@ class _Training:
 
         def check(metadata: dict[str, Any]) -> None:
             where = self.out / run.CHECKPOINTS
-            run.check_same(where, metadata.get("run", {}), self.described)
+            identity.check_same(where, metadata.get("run", {}), self.described)
 
         saved = checkpoints.restore(state.to_tree(), check)
         if saved is None:

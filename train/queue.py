@@ -18,7 +18,7 @@ from ivon_jax.train.pod.processes import on_first_process
 from ivon_jax.train.predictors.base import Predictor, Row
 from ivon_jax.train.predictors.registry import predictor_of
 from ivon_jax.train.problem import Problem
-from ivon_jax.train.runs import fitted, run
+from ivon_jax.train.runs import fitted, identity, run
 from ivon_jax.train.sources import Source, source_of
 from ivon_jax.train.splits import scored_split
 from ivon_jax.train.voting.outputs import Votes
@@ -96,8 +96,10 @@ def _check(job: Job, problem: Problem, root: Path) -> None:
         made = fitted.read(out)
         if (made.fit if made else None) != (job.fit.name if job.fit else None):
             raise ValueError(f"{out}: holds another run; choose a new folder")
-        before = run.describe(*run.read_config(out))
-        run.check_same(out, before, run.describe(job.config, problem.run_metadata))
+        before = identity.describe(*run.read_config(out))
+        identity.check_same(
+            out, before, identity.describe(job.config, problem.run_metadata)
+        )
 
 
 def _finished(job: Job, out: Path, test: Problem | None) -> list[Row] | None:

@@ -19,7 +19,7 @@ from ivon_jax.train.keys import Streams
 from ivon_jax.train.predict import draws
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.problem import Problem, prepare
-from ivon_jax.train.runs import fitted, run, status
+from ivon_jax.train.runs import fitted, identity, run, status
 from ivon_jax.train.runs.fitted import HeldOut
 from ivon_jax.train.splits import (
     example_metadata,
@@ -362,7 +362,9 @@ ALIKE = (
 
 def _check_alike(directories: Sequence[Path]) -> None:
     """Checks that runs have the same base, adapters and task, before any is loaded."""
-    found = [run.describe(*run.read_config(directory)) for directory in directories]
+    found = [
+        identity.describe(*run.read_config(directory)) for directory in directories
+    ]
     for directory, described in zip(directories[1:], found[1:], strict=True):
         # An older version did not record all of it.
         for name in [x for x in ALIKE if x in described and x in found[0]]:

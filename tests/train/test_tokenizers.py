@@ -20,7 +20,7 @@ from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.predict import predict
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import prepare
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import identity, run
 from ivon_jax.train.splits import settled
 
 UNSET = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -216,7 +216,7 @@ def test_runs_of_before_there_was_the_choice(tmp_path):
     cli.evaluate(out, samples=2)
     before = load_file(out / "predictions-2.safetensors")["log_probs"]
     values = json.loads((out / run.CONFIG).read_text())
-    recorded = run.describe(*run.read_config(out))
+    recorded = identity.describe(*run.read_config(out))
     assert values["config"]["data"].pop("leading_space") == "yes"
     (out / run.CONFIG).write_text(json.dumps(values))
     cli.evaluate(out, samples=2)
@@ -224,10 +224,10 @@ def test_runs_of_before_there_was_the_choice(tmp_path):
     np.testing.assert_array_equal(before, after)
     cli.train(config, out, resume=True)
     assert recorded.pop("data.leading_space") == "yes"
-    now = run.describe(*run.read_config(out))
-    run.check_same(out, recorded, now)
+    now = identity.describe(*run.read_config(out))
+    identity.check_same(out, recorded, now)
     with pytest.raises(ValueError, match="leading_space: is now no, .* with yes"):
-        run.check_same(out, recorded, now | {"data.leading_space": "no"})
+        identity.check_same(out, recorded, now | {"data.leading_space": "no"})
 
 
 def test_the_choice_is_recorded(tmp_path):

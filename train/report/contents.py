@@ -21,7 +21,7 @@ from ivon_jax.train.report.resamples import resampled
 from ivon_jax.train.report.summary import describe_status
 from ivon_jax.train.report.sweep import Sweep
 from ivon_jax.train.report.tables import COLUMNS, Columns
-from ivon_jax.train.runs import run as folders
+from ivon_jax.train.runs import identity
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 SEED = 0  # of the resamples, the same for all pages
@@ -343,7 +343,7 @@ def _configuration(runs: Sequence[Evaluated], names: Sequence[str]) -> Values:
 
 
 def _described(run: Evaluated) -> dict[str, str]:
-    flat = folders.describe(run.config, dict(run.recorded))
+    flat = identity.describe(run.config, dict(run.recorded))
     versions: Mapping[str, Any] = flat.pop("versions", None) or {}
     named = flat | {f"version of {name}": value for name, value in versions.items()}
     evaluated: Mapping[str, Any] = run.about.get("versions") or {}

@@ -9,7 +9,7 @@ from typing import Any
 from ivon_jax.errors import prefixed
 from ivon_jax.train.config_json import to_json
 from ivon_jax.train.report import tables
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import identity, run
 
 # Digits after the point: more than the chance of a run leaves.
 DIGITS = 6
@@ -84,7 +84,7 @@ def _settings(directory: Path) -> dict[str, Any]:
             kept = {"model_fingerprint": recorded.get("model_fingerprint")}
             if config.data.validation_examples is None:  # else they are of the seed
                 kept["eval_fingerprint"] = recorded.get("eval_fingerprint")
-            for name, value in run.describe(config, kept).items():
-                if name != "seed" and name not in run.MAY_CHANGE:
+            for name, value in identity.describe(config, kept).items():
+                if name != "seed" and name not in identity.MAY_CHANGE:
                     found[f"{method} {name.rpartition('.')[2]}"] = value
     return found

@@ -21,6 +21,7 @@ from ivon_jax.files import is_empty, remove_unfinished, write_bytes
 from ivon_jax.kinds import Distribution, load_posterior
 from ivon_jax.train.config import CompareConfig, TrainConfig
 from ivon_jax.train.config_json import ConfigType, from_json, to_json
+from ivon_jax.train.runs import identity
 from ivon_jax.train.runs.checkpoint import check_path
 from ivon_jax.train.runs.progress import say
 
@@ -122,82 +123,12 @@ def start(
         remove_unfinished(out)
     if resume and (out / CONFIG).exists():
         old, recorded = _read_config(out, type(config))
-        check_same(out, describe(old, recorded), describe(config, metadata))
+        before = identity.describe(old, recorded)
+        identity.check_same(out, before, identity.describe(config, metadata))
         metadata = metadata | {"started": recorded.get("started")}
     else:
         create(out)
     write_config(out, config, **metadata)
-
-
-# Settings that may change when a run is resumed: no result depends on them.
-MAY_CHANGE = {
-    "mesh",
-    "remat",
-    "attention",
-    "data.data_dir",
-    "checkpoint_steps",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "trackers",
-    "profile",
-}
-
-
-# Values of runs that were started before these settings existed.
-BEFORE = {"data.leading_space": "yes"}
-
-
-def describe(
-    config: TrainConfig | CompareConfig, metadata: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns everything that identifies a run, by name, as plain JSON values."""
-    return _flat(to_json(config)) | metadata
-
-
-def check_same(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that a folder or checkpoints belong to this run.
-
-    Args:
-        where: the folder or checkpoints.
-        before: `describe` of the run that wrote them.
-        now: `describe` of this run.
-
-    Raises:
-        ValueError: they differ in a setting on which results depend.
-    """
-    # Settings unknown to an older version had today's default.
-    unrecorded = {name: now.get(name) for name in ("dropout", "tokenizer_fingerprint")}
-    unrecorded["hyper.order"] = "same"  # of an ensemble's members
-    before = _flat(to_json(TrainConfig())) | unrecorded | BEFORE | _renamed(before)
-    # Nothing that is trained depends on how it is scored by votes.
-    may_change = {*MAY_CHANGE, *(name for name in now if name.startswith("voting."))}
-    if now.get("hyper.noise") == "per-shard":
-        may_change -= {"mesh"}  # determines the number of samples
-    if not (now.get("lora.dropout") or now.get("dropout")):
-        may_change |= {"accumulate"}  # else an encoder's micro-batches have own masks
-    for name, value in now.items():
-        if name not in may_change and before.get(name) != value:
-            raise ValueError(
-                f"{name}: is now {value}, but {where} was started with"
-                f" {before.get(name)}"
-            )
-
-
-def _renamed(described: dict[str, Any]) -> dict[str, Any]:
-    """Renames the settings of version 0.1.0."""
-    if "noise" not in described:
-        return described
-    return described | {"hyper.noise": described["noise"]}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def cut_metrics(folder: Path, steps: int) -> None:
@@ -274,7 +205,7 @@ def _read_config(
 
 def completed(config: Any) -> Any:
     """Adds settings that an older run's configuration does not have."""
-    for name, value in BEFORE.items():
+    for name, value in identity.BEFORE.items():
         part, key = name.split(".")
         if isinstance(config, dict) and isinstance(config.get(part), dict):
             config = config | {part: {key: value} | config[part]}

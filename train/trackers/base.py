@@ -22,7 +22,7 @@ class Tracker(Protocol):
         """Starts, or resumes after a step.
 
         Args:
-            config: the run's configuration and metadata, see `run.describe`.
+            config: the run's configuration and metadata, see `identity.describe`.
             step: number of previous steps.
         """
         ...

@@ -25,7 +25,7 @@ from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.problem import Problem, prepare
 from ivon_jax.train.queue import Job, check_jobs, run_all
 from ivon_jax.train.report import tables
-from ivon_jax.train.runs import run, status
+from ivon_jax.train.runs import identity, run, status
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.splits import find_task, settled
 from ivon_jax.train.tune import figure, space, study
@@ -172,8 +172,8 @@ class _Points:
 
     def identity(self, chosen: space.Space) -> str:
         """Returns a digest of everything on which scores depend."""
-        described = run.describe(self.config, {})
-        values = {k: v for k, v in described.items() if k not in run.MAY_CHANGE}
+        described = identity.describe(self.config, {})
+        values = {k: v for k, v in described.items() if k not in identity.MAY_CHANGE}
         parts = [values, self.objective, self.samples, repr(dict(chosen))]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

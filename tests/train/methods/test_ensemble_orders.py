@@ -23,7 +23,7 @@ from ivon_jax.train.methods.base import Minibatch
 from ivon_jax.train.methods.ensemble import Ensemble, EnsembleHyper
 from ivon_jax.train.pod.interrupts import Interrupted
 from ivon_jax.train.problem import Problem, prepare, train_layout
-from ivon_jax.train.runs import run
+from ivon_jax.train.runs import identity
 
 COUNT = 2
 SAME = {"steps": 4, "batch_size": 8, "warmup": 1, "learning_rate": 0.01}
@@ -134,9 +134,9 @@ def test_the_contract():
 def test_runs_of_before_there_was_the_choice_saw_the_same(config, tmp_path):
     hyper = EnsembleHyper(**SAME, members=COUNT)
     now = resolve(dataclasses.replace(config, hyper=hyper), "custom", 64)
-    described = run.describe(now, {})
+    described = identity.describe(now, {})
     before = {k: v for k, v in described.items() if k != "hyper.order"}
-    run.check_same(tmp_path, before, described)
-    own = run.describe(config, {})
+    identity.check_same(tmp_path, before, described)
+    own = identity.describe(config, {})
     with pytest.raises(ValueError, match="^hyper.order: is now own, but .* with same"):
-        run.check_same(tmp_path, before, own)
+        identity.check_same(tmp_path, before, own)

@@ -22,7 +22,7 @@ from ivon_jax.train.methods.adam import AdamHyper
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
 from ivon_jax.train.pod.interrupts import Interrupted, exit_code
 from ivon_jax.train.problem import prepare
-from ivon_jax.train.runs import run, status
+from ivon_jax.train.runs import identity, run, status
 from ivon_jax.train.runs.checkpoint import SEAL, Checkpoints
 from ivon_jax.train.runs.run import CHECKPOINTS, CONFIG, METRICS, POSTERIOR
 from ivon_jax.train.sources import read_run
@@ -154,15 +154,15 @@ def test_micro_batches_have_dropout_masks_of_their_own(
     metadata = {} if network is None else {"dropout": network}
     lora = LoraConfig(rank=4, dropout=adapters)
     before, now = (
-        run.describe(dataclasses.replace(base, lora=lora, accumulate=n), metadata)
+        identity.describe(dataclasses.replace(base, lora=lora, accumulate=n), metadata)
         for n in (1, 2)
     )
     if legal:
-        run.check_same(tmp_path, before, now)
+        identity.check_same(tmp_path, before, now)
         return
     message = f"^accumulate: is now 2, but {tmp_path} was started with 1$"
     with pytest.raises(ValueError, match=message):
-        run.check_same(tmp_path, before, now)
+        identity.check_same(tmp_path, before, now)
 
 
 def test_a_run_records_its_dropout(base, alone):
