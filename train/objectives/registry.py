@@ -1,5 +1,6 @@
 """The objective of a task on a model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,10 @@ from ivon_jax.train.objectives.choice_text import ChoiceText
 from ivon_jax.train.objectives.head import HeadClass, HeadNumber
 from ivon_jax.train.objectives.label_words import LabelWords
 from ivon_jax.train.objectives.text import Text
+
+# Objectives of single tasks, by the task's name, in place of those for its kind of
+# answer; they are called as `objective_of` is.
+OBJECTIVES: dict[str, Callable[[Task, Any, Any, str], Objective]] = {}
 
 
 def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Objective:
@@ -31,6 +36,8 @@ def objective_of(task: Task, model_config: Any, tokenizer: Any, name: str) -> Ob
         ValueError: the model does not support the task or its length, or a label word
             is not one token.
     """
+    if own := OBJECTIVES.get(task.name):
+        return own(task, model_config, tokenizer, name)
     limit = model_config.max_position_embeddings
     head = family_of(model_config).head
     if head and (task.exchange or task.choices):
