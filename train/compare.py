@@ -65,7 +65,7 @@ def compare(config: CompareConfig, out: Path, resume: bool = False) -> dict[str,
     problem = prepare(next(iter(config.runs().values())))
     config = settled(config, problem.task)
     jobs = jobs_of(config, task.preset, len(problem.splits["train"]))
-    _check_fits(jobs, problem)
+    jobs = _with_samples(jobs, problem, config.samples)
     # What a fit used is not scored, but the task's own evaluation examples are.
     used = any("validation" in job.fit.splits for job in jobs if job.fit)
     test = with_test(problem, config) if used else None
@@ -137,26 +137,42 @@ def jobs_of(config: CompareConfig, preset: str, num_examples: int) -> list[Job]:
     return jobs
 
 
-def _check_fits(jobs: Sequence[Job], problem: Problem) -> None:
-    """Checks, by shapes only, that the posteriors have what fits of them need."""
+def _with_samples(jobs: Sequence[Job], problem: Problem, samples: int) -> list[Job]:
+    """Checks, by shapes only, that the posteriors have what fits of them need.
+
+    Returns:
+        The jobs; fits of one run average the comparison's number of samples, or all
+        that the run has, where their options leave it open.
+    """
     configs = {job.name: job.config for job in jobs}
+    found = []
     for job in jobs:
+        sizes = []
         for name in job.sources:
             assert job.fit
             with prefixed(f"fit: {job.fit.name}:{name}"):
-                _check_fit(job.fit, configs[name], problem)
+                sizes.append(_checked_size(job.fit, configs[name], problem))
+        if job.fit and not job.fit.several:
+            count = min(samples, sizes[0] or samples)
+            job = job._replace(fit=job.fit.averaging(count))
+        found.append(job)
+    return found
 
 
-def _check_fit(fit: Fit, config: TrainConfig, problem: Problem) -> None:
+def _checked_size(fit: Fit, config: TrainConfig, problem: Problem) -> int | None:
     method = make_method(config)
     network = problem.network_with(method.branch)
 
-    def check(key: Key[Array, ""]) -> None:
+    sizes = []  # known while tracing
+
+    def trace(key: Key[Array, ""]) -> None:
         state = first_state(network, method, problem.start, key)
         posterior = method.posterior(state.params, state.method)
         fit.check(Source(method.name, config, problem, posterior, "train"))
+        sizes.append(posterior.size)
 
-    jax.eval_shape(check, jax.random.key(0))
+    jax.eval_shape(trace, jax.random.key(0))
+    return sizes[0]
 
 
 def _fits(config: CompareConfig) -> Iterator[tuple[Fit, tuple[str, ...]]]:

@@ -267,7 +267,8 @@ class CompareConfig(RunConfig):
             held-out training examples (validation_examples), the task's own evaluation
             examples are scored.
         hyper: hyper-parameters of each method.
-        samples: posterior samples to average in the main comparison.
+        samples: posterior samples to average in the main comparison; fits of one run
+            use as many unless their options name another number.
         sweep_samples: posterior samples of each point of the sweep.
         taus: temperatures to sweep, beside 1.
         prunes: pruning ratios to sweep, beside 0.

@@ -40,6 +40,7 @@ def config(tmp_path_factory) -> CompareConfig:
     }
     of = {name: "+".join(FEW) if fit.several else FEW[1] for name, fit in FITS.items()}
     of["tfb"] += " --anchors 8"
+    of["temperature"] += " --samples 2"
     return CompareConfig(
         model,
         data=dataclasses.replace(data, validation_examples=16),
@@ -115,7 +116,38 @@ def test_members_have_no_row_of_their_average(every):
 
 def test_a_fit_has_the_options_of_its_quotes(every):
     options = fitted.read(every / "tfb-ivon-lora").options
-    assert (options["anchors"], options["samples"]) == (8, 10)
+    assert (options["anchors"], options["high"]) == (8, None)
+
+
+def test_fits_average_as_many_samples_as_methods(every):
+    """Unless their options name another number; an ensemble has all its members."""
+    samples = {tables.name_of(row): row["samples"] for row in rows_of(every)}
+    assert samples["tfb(ivon-lora)"] == samples["tau(ivon-lora)"] == 3
+    assert samples["temperature(ivon-lora)"] == 2
+    assert samples["ensemble(adam, ivon-lora)"] == 2
+
+
+@pytest.mark.parametrize(("samples", "averaged"), [(3, 2), (1, 1)])
+def test_a_fit_averages_no_more_samples_than_there_are(
+    samples, averaged, config, tmp_path, monkeypatch
+):
+    """Of an ensemble of two members."""
+    hyper = dataclasses.replace(
+        config.hyper, ensemble=dataclasses.replace(config.hyper.ensemble, members=2)
+    )
+    jobs = []
+
+    def stop(found, *_):
+        jobs.extend(found)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ivon_jax.train.compare.run_all", stop)
+    chosen = {"methods": ("ensemble",), "fit": ("temperature:*",), "hyper": hyper}
+    with pytest.raises(KeyboardInterrupt):
+        cli.compare(
+            dataclasses.replace(config, samples=samples, **chosen), tmp_path / "out"
+        )
+    assert jobs[1].fit.samples == averaged
 
 
 @pytest.mark.parametrize(

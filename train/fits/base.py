@@ -7,8 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 from ivon_jax.checks import Rule, check
 from ivon_jax.kinds import Distribution
 from ivon_jax.train.fits.partial import Partial
+from ivon_jax.train.options import unset
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.sources import Source
+
+# Posterior samples that fits average by default, and the option's annotation.
+SAMPLES = 10
+UNSET_SAMPLES = unset("INT", f"{SAMPLES}; in a comparison, as its runs")
 
 
 class Fitted(NamedTuple):
@@ -70,6 +75,17 @@ class Fit:
         Among ``train`` and ``validation``, the training examples that were held out.
         """
         return ()
+
+    def averaging(self, samples: int) -> "Fit":
+        """Returns the fit with a number of samples, where its options leave it open.
+
+        Args:
+            samples: value for the field ``samples``, if the fit has one that is None.
+        """
+        own: Any = self
+        if getattr(own, "samples", samples) is None:
+            return dataclasses.replace(own, samples=samples)
+        return self
 
     def check(self, source: Source) -> None:
         """Checks that a source has what the fit needs, before anything is computed.

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from ivon_jax.checks import AT_LEAST_ONE, DECAY, FINITE_POSITIVE
-from ivon_jax.train.fits.base import Fit, Fitted, Work
+from ivon_jax.train.fits.base import SAMPLES, UNSET_SAMPLES, Fit, Fitted, Work
 from ivon_jax.train.predict import score
 from ivon_jax.train.predictors.samples import tempered
 from ivon_jax.train.sources import Source
@@ -33,7 +33,7 @@ class Tau(Fit):
     taus: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     prunes: tuple[float, ...] = (0.0,)
     by: Literal["nll", "ece", "accuracy"] = "nll"
-    samples: int = 10
+    samples: Annotated[int | None, UNSET_SAMPLES] = None
 
     name: ClassVar = "tau"
     classes_only: ClassVar = True
@@ -56,7 +56,7 @@ class Tau(Fit):
         return ("validation",)
 
     def _pairs(self, source: Source) -> list[Any]:
-        base = tempered(source.predictors, self.samples)
+        base = tempered(source.predictors, self.samples or SAMPLES)
         return [
             dataclasses.replace(base, tau=tau, prune=prune)
             for prune in self.prunes

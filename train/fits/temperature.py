@@ -14,7 +14,7 @@ from ivon_jax.train.predictors.wanted import Wanted
 from ivon_jax.train.runs.progress import say
 from ivon_jax.train.sources import Source
 
-ALL_MEMBERS = unset("INT", "10; of a set of members, all")
+ALL_MEMBERS = unset("INT", "10, or all members of a set; in a comparison, as its runs")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ Models", NeurIPS 2025 (arXiv 2412.05723).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from ivon_jax.checks import AT_LEAST_ONE, FINITE_POSITIVE
 from ivon_jax.ensemble import pool
 from ivon_jax.posterior import Posterior
 from ivon_jax.train.data.encoding import Encoded
-from ivon_jax.train.fits.base import Fit, Fitted, Work
+from ivon_jax.train.fits.base import SAMPLES, UNSET_SAMPLES, Fit, Fitted, Work
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.options import unset
 from ivon_jax.train.pod.processes import on_first_process
@@ -87,7 +87,7 @@ class Tfb(Fit):
     tolerance: Annotated[float | None, unset("FLOAT", _by_criterion("tolerance"))] = (
         None
     )
-    samples: int = 10
+    samples: Annotated[int | None, UNSET_SAMPLES] = None
     anchors: int = 500
     low: Annotated[float | None, unset("FLOAT", _by_criterion("low"))] = None
     high: Annotated[float | None, unset("FLOAT", _by_criterion("high"))] = None
@@ -133,7 +133,7 @@ class Tfb(Fit):
         anchors = _some(
             source.problem.splits["train"], self.anchors, source.config.seed
         )
-        sampled = Samples(self.samples)
+        sampled = Samples(self.samples or SAMPLES)
 
         def log_probs(posterior: Posterior, predictor: Predictor) -> np.ndarray:
             streams = Streams.from_seed(source.config.seed)
@@ -150,23 +150,22 @@ class Tfb(Fit):
         without = log_probs(Posterior.point(mean), Mean())
         curve: list[dict[str, float]] = []
 
-        held: list[bool] = []
-
         def holds(sigma: float) -> bool:
             noisy = log_probs(noised(mean, scales, sigma), sampled)
-            changes = _changes(without, noisy)
-            curve.append({"sigma": sigma, **changes})
-            held.append(changes[self.criterion] <= self._search.tolerance)
-            return held[-1]
+            curve.append({"sigma": sigma, **_changes(without, noisy)})
+            return self._holds(curve[-1])
 
         sigma = bisect(self.criterion, holds, self._search)
-        on_first_process(functools.partial(self._report_end, held))
+        on_first_process(functools.partial(self._report_end, curve))
         numbers = {"sigma": sigma, "anchors": len(anchors), "curve": curve}
         return Fitted(noised(mean, scales, sigma), (sampled,), numbers)
 
-    def _report_end(self, held: Sequence[bool]) -> None:
+    def _holds(self, changes: Mapping[str, float]) -> bool:
+        return changes[self.criterion] <= self._search.tolerance
+
+    def _report_end(self, curve: Sequence[Mapping[str, float]]) -> None:
         """Prints a note if the largest sigma that holds may be beyond an end."""
-        search = self._search
+        search, held = self._search, [self._holds(changes) for changes in curve]
         if all(held):
             say(f"tfb: every sigma that was tried holds: raise --high {search.high:g}")
         elif not any(held):
