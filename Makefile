@@ -21,8 +21,9 @@ TUNED := --adam.steps 350 --adam.learning-rate 1e-4 \
 
 # Every method: chosen by five trials each, see docs/results.md.
 METHODS := --methods adam ivon-lora ivon blob swag adam-average ensemble \
-	--fit temperature:adam "tfb:adam --anchors 128" laplace-diag:adam \
-	laplace-kfac:adam "tau:ivon-lora --taus 0.5 1 2" \
+	--fit temperature:adam "tfb:adam --anchors 128" \
+	"laplace-diag:adam --prior validation" "laplace-kfac:adam --prior validation" \
+	"tau:ivon-lora --taus 0.5 1 2" \
 	--task city-continent --train-examples 656 --validation-examples 400 \
 	--eval-examples 400 --samples 5 --sweep-samples 2 --taus 0.5 2
 METHODS_TUNED := --adam.steps 128 --adam.learning-rate 3e-4 \
