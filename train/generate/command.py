@@ -91,7 +91,7 @@ def find_prompts(prompt: str | None, file: Path | None, *, chat: bool) -> list[P
             prompt.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{name}: not UTF-8") from None
-    return [Prompt(0, as_chat(prompt) if chat else prompt)]
+    return [Prompt(1, as_chat(prompt) if chat else prompt)]
 
 
 def find_writer(

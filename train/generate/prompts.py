@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 
 
 def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
-    """Reads a file of rows with ``messages`` or ``prompt``, and an ``id`` if any.
+    """Reads a file of rows with ``messages`` or ``prompt``, and an ``id`` or a number.
 
     Args:
         path: JSONL, CSV or parquet.
@@ -39,13 +39,14 @@ def read_prompts(path: Path, *, chat: bool) -> list[Prompt]:
             no rows.
     """
     found: dict[str | int, Prompt] = {}
-    for index, (place, row) in enumerate(read_rows(path)):
+    for number, (place, row) in enumerate(read_rows(path), 1):
         with prefixed(place):
-            name = row.get("id", index)
+            name = row.get("id", number)
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise ValueError(f"field 'id' must be text or a number, not {name!r}")
             if name in found:
-                raise ValueError(f"id {shown(name)} occurs twice")
+                default = "" if "id" in row else ", once as the number of a row without"
+                raise ValueError(f"id {shown(name)} occurs twice{default}")
             content: Content
             if "messages" in row:
                 content = read_messages(row["messages"], "messages")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ivon_jax.train.data.exchanges import Exchange, Message
 from ivon_jax.train.data.text_encoding import exchange_tokens
-from ivon_jax.train.generate.prompts import encode_prompts, stop_tokens
+from ivon_jax.train.generate.prompts import encode_prompts, read_prompts, stop_tokens
 
 
 def wrapped(bos=False, template=None):
@@ -85,3 +85,13 @@ def test_a_model_without_end_tokens_has_none():
     tokenizer = wrapped()
     tokenizer.eos_token = None
     assert stop_tokens(tokenizer) == ()
+
+
+def test_a_row_without_id_has_its_number_which_no_other_may_have(tmp_path):
+    rows = [{"id": "a", "prompt": "red"}, {"prompt": "big"}, {"id": 7, "prompt": "old"}]
+    path = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    assert [prompt.id for prompt in read_prompts(path, chat=False)] == ["a", 2, 7]
+    tiny.write_rows(path, [{"id": 2, "prompt": "red"}, {"prompt": "big"}])
+    message = "rows.jsonl:2: id 2 occurs twice, once as the number of a row without"
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path, chat=False)
