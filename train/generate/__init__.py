@@ -3,6 +3,7 @@
 from ivon_jax.train.generate.embeddings import embedder
 from ivon_jax.train.generate.engine import Options, generate
 from ivon_jax.train.generate.schedule import Output
+from ivon_jax.train.generate.stop_texts import text_of
 from ivon_jax.train.generate.writers import (
     Writer,
     open_adapter,
@@ -19,4 +20,5 @@ __all__ = [
     "open_adapter",
     "open_model",
     "open_run",
+    "text_of",
 ]

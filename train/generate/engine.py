@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from ivon_jax.train.generate.schedule import (
     length_class,
 )
 from ivon_jax.train.generate.writers import Draw, Writer
+from ivon_jax.train.options import unset
 from ivon_jax.train.problem import check_vocabulary
 
 _STEPS = 16  # tokens between two looks at what has ended
@@ -43,6 +44,7 @@ class Options:
         prune: share of adapter entries set to zero, lowest signal-to-noise first.
         seed: seed of the tokens that are drawn; the models do not depend on it.
         batch_size: number of different outputs made at a time; changes no result.
+        until: texts before the first of which an output ends.
     """
 
     models: int = 0
@@ -53,6 +55,7 @@ class Options:
     prune: float = 0.0
     seed: int = 0
     batch_size: int = 32
+    until: Annotated[tuple[str, ...], unset("TEXT [TEXT ...]", "none")] = ()
 
     def __post_init__(self) -> None:
         """Checks each field that does not depend on the writer."""
@@ -62,6 +65,8 @@ class Options:
         check("batch_size", self.batch_size, AT_LEAST_ONE)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: {self.seed} is not in [0, 2^32)")
+        if "" in self.until:
+            raise ValueError("until: a stop text is empty")
 
     @property
     def model_ids(self) -> list[int | None]:
@@ -140,7 +145,10 @@ def stream(
         options.max_tokens,
         jax.random.key(options.seed),
         options.batch_size,
-        steps,
+        # A stop text may end with any token, at which the output must end.
+        1 if options.until else steps,
+        options.until,
+        writer.tokenizer,
     )
     done = set(done)
     for model in options.model_ids:

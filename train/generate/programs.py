@@ -114,6 +114,13 @@ def decode(
     return split(state)
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def end(state: State, where: Bool[Array, " o"]) -> State:
+    """Ends outputs, as a stop token does."""
+    live = state.outputs.live & ~where
+    return split(state._replace(outputs=state.outputs._replace(live=live)))
+
+
 @jax.jit
 def arrange(
     prompts: Prompts,

@@ -10,15 +10,19 @@ from ivon_jax.files import write_bytes
 from ivon_jax.train.generate.engine import Place, rank
 from ivon_jax.train.generate.prompts import Prompt
 from ivon_jax.train.generate.schedule import Output
+from ivon_jax.train.generate.stop_texts import text_of
 
 
-def record(output: Output, prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
+def record(
+    output: Output, prompt: Prompt, tokenizer: Any, until: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns a finished output as a row.
 
     Args:
         output: the output.
         prompt: its prompt.
         tokenizer: makes the text, without special tokens.
+        until: the stop texts.
     """
     return {
         "id": prompt.id,
@@ -27,7 +31,7 @@ def record(output: Output, prompt: Prompt, tokenizer: Any) -> dict[str, Any]:
         "finish": output.finish,
         "log_prob": output.log_prob,
         "tokens": len(output.tokens),
-        "text": tokenizer.decode(output.tokens, skip_special_tokens=True),
+        "text": text_of(tokenizer, output.tokens, until),
     }
 
 

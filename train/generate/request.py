@@ -15,6 +15,7 @@ from ivon_jax.train.generate.engine import Options, Place, checked, stream
 from ivon_jax.train.generate.prompts import Prompt, encode_prompts
 from ivon_jax.train.generate.records import Records, record
 from ivon_jax.train.generate.schedule import Output
+from ivon_jax.train.generate.stop_texts import settled, text_of
 from ivon_jax.train.generate.writers import Writer
 from ivon_jax.train.pod.interrupts import Interrupted, interruptible
 from ivon_jax.train.runs.progress import progress, say
@@ -65,7 +66,7 @@ class Request:
         options |= options.pop("sampler")
         settings = {k: v for k, v in options.items() if k not in _FREE}
         settings |= {"models": "mean" if self.options.models == 0 else "samples"}
-        stops = list(self.writer.stops)
+        stops = [*self.writer.stops, *settings.pop("until")]
         return {**self.writer.identity, **settings, "stops": stops} | {
             "prompts": digest.hexdigest()
         }
@@ -92,12 +93,14 @@ class Request:
 
     def show(self) -> None:
         """Prints a single text as it grows."""
-        text = ""
+        text, until = "", self.options.until
         for (output,) in stream(self.writer, self.tokens, self.options, steps=1):
-            now = record(output, self.prompts[0], self.writer.tokenizer)["text"]
-            # The bytes of a character may be those of several tokens.
-            if output.finish is None and now.endswith("\ufffd"):
-                continue
+            now = text_of(self.writer.tokenizer, output.tokens, until)
+            if output.finish is None:
+                # The bytes of a character may be those of several tokens.
+                if now.endswith("\ufffd"):
+                    continue
+                now = settled(now, until)
             print(now[len(text) :], end="", flush=True)
             text = now
         print()
@@ -146,4 +149,5 @@ class Request:
         )
 
     def _row(self, output: Output) -> dict[str, Any]:
-        return record(output, self.prompts[output.prompt], self.writer.tokenizer)
+        prompt, until = self.prompts[output.prompt], self.options.until
+        return record(output, prompt, self.writer.tokenizer, until)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.data.layout import bucket
 from ivon_jax.train.generate import programs
+from ivon_jax.train.generate.stop_texts import text_of
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES
 
@@ -50,10 +51,11 @@ class Output(NamedTuple):
         prompt: index of the prompt.
         model: index of the posterior sample; None for the mean.
         output: number of the output, among those of prompt and model.
-        tokens: its tokens, the stop token included.
+        tokens: its tokens, those of the stop token or stop text included.
         log_prob: sum over the tokens, in nats, under the model without temperature
             and filters.
-        finish: "stop" after a stop token, "length" at the limit; None if it goes on.
+        finish: "stop" after a stop token or text, "length" at the limit; None if it
+            goes on.
     """
 
     prompt: int
@@ -78,6 +80,8 @@ class Decoding:
         rows: number of different outputs made at a time, rounded up to what the mesh
             can split.
         steps: number of tokens between two looks at the rows.
+        until: stop texts, with which an output ends, too; they need single steps.
+        tokenizer: makes the text of tokens.
     """
 
     module: nn.Module
@@ -88,6 +92,8 @@ class Decoding:
     key: Key[Array, ""]
     rows: int
     steps: int
+    until: tuple[str, ...] = ()
+    tokenizer: Any = None
 
 
 def length_class(tokens: int) -> int:
@@ -235,6 +241,10 @@ class Decoder:
             )
             for slot in np.flatnonzero(self._busy).tolist()
         ]
+        ended = np.zeros_like(live)
+        ended[self._busy] = [output.finish is not None for output in grown]
+        if (ended & live).any():  # by a text, of which the compiled loop knows nothing
+            self._state, live = programs.end(self._state, ended), live & ~ended
         self._busy &= live
         self._row = row
         if (waits & live).any():
@@ -256,8 +266,13 @@ class Decoder:
         assert job is not None
         if not math.isfinite(log_prob):
             raise ValueError(f"prompt {job.prompt}: the model's logits are not finite")
-        stopped = tokens[-1] in self._decoding.stops
-        finish = None if live else "stop" if stopped else "length"
+        decoding = self._decoding
+        stopped = tokens[-1] in decoding.stops or (
+            bool(decoding.until)
+            and text_of(decoding.tokenizer, tokens)
+            != text_of(decoding.tokenizer, tokens, decoding.until)
+        )
+        finish = "stop" if stopped else None if live else "length"
         number = int(self._numbers[slot])
         return Output(job.prompt, self._model, number, tokens.copy(), log_prob, finish)
 

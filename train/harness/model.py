@@ -17,6 +17,7 @@ from ivon_jax.train.data.encoding import token_ids
 from ivon_jax.train.data.text_encoding import prompt_tokens
 from ivon_jax.train.generate.command import find_writer
 from ivon_jax.train.generate.engine import Options, generate
+from ivon_jax.train.generate.stop_texts import text_of
 from ivon_jax.train.harness.scoring import Pair, Scorer
 
 NAME = "ivon-jax"
@@ -167,19 +168,17 @@ class IvonJax(TemplateLM):
         settings = [_settings(request.args[1]) for request in requests]
         for setting in dict.fromkeys(settings):
             own = [i for i, other in enumerate(settings) if other == setting]
-            stops, options = setting
             prompts = [requests[i].args[0] for i in own]
-            outputs = generate(self.writer, prompts, options)
+            outputs = generate(self.writer, prompts, setting)
             for index, output in zip(own, outputs, strict=True):
-                text = self.tokenizer.decode(output.tokens, skip_special_tokens=True)
-                texts[index] = _cut(text, stops)
+                texts[index] = text_of(self.tokenizer, output.tokens, setting.until)
                 self.cache_hook.add_partial(
                     "generate_until", requests[index].args, texts[index]
                 )
         return [texts[i] for i in range(len(requests))]
 
 
-def _settings(asked: dict[str, Any]) -> tuple[tuple[str, ...], Options]:
+def _settings(asked: dict[str, Any]) -> Options:
     """Reads a task's settings of generation.
 
     Raises:
@@ -191,17 +190,9 @@ def _settings(asked: dict[str, Any]) -> tuple[tuple[str, ...], Options]:
         )
     values = _DEFAULTS | asked
     until = values["until"] or []
-    stops = (until,) if isinstance(until, str) else tuple(until)
+    stops = (until,) if isinstance(until, str) else tuple(filter(None, until))
     temperature = 0.0
     if values["do_sample"]:
         temperature = float(values["temperature"]) or 1.0
     sampler = Sampler(temperature, values["top_k"], values["top_p"], values["min_p"])
-    return stops, Options(max_tokens=values["max_gen_toks"], sampler=sampler)
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Returns the text before the first of some others."""
-    for stop in stops:
-        if stop:
-            text = text.split(stop, 1)[0]
-    return text
+    return Options(max_tokens=values["max_gen_toks"], sampler=sampler, until=stops)

@@ -80,7 +80,7 @@ def whole(home):
 def test_a_file_has_a_row_for_each_output_in_order(whole):
     rows = lines(whole)
     places = [(row["id"], row["model"], row["output"]) for row in rows]
-    assert places == [(id, None, i) for id in ("a", 7, 2) for i in range(3)]
+    assert places == [(id, None, i) for id in ("a", 7, 3) for i in range(3)]
     for row in rows:
         assert row["finish"] == "length" and row["tokens"] == 6
         assert row["log_prob"] < 0 and isinstance(row["text"], str)
@@ -111,6 +111,34 @@ def test_several_texts_of_a_prompt_are_told_apart(home, whole, capsys):
     out = capsys.readouterr().out
     for row in lines(whole)[:3]:
         assert f"--- output {row['output']} (length)\n{row['text']}\n" in out
+
+
+def test_stop_texts_end_what_is_written_printed_and_resumed(
+    home, whole, tmp_path, capsys
+):
+    free = lines(whole)
+    until = free[0]["text"][2:4]
+    wanted = [row["text"].split(until)[0] for row in free]
+    words = ("--model", home / "model", "--until", until, *SOME)
+    filed = (*words, "--file", home / "rows.jsonl")
+    out, cut = tmp_path / "out.jsonl", tmp_path / "cut.jsonl"
+    assert command("generate", *filed, "--out", out) == 0
+    rows = lines(out)
+    assert [row["text"] for row in rows] == wanted
+    for row, other in zip(rows, free, strict=True):
+        stopped = until in other["text"]
+        assert row["finish"] == ("stop" if stopped else "length")
+        assert row["tokens"] <= other["tokens"]
+    assert rows[0]["tokens"] < free[0]["tokens"]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert command("generate", *filed, "--out", cut) == 130
+    assert command("generate", *filed, "--out", cut, "--resume") == 0
+    assert cut.read_bytes() == out.read_bytes()
+    capsys.readouterr()
+    alone = ("--prompt", "Text: red", "--outputs", 1)
+    assert command("generate", *words, *alone) == 0
+    assert capsys.readouterr().out == wanted[0] + "\n"
 
 
 def interrupt_after(patch, count):
@@ -201,6 +229,7 @@ def test_a_damaged_file_is_not_resumed(home, whole, tmp_path, capsys, damage, me
         (("--top-k", 3), "top_k"),
         (("--max-tokens", 7), "max_tokens"),
         (("--chat",), "prompts"),
+        (("--until", "zz"), "stops"),
     ],
 )
 def test_other_settings_do_not_resume(home, whole, tmp_path, capsys, change, name):
@@ -235,7 +264,7 @@ def test_a_run_of_classes_writes_text_too(trained, home, tmp_path):
     words = (trained, "--file", home / "rows.jsonl", "--models", 2, *SOME)
     assert command("generate", *words, "--tau", 0.5, "--out", out) == 0
     places = [(row["id"], row["model"], row["output"]) for row in lines(out)]
-    expected = [(i, m, k) for i in ("a", 7, 2) for m in (0, 1) for k in range(3)]
+    expected = [(i, m, k) for i in ("a", 7, 3) for m in (0, 1) for k in range(3)]
     assert places == expected
 
 

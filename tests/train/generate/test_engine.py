@@ -14,7 +14,13 @@ from ivon_jax.lora import Lora, LoraConfig, init_adapters
 from ivon_jax.models.peft_io import save_adapter
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.posterior import Posterior
-from ivon_jax.train.generate import Options, generate, open_adapter, open_model
+from ivon_jax.train.generate import (
+    Options,
+    generate,
+    open_adapter,
+    open_model,
+    text_of,
+)
 from ivon_jax.train.generate.engine import encode_prompts, stream
 
 TEXTS = [
@@ -193,6 +199,32 @@ def test_tau_and_prune_change_the_models(spread):
     assert [o.tokens.tolist() for o in mean] == [o.tokens.tolist() for o in cold]
 
 
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_an_output_ends_with_the_first_stop_text(model, batch_size):
+    """As the same output without stop texts, cut where one is complete."""
+    options = dataclasses.replace(SHORT, outputs=20, max_tokens=12)
+    free, until = generate(model, TEXTS, options), ("e", "l o", "wo")
+    cut = dataclasses.replace(options, until=until, batch_size=batch_size)
+    found = generate(model, TEXTS, cut)
+    ended = 0
+    for mine, whole in zip(found, free, strict=True):
+        sizes = range(1, len(whole.tokens) + 1)
+        texts = [text_of(model.tokenizer, whole.tokens[:size]) for size in sizes]
+        full = [i for i, t in enumerate(texts) if any(stop in t for stop in until)]
+        size = full[0] + 1 if full else len(whole.tokens)
+        np.testing.assert_array_equal(mine.tokens, whole.tokens[:size])
+        assert mine.finish == ("stop" if full else whole.finish)
+        text = text_of(model.tokenizer, mine.tokens, until)
+        assert texts[size - 1].startswith(text)
+        assert not any(stop in text for stop in until)
+        ended += size < len(whole.tokens)
+        if size == len(whole.tokens):
+            np.testing.assert_allclose(mine.log_prob, whole.log_prob, rtol=1e-4)
+        else:
+            assert mine.log_prob > whole.log_prob
+    assert 0 < ended < len(found)
+
+
 def test_few_programs_are_compiled(model):
     shapes = set()
     texts = ["Text: " + " ".join(["red"] * n) for n in range(1, 60, 3)]
@@ -213,6 +245,7 @@ def test_few_programs_are_compiled(model):
         ({"models": -1}, "models: -1 is not >= 0"),
         ({"max_tokens": 0}, "max_tokens: 0 is not >= 1"),
         ({"batch_size": 0}, "batch_size: 0 is not >= 1"),
+        ({"until": ("\n", "")}, "until: a stop text is empty"),
         ({"seed": -1}, "seed: -1 is not in"),
         ({"max_tokens": 122}, "max_tokens: 122 after the longest prompt of 7 tokens"),
         ({"models": 2}, "models: .* has no posterior to draw from"),
