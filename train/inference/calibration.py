@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ivon_jax.checks import INSIDE, check
 from ivon_jax.conformal import Conformal, Score, fewest_examples
@@ -224,17 +224,35 @@ def fit(
     return Calibration(predictor, conformal, abstention, of, count)
 
 
+def _lowest_risk(
+    confidence: Float[np.ndarray, " n"],
+    correct: Bool[np.ndarray, " n"],
+    targets: Targets,
+) -> float | None:
+    """Returns the lowest risk, in thousandths, for which there is a threshold."""
+    assert targets.max_risk is not None
+    for risk in np.arange(np.floor(targets.max_risk * 1000) + 1, 1000) / 1000:
+        if fit_threshold(confidence, correct, float(risk), targets.delta).accepted:
+            return float(risk)
+    return None
+
+
 def _abstention(
     targets: Targets, probs: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]
 ) -> Abstention:
     assert targets.max_risk is not None
     correct = probs.argmax(axis=1) == labels
-    found = fit_threshold(probs.max(axis=1), correct, targets.max_risk, targets.delta)
+    confidence = probs.max(axis=1)
+    found = fit_threshold(confidence, correct, targets.max_risk, targets.delta)
     if not found.accepted:
+        lowest = _lowest_risk(confidence, correct, targets)
+        least = (
+            "" if lowest is None else f"; the lowest that is certain is {lowest:.3g}"
+        )
         raise ValueError(
             f"max_risk: at no threshold is an error of at most {targets.max_risk}"
             f" certain at delta {targets.delta}, on {len(labels)} examples of which"
-            f" {np.mean(~correct):.1%} are wrong"
+            f" {np.mean(~correct):.1%} are wrong{least}"
         )
     return Abstention(
         targets.max_risk,

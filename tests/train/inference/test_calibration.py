@@ -248,6 +248,22 @@ def test_too_little_is_one_line(count, options, message, run, tmp_path, capsys):
     assert not (run / "calibration.json").exists()
 
 
+def test_the_lowest_certain_risk_is_named_and_can_be_had():
+    found, labels = draws(200)
+
+    def fitted(risk):
+        targets = Targets(temperature=False, max_risk=risk)
+        return fit(targets, Mean(), found[:1], labels, np.zeros(200), {})
+
+    with pytest.raises(ValueError, match="the lowest that is certain is") as error:
+        fitted(0.05)
+    lowest = float(str(error.value).rpartition(" ")[2])
+    assert 0.05 < lowest < 1
+    assert fitted(lowest).abstention.errors <= lowest
+    with pytest.raises(ValueError, match=f"the lowest that is certain is {lowest}$"):
+        fitted(lowest - 0.001)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
