@@ -114,7 +114,8 @@ def write_card(folder: Path, exported: Exported) -> None:
             + "\n".join(f"* {line}" for line in text.splitlines())
             + "\n"
         )
-    parts += recipes(folder, exported.base, task, exported.samples)
+    data = exported.config.data
+    parts += recipes(folder, exported.base, task, data, exported.samples)
     write_bytes(folder / CARD, "\n".join(parts).encode())
 
 

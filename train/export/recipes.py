@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from ivon_jax.models.peft_io import CONFIG
+from ivon_jax.train.config import DataConfig
 from ivon_jax.train.data.task import Task
 
 _LOAD = """\
@@ -56,7 +57,7 @@ _OURS = """\
 ## Use with ivon-jax
 
 ```sh
-ivon-jax evaluate --adapter FOLDER --model {base} --task {task}{options} --out evaluated
+ivon-jax evaluate --adapter FOLDER {options} --out evaluated
 ```
 
 `posterior.safetensors` is the whole posterior, from which any number of samples can be
@@ -80,13 +81,16 @@ tokenizer = AutoTokenizer.from_pretrained({folder})
 """
 
 
-def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
+def recipes(
+    folder: Path, base: str, task: Task, data: DataConfig, samples: int
+) -> list[str]:
     """Returns the sections of an exported folder.
 
     Args:
         folder: the folder, with its configuration.
         base: name of the base model.
         task: the task.
+        data: its options.
         samples: number of samples in the folder.
     """
     adapter = (folder / CONFIG).exists()
@@ -101,13 +105,26 @@ def recipes(folder: Path, base: str, task: Task, samples: int) -> list[str]:
         sections.append(_average(task, samples, encoder=encoder))
     elif samples and task.exchange:
         sections.append(_TEXTS)
-    options = " --eval-file FILE" if task.name in ("custom", "text") else ""
-    if task.name == "custom":
-        options += f" --prompt PROMPT --labels {shlex.join(task.label_words)}"
-    if task.choices:
-        options = " --prompt-style choice_text"
-    model = shlex.quote(base)
-    return [*sections, _OURS.format(base=model, task=task.name, options=options)]
+    words = ["--model", base, "--task", data.task]
+    if data.task in ("custom", "text"):
+        words += ["--eval-file", "FILE"]
+    words += _options(task, data)
+    return [*sections, _OURS.format(options=shlex.join(words))]
+
+
+def _options(task: Task, data: DataConfig) -> list[str]:
+    """Returns the options that change what a model reads of a row."""
+    names = ["prompt", "labels", "label_field", "prompt_style", "columns"]
+    names += ["learn", "max_length", "too_long"]
+    if task.label_words:
+        names.append("leading_space")
+    words = []
+    for name in names:
+        value = getattr(data, name)
+        if value != getattr(DataConfig(), name):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def _is_encoder(folder: Path) -> bool:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +15,14 @@ from safetensors.numpy import load_file
 import ivon_jax
 from ivon_jax.lora import LoraConfig
 from ivon_jax.train import cli
-from ivon_jax.train.config import TrainConfig
+from ivon_jax.train.config import DataConfig, TrainConfig
 from ivon_jax.train.export import card
 from ivon_jax.train.export.card import CARD, FIGURE
 from ivon_jax.train.export.push import Repository
 from ivon_jax.train.export.recipes import recipes
 from ivon_jax.train.methods.ivon_lora import IvonLoraHyper
-from ivon_jax.train.tasks.custom import custom_task
+from ivon_jax.train.splits import find_task
 from ivon_jax.train.tasks.registry import get_task
-from ivon_jax.train.tasks.text import text_task
 
 # Of peft 0.21 with transformers 5.14.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -195,14 +195,20 @@ def test_the_command_of_a_card_is_accepted(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
     labels = ("C#", "$x", "it's", "&")
-    task = text_task() if name == "text" else custom_task("{text}:", labels)
-    text = "".join(recipes(tmp_path, "a base", task, 0))
-    (line,) = re.findall("ivon-jax evaluate .*", text)
+    own = {"prompt": "{text}:\nYes?", "labels": labels, "label_field": "word"}
+    own |= {"leading_space": "no"}
+    if name == "text":
+        own = {"columns": ("prompt=a+b", "completion=c"), "learn": "all"}
+        own |= {"max_length": 64, "too_long": "drop"}
+    data = DataConfig(name, train_file=Path("t"), eval_file=Path("e"), **own)
+    text = "".join(recipes(tmp_path, "a base", find_task(data), data, 0))
+    (line,) = re.findall("ivon-jax evaluate .* evaluated", text, re.DOTALL)
     _, *words = shlex.split(line)
     assert words[words.index("--model") + 1] == "a base"
-    if name == "custom":
-        assert tuple(words[words.index("--labels") + 1 :][:4]) == labels
-        words[words.index("PROMPT")] = "{text}:"
+    for option, value in own.items():
+        values = [str(x) for x in (value if isinstance(value, tuple) else [value])]
+        start = words.index("--" + option.replace("_", "-")) + 1
+        assert words[start : start + len(values)] == values
     assert call(*words) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("ivon-jax: adapter FOLDER: ")  # which is not there
