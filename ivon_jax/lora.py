@@ -123,7 +123,8 @@ class Lora(nn.Module):
 
     Attributes:
         base: any Linen model whose linear layers are `nn.Dense` or `nn.DenseGeneral`;
-            those of a subclass of these are left as they are.
+            those of a subclass of these are left as they are. To adapt another method
+            than `__call__`, give a module whose `__call__` calls it.
         config: the adapters' configuration.
         branch: the term that is added to a layer's output.
     """
@@ -180,6 +181,11 @@ def _interceptor(
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
+        if isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
+            before = len(seen)
+            y = next_fun(*args, **kwargs)
+            _check_unnormalised(context.module, config, seen[before:])
+            return y
         # Exact types: lifted layers (remat, scan) are subclasses that call the
         # original, and would be adapted twice.
         linear = type(context.module) in (nn.Dense, nn.DenseGeneral)
@@ -199,6 +205,16 @@ def _interceptor(
         return y + added.reshape(y.shape).astype(y.dtype)
 
     return intercept
+
+
+def _check_unnormalised(
+    norm: nn.Module, config: LoraConfig, inside: list[tuple[str, ...]]
+) -> None:
+    """Checks that no adapted kernel is normalised, as merged adapters would be, too."""
+    for path in inside:
+        if config.adapts(path) or config.trains_in_full(path):
+            wrapped = f"{'/'.join(path)} is wrapped by {type(norm).__name__}"
+            raise ValueError(f"targets: {wrapped}, which cannot be adapted")
 
 
 def _flat_input(module: nn.Module, x: Array) -> Float[Array, "*b i"]:

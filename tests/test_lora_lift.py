@@ -306,3 +306,66 @@ def test_scanned_layers_drop_different_entries():
     np.testing.assert_allclose(np.unique(masks), [0, 2], rtol=1e-6)
     agreement = np.mean(masks[0] == masks[1])
     assert abs(agreement - 0.5) < 4 * 0.5 / np.sqrt(400)
+
+
+class Normalised(nn.Module):
+    """Two layers, of which the second is normalised."""
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(5, name="first")(x)
+        layer = nn.Dense(3, name="second")
+        if self.norm == "WeightNorm":
+            return nn.WeightNorm(layer, use_scale=False)(x)
+        return nn.SpectralNorm(layer)(x, update_stats=False)
+
+
+@pytest.mark.parametrize("norm", ["WeightNorm", "SpectralNorm"])
+@pytest.mark.parametrize("field", ["targets", "modules_to_save"])
+def test_layers_that_are_normalised_are_refused(norm, field):
+    base = Normalised(norm)
+    config = LoraConfig(**{"targets": ("first",), field: ("second",)})
+    message = f"^targets: second is wrapped by {norm}, which cannot be adapted$"
+    with pytest.raises(ValueError, match=message):
+        init_adapters(Lora(base, config), KEY, X)
+    others = LoraConfig(rank=2, dropout=0.0, targets=("first",))
+    variables = base.init(KEY, X)
+    adapters = randomised(init_adapters(Lora(base, others), KEY, X))
+    adapted = Lora(base, others).apply({**variables, "lora": adapters}, X)
+    merged = {**variables, "params": merge(variables["params"], adapters, others)}
+    np.testing.assert_allclose(base.apply(merged, X), adapted, rtol=1e-5, atol=1e-6)
+
+
+class Encoder(nn.Module):
+    """The model's other method as `__call__`, with the model's tree."""
+
+    base: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.base)
+
+    def __call__(self, x):
+        return self.base.encode(x)
+
+
+class TwoMethods(nn.Module):
+    def setup(self):
+        self.inner, self.head = nn.Dense(4), nn.Dense(2)
+
+    def encode(self, x):
+        return jnp.tanh(self.inner(x))
+
+    def __call__(self, x):
+        return self.head(self.encode(x))
+
+
+def test_another_method_is_adapted_by_a_module_that_calls_it():
+    model, config = TwoMethods(), LoraConfig(rank=2, dropout=0.0, targets=("inner",))
+    params, adapters = setup(model, config, X)
+    variables = {"params": params, "lora": adapters}
+    found = Lora(Encoder(model), config).apply(variables, X)
+    merged = {"params": merge(params, adapters, config)}
+    expected = model.apply(merged, X, method="encode")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
