@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ivon_jax._tree import by_path
+from ivon_jax._tree import by_path, gathered, sharded_like
 from ivon_jax.checks import RATIO, check
 
 Leaves = dict[str, Float[Array, "..."]]
@@ -36,11 +36,12 @@ def lowest(
         raise ValueError(f"scope: {scope!r} is not 'global' or 'matrix'")
     leaves = by_path(mean)
     score = {
-        name: signal_to_noise(jnp.asarray(leaves[name], leaf.dtype), leaf)
+        name: gathered(signal_to_noise(jnp.asarray(leaves[name], leaf.dtype), leaf))
         for name, leaf in precision.items()
     }
     choose = _lowest_global if scope == "global" else _lowest_per_matrix
-    return choose(score, ratio)
+    drop = choose(score, ratio)
+    return {name: sharded_like(drop[name], leaf) for name, leaf in precision.items()}
 
 
 def signal_to_noise(mean: Array, precision: Array) -> Array:

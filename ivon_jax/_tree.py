@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -71,6 +72,24 @@ def saved_leaves(field: str, tree: PyTree) -> dict[str, Any]:
             " without '/'"
         )
     return leaves
+
+
+def gathered(leaf: Array) -> Array:
+    """Replicates a leaf whose mesh has Explicit axes, so that its axes can be mixed."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    return _resharded(leaf, NamedSharding(mesh, PartitionSpec()))
+
+
+def sharded_like(leaf: Array, other: Array) -> Array:
+    """Shards a leaf as another of its shape, if the mesh has Explicit axes."""
+    return _resharded(leaf, jax.typeof(other).sharding)
+
+
+def _resharded(leaf: Array, sharding: NamedSharding) -> Array:
+    # Of Auto axes the compiler decides.
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return leaf
+    return jax.sharding.reshard(leaf, sharding)
 
 
 def added(tree: PyTree, noise: dict[str, Float[Array, "..."]]) -> PyTree:

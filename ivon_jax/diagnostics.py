@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ivon_jax._pruning import signal_to_noise
 from ivon_jax._state import find_states, posterior_precision
-from ivon_jax._tree import by_path
+from ivon_jax._tree import by_path, gathered
 from ivon_jax.prior import MatrixPrior, Prior
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -106,7 +106,7 @@ def diagnose(
         The diagnosis, over all entries that IVON covers.
 
     Raises:
-        ValueError: `opt_state` holds no IVON state.
+        ValueError: `opt_state` holds no IVON state, or one of no entries.
 
     Example:
         >>> from ivon_jax import ivon_lora
@@ -129,7 +129,8 @@ def diagnose(
     mean = {name: jnp.asarray(means[name], p.dtype) for name, p in precision.items()}
     ratios = [signal_to_noise(mean[name], p) for name, p in precision.items()]
     beyond = [jnp.sum(jnp.abs(x) > clip_radius) for x in directions]
-    size = sum(x.size for x in directions)
+    if not (size := sum(x.size for x in directions)):
+        raise ValueError("opt_state: its IVON state has no entries")
     return Diagnosis(
         jnp.stack([state.count for state in find_states(opt_state)]).max(),
         sum(beyond, start=jnp.int32(0)) / size,
@@ -145,5 +146,5 @@ def diagnose(
 def _quantiles(leaves: list[Float[Array, "..."]]) -> Float[Array, " q"]:
     """Returns quantiles over the entries of all leaves."""
     stride = -(-sum(leaf.size for leaf in leaves) // ENTRIES)
-    entries = [leaf.ravel()[::stride].astype(jnp.float32) for leaf in leaves]
+    entries = [gathered(leaf).ravel()[::stride].astype(jnp.float32) for leaf in leaves]
     return jnp.quantile(jnp.concatenate(entries), jnp.array(QUANTILES, jnp.float32))

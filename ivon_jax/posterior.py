@@ -15,7 +15,7 @@ from ivon_jax import _posterior_file
 from ivon_jax._posterior_file import Saveable
 from ivon_jax._pruning import lowest
 from ivon_jax._state import find_states, posterior_precision
-from ivon_jax._tree import added, by_path, nest, saved_leaves, zeroed
+from ivon_jax._tree import added, by_path, gathered, nest, saved_leaves, zeroed
 from ivon_jax.checks import AT_LEAST_ONE, POSITIVE, check
 from ivon_jax.errors import prefixed
 from ivon_jax.noise import gaussian
@@ -170,10 +170,12 @@ class Posterior(Saveable):
         rows = by_path(jacobian)
 
         def leaf(name: str, p: Array) -> Array:
-            j = jnp.asarray(rows[name], p.dtype)
+            j, p = gathered(jnp.asarray(rows[name], p.dtype)), gathered(p)
             return jnp.einsum("c...,k...->ck", j / p[None], j)
 
         parts = [leaf(name, p) for name, p in self.precision.items()]
+        if not parts:
+            return jnp.zeros([len(jax.tree.leaves(jacobian)[0])] * 2)
         return jnp.sum(jnp.stack(parts), axis=0)
 
     def log_prob(self, params: PyTree) -> Float[Array, ""]:

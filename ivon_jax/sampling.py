@@ -251,15 +251,17 @@ def multi_steps(
             moments = redraw_moments(key, state.inner_state, updates)
 
         totals = _accumulate(state, updates, moments, every)
-        grads, noise_grad, squared_grad = totals
 
-        def emit() -> tuple[PyTree, MultiStepsState]:
+        def emit(
+            totals: PyTree, updates: PyTree, inner_state: PyTree, params: PyTree
+        ) -> tuple[PyTree, MultiStepsState]:
+            grads, noise_grad, squared_grad = totals
             mean = jax.tree.map(
                 lambda g, u: g.astype(jnp.asarray(u).dtype), grads, updates
             )
             out, inner_state = inner.update(
                 mean,
-                state.inner_state,
+                inner_state,
                 params,
                 key=key,
                 moments=Moments(by_path(noise_grad), by_path(squared_grad)),
@@ -269,13 +271,17 @@ def multi_steps(
             step = jnp.zeros_like(state.mini_step)
             return out, MultiStepsState(step, inner_state, *zeros)
 
-        def hold() -> tuple[PyTree, MultiStepsState]:
+        def hold(
+            totals: PyTree, updates: PyTree, inner_state: PyTree, params: PyTree
+        ) -> tuple[PyTree, MultiStepsState]:
             step = state.mini_step + 1
             # An update may have the parameter's dtype rather than the gradient's.
-            out, _ = jax.eval_shape(emit)
+            out, _ = jax.eval_shape(emit, totals, updates, inner_state, params)
             zeros = jax.tree.map(lambda u, o: jnp.zeros_like(u, o.dtype), updates, out)
-            return zeros, MultiStepsState(step, state.inner_state, *totals)
+            return zeros, MultiStepsState(step, inner_state, *totals)
 
-        return jax.lax.cond(state.mini_step == every - 1, emit, hold)
+        # Not closed over: on a mesh of Explicit axes constants have another type.
+        trees = (totals, updates, state.inner_state, params)
+        return jax.lax.cond(state.mini_step == every - 1, emit, hold, *trees)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,10 +1,12 @@
 """A diagnosis is that of the step as taken, and its advice names what is wrong."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ivon_jax
 from ivon_jax.diagnostics import ENTRIES, QUANTILES, Diagnosis, diagnose
@@ -136,3 +138,26 @@ def test_advice_is_a_line_for_each_thing_that_is_wrong(change, words):
 def test_a_state_without_ivon_is_refused():
     with pytest.raises(ValueError, match="holds no IVON state"):
         diagnose(PARAMS, optax.sgd(0.1).init(PARAMS), 0.1)
+
+
+@pytest.mark.parametrize("params", [{}, {"a": jnp.zeros((0, 3))}])
+def test_a_state_without_entries_is_refused(params):
+    state = ivon_jax.ivon_lora(0.1, 50.0).init(params)
+    with pytest.raises(ValueError, match="^opt_state: its IVON state has no entries$"):
+        diagnose(params, state, 0.1)
+
+
+def test_a_mesh_of_explicit_axes_changes_nothing():
+    tx = ivon_jax.ivon_lora(0.1, 50.0, 0.5)
+    params = {"a": jnp.linspace(-1, 1, 48).reshape(2, 8, 3)}
+    expected = diagnose(params, tx.init(params), 0.5)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec(None, "x")))
+        state = tx.init(params)
+        eager = diagnose(params, state, 0.5)
+        jitted = jax.jit(lambda params, state: diagnose(params, state, 0.5))(
+            params, state
+        )
+    chex.assert_trees_all_close(eager, expected, rtol=1e-5)
+    chex.assert_trees_all_close(jitted, expected, rtol=1e-5)

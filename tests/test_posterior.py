@@ -1,5 +1,6 @@
 """The posterior's operations against numpy, scipy and torch; its file."""
 
+import contextlib
 import math
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_low_rank import products
 
 from ivon_jax import Posterior, ivon, ivon_lora
@@ -279,3 +281,31 @@ def test_operations_under_jit_and_vmap():
     assert_equal(temper(posterior, 2.0), posterior.prune(0.5).temper(2.0))
     theta = jax.vmap(lambda key: posterior.draw(key))(jax.random.split(KEY, 3))
     assert theta["head"].shape == (3, 5, 4)
+
+
+@pytest.mark.parametrize("transform", [lambda fn: fn, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_operations_that_mix_axes_on_a_mesh_of_explicit_axes(inside, transform):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    leaf = jnp.linspace(-1, 1, 3 * 16 * 4).reshape(3, 16, 4)
+    whole = Posterior({"w": leaf}, {"w": 1 + jnp.square(leaf)}, {})
+    sharding = NamedSharding(mesh, PartitionSpec(None, "x", "y"))
+    parts = jax.device_put(whole, sharding)
+
+    def operations(posterior):
+        jacobian = jax.tree.map(lambda m: jnp.stack([m, 2 * m]), posterior.mean)
+        scopes = [posterior.prune(0.3, scope) for scope in ("global", "matrix")]
+        return scopes, posterior.covariance(jacobian)
+
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        scopes, covariance = transform(operations)(parts)
+    expected, expected_covariance = operations(whole)
+    chex.assert_trees_all_equal(scopes, expected)
+    np.testing.assert_allclose(covariance, expected_covariance, rtol=1e-5)
+    assert all(x.sharding == sharding for x in jax.tree.leaves(scopes))
+
+
+def test_outputs_of_a_point_do_not_vary():
+    mean = {"w": jnp.ones((4, 5))}
+    found = Posterior.point(mean).covariance({"w": jnp.ones((3, 4, 5))})
+    np.testing.assert_array_equal(found, np.zeros((3, 3)))

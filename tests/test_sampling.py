@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ivon_jax import Moments, ivon, ivon_lora, multi_steps, sample, value_and_grad
 from ivon_jax._state import find_states, noise_moments, posterior_noise
@@ -310,3 +311,32 @@ def test_16_bit_gradients_of_many_samples_are_added_in_float32():
         KEY, params, opt_state
     )
     chex.assert_trees_all_equal(grads, {"w": jnp.ones(2, jnp.bfloat16)})
+
+
+@pytest.mark.parametrize("closed", ["gradients", "parameters", "both"])
+def test_multi_steps_closed_over_arrays_of_a_mesh_of_explicit_axes(closed):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    tx = multi_steps(make(), every=2)
+
+    def two_steps(params):
+        state, found = tx.init(params), []
+        grads = jax.tree.map(jnp.cos, params)
+
+        @jax.jit
+        def update(state, key, grads_in, params_in):
+            grads_in = grads if closed != "parameters" else grads_in
+            params_in = params if closed != "gradients" else params_in
+            return tx.update(grads_in, state, params_in, key=key)
+
+        for key in KEYS[:2]:
+            updates, state = update(state, key, grads, params)
+            found.append(updates)
+        return found
+
+    params = {"w": jnp.linspace(-1, 1, 32).reshape(8, 4)}
+    expected = two_steps(params)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("x"))
+        found = two_steps(jax.device_put(params, sharding))
+    assert_close(found, expected)
+    assert all(x.sharding.spec[0] == "x" for x in jax.tree.leaves(found))
