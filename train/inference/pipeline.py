@@ -22,6 +22,7 @@ from ivon_jax.train.predict import Forward
 from ivon_jax.train.predictors.base import Predictor
 from ivon_jax.train.sources import Source
 
+SHOWN = 6  # rows that cannot be read, of those named
 # Examples at a time in memory, and in a batch of the model.
 PART, BATCH = 512, 32
 Item = TypeVar("Item")
@@ -125,6 +126,27 @@ class Pipeline:
                 )
                 _check_finite(part, draws)
                 yield part, self._results(draws, encoded)
+
+    def check(self, asked: Iterable[Question]) -> None:
+        """Checks that the model can read all questions, before any is predicted.
+
+        Raises:
+            ValueError: one is too long, or has no tokens; or see `questions`.
+        """
+        wrong = []
+        for part in parts(asked, PART):
+            try:
+                self._encode(part)
+            except ValueError:
+                for question in part:
+                    try:
+                        self._encode([question])
+                    except ValueError as error:
+                        wrong.append((question.place, error))
+        if wrong:
+            others = ", ".join(place for place, _ in wrong[1:SHOWN])
+            more = f"; {len(wrong) - 1} more, as {others}" if others else ""
+            raise ValueError(f"{wrong[0][1]}{more}")
 
     def _encode(self, part: Sequence[Question]) -> Encoded:
         problem = self.source.problem

@@ -150,11 +150,14 @@ def run(model: Model, setting: Setting, job: PredictJob, total: int | None) -> s
         A summary of one line.
 
     Raises:
-        ValueError: a row is illegal or too long, after those before it were written;
-            or unfinished predictions are of another model, setting or file.
+        ValueError: a row is illegal or too long: of a stream, after those before it
+            were written; or unfinished predictions are of another model, setting or
+            file.
         OSError: the file cannot be written.
     """
     pipeline = model.pipeline(setting)
+    if job.file != STANDARD:
+        pipeline.check(questions(pipeline.source.problem.task, job.rows(), job.keep))
     if job.out == STANDARD:
         reader = _Reader(job, {})
         tally = Tally()

@@ -251,16 +251,33 @@ def test_other_predictions_are_not_resumed(
     assert (part / "rows.jsonl").read_bytes() == before
 
 
-def test_a_mended_file_goes_on(run, file, whole, tmp_path, capsys):
-    """A prompt beyond the model's limit is found late; nothing before it is lost."""
-    rows = lines(file)
-    broken = [*rows[: PART + 50], {"text": "big " * 200}, *rows[PART + 51 :]]
+def test_rows_that_are_too_long_are_named_before_the_first_prediction(
+    run, file, whole, tmp_path, capsys
+):
+    long = {"text": "big " * 200}
+    broken = [*lines(file)[: PART + 50], long, {"text": "red"}, long]
     own = tiny.write_rows(tmp_path / "in.jsonl", broken)
     out = tmp_path / "out.jsonl"
-    words = ("predict", run, "--file", own, "--out", out, *SAMPLED)
-    assert command(*words) == 2
-    assert f"in.jsonl:{PART + 51}: 1 of 1 prompts are longer" in capsys.readouterr().err
-    tiny.write_rows(own, rows)
+    assert command("predict", run, "--file", own, "--out", out, *SAMPLED) == 2
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x[:9] == "ivon-jax:"]
+    assert f"in.jsonl:{PART + 51}: 1 of 1 prompts are longer" in error
+    assert error.endswith(f"; 1 more, as {own}:{PART + 53}")
+    assert list(tmp_path.iterdir()) == [own]
+
+
+def test_a_mended_file_goes_on(run, file, whole, tmp_path, monkeypatch):
+    """A prediction that is not finite is found late; nothing before it is lost."""
+    out = tmp_path / "out.jsonl"
+    words = ("predict", run, "--file", file, "--out", out, *SAMPLED)
+
+    def failing(part, draws):
+        if len(part) < PART:
+            raise ValueError("not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rule, "_check_finite", failing)
+        assert command(*words) == 2
+    assert len(lines(tmp_path / "out.jsonl.part" / "rows.jsonl")) == PART
     assert command(*words, "--resume") == 0
     assert out.read_bytes() == whole.read_bytes()
 
