@@ -275,7 +275,7 @@ def test_a_mended_file_goes_on(run, file, whole, tmp_path, monkeypatch):
             raise ValueError("not finite")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rule, "_check_finite", failing)
+        patch.setattr(pipeline, "_check_finite", failing)
         assert command(*words) == 2
     assert len(lines(tmp_path / "out.jsonl.part" / "rows.jsonl")) == PART
     assert command(*words, "--resume") == 0
