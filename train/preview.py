@@ -10,7 +10,7 @@ from rich.text import Text
 from ivon_jax.models.pretrained import load_config, load_tokenizer
 from ivon_jax.train.config import RunConfig
 from ivon_jax.train.data.encoding import Encoded
-from ivon_jax.train.data.examples import class_counts
+from ivon_jax.train.data.examples import class_counts, shared
 from ivon_jax.train.data.task import Example, Task
 from ivon_jax.train.data.text_encoding import summary
 from ivon_jax.train.objectives.registry import objective_of
@@ -32,7 +32,33 @@ def show(config: RunConfig) -> None:
     examples = find_examples(task, config.data, config.seed, run_splits(config))
     if task.exchange:
         _show_text(config, task, examples)
-        return
+    else:
+        _show_questions(task, examples)
+    if notes := repeats(examples):
+        print("\n".join(notes))
+
+
+def repeats(examples: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Tells how many examples come twice, within a split or in both.
+
+    Args:
+        examples: those to train on, and perhaps those to score.
+    """
+    notes = []
+    for split, part in examples.items():
+        name = "training" if split == "train" else "evaluation"
+        if count := len(part) - len({str(example.asked) for example in part}):
+            notes.append(f"{count} of {len(part)} {name} examples repeat another one")
+        if split != "train" and (count := shared(part, examples["train"])):
+            notes.append(
+                f"{count} of {len(part)} {name} examples are training examples, too:"
+                " their scores tell little of new ones"
+            )
+    return notes
+
+
+def _show_questions(task: Task, examples: Mapping[str, Sequence[Any]]) -> None:
+    """Prints the counts, and the first training examples."""
     train, scored = examples.values()
     counts = class_counts(task, train).items()
     answers = ", ".join(f"{word} ({count})" for word, count in counts) or "numbers"

@@ -154,6 +154,12 @@ def class_counts(task: Task, examples: Sequence[AnyExample]) -> dict[str, int]:
     return {word: found[i] for i, word in enumerate(task.label_words)}
 
 
+def shared(examples: Sequence[AnyExample], others: Iterable[AnyExample]) -> int:
+    """Counts the examples that ask what others ask, whatever their answers."""
+    known = {str(other.asked) for other in others}
+    return sum(str(example.asked) in known for example in examples)
+
+
 def absent_classes(task: Task, examples: Sequence[AnyExample]) -> str:
     """Names the classes without an example, as the first rows of a sorted file have.
 

@@ -42,6 +42,11 @@ class Exchange(NamedTuple):
         return list(self)
 
     @property
+    def asked(self) -> Any:
+        """What it asks, without the answer; all of it if there is no prompt."""
+        return self.prompt or self.completion
+
+    @property
     def format(self) -> str:
         """The fields that it was read from."""
         if isinstance(self.completion, str):

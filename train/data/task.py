@@ -50,6 +50,11 @@ class Example(NamedTuple):
         """Everything it holds, as JSON."""
         return [self.prompt, self.label, *self.texts, *self.choices]
 
+    @property
+    def asked(self) -> list[Any]:
+        """What it asks, without the answer."""
+        return [self.prompt, *self.texts, *self.choices]
+
 
 AnyExample = Example | Exchange
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ivon_jax.train.data.examples import fingerprint
+from ivon_jax.train.data.examples import fingerprint, shared
 from ivon_jax.train.inference.calibration import Calibration, Targets, fit
 from ivon_jax.train.inference.model import Model, Setting
 from ivon_jax.train.inference.pipeline import noise_of
@@ -70,5 +70,4 @@ def _seen(model: Model, examples: Sequence[Any]) -> int:
         train = find_examples(task, config.data, config.seed, ["train"])["train"]
     except ValueError:  # files that are no longer there, or an adapter's
         return 0
-    known = {str(example.parts) for example in train}
-    return sum(str(example.parts) in known for example in examples)
+    return shared(examples, train)
