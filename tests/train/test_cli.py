@@ -120,21 +120,16 @@ def test_data(problem, capsys):
     assert f"Text: {first['text']} Answer:[ {first['label']}]" in shown
 
 
-@pytest.mark.parametrize("task", ["custom", "text"])
-def test_data_counts_repeats_and_what_is_in_both_splits(task, home, tmp_path, capsys):
+def test_data_counts_repeats_and_what_is_in_both_splits(tmp_path, capsys):
     """Whatever the answers; a repeat is counted once for each time too many."""
-    ask = lambda *texts: [  # noqa: E731
-        {"text": text, "prompt": text, "label": label, "completion": label}
+    rows = lambda *texts: [  # noqa: E731
+        {"text": text, "label": label}
         for text, label in zip(texts, tiny.LABELS * 3, strict=False)
     ]
-    train = tiny.write_rows(tmp_path / "t.jsonl", ask("red", "big", "red", "red"))
-    scored = tiny.write_rows(tmp_path / "e.jsonl", ask("old", "red", "big", "big"))
-    words = ["--task", task, "--train-file", train, "--eval-file", scored]
-    options = {
-        "custom": ["--prompt", "{text}", "--labels", *tiny.LABELS],
-        "text": ["--model", home / "model"],
-    }
-    assert command("data", *words, *options[task]) == 0
+    train = tiny.write_rows(tmp_path / "t.jsonl", rows("red", "big", "red", "red"))
+    scored = tiny.write_rows(tmp_path / "e.jsonl", rows("old", "red", "big", "big"))
+    words = ["--task", "custom", "--prompt", "{text}", "--labels", *tiny.LABELS]
+    assert command("data", *words, "--train-file", train, "--eval-file", scored) == 0
     shown = capsys.readouterr().out
     assert "2 of 4 training examples repeat another one" in shown
     assert "1 of 4 evaluation examples repeat another one" in shown

@@ -245,6 +245,7 @@ def test_a_data_set_in_a_folder_is_read_as_one_of_the_hub(
     shown = capsys.readouterr().out
     assert "text, train: 12 of 12 examples; format prompt and completion" in shown
     assert "text, test: 4 of 4 examples" in shown
+    assert "4 of 4 evaluation examples are training examples, too" in shown
     assert command("data", *options, "--dataset-splits", "train", "validation") == 2
     error = capsys.readouterr().err.strip()
     assert "validation" in error and "\n" not in error
