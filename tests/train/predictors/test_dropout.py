@@ -15,6 +15,8 @@ from ivon_jax.posterior import Posterior
 from ivon_jax.train import cli
 from ivon_jax.train.config import TrainConfig
 from ivon_jax.train.data.batches import Batch, eval_batches
+from ivon_jax.train.fit import fit_folders
+from ivon_jax.train.fits.mc_dropout import McDropout
 from ivon_jax.train.keys import Streams
 from ivon_jax.train.methods.base import Hyper
 from ivon_jax.train.predict import predict
@@ -23,6 +25,7 @@ from ivon_jax.train.predictors.dropout import Dropout
 from ivon_jax.train.predictors.mean import Mean
 from ivon_jax.train.problem import prepare
 from ivon_jax.train.runs import run
+from ivon_jax.train.sources import AdapterSource
 
 PASSES = 3
 
@@ -150,6 +153,18 @@ def test_rows_and_files(trained, capsys):
     stored = run.read_predictions(out, f"dropout{PASSES}")[0]
     assert stored.shape == (PASSES, len(problem.splits["test"]), 2)
     assert f"adam, {PASSES} dropout masks" in capsys.readouterr().out
+
+
+def test_a_fit_predicts_so(trained, tmp_path):
+    """The same masks as the option's; a fitted run scores them by default."""
+    out = trained[0]
+    cli.evaluate(out, dropout_samples=PASSES)
+    made = fit_folders(McDropout(PASSES), [out], AdapterSource(), tmp_path / "made")
+    cli.evaluate(tmp_path / "made")
+    name = f"dropout{PASSES}"
+    found, wanted = (run.read_predictions(x, name)[0] for x in (tmp_path / "made", out))
+    np.testing.assert_array_equal(found, wanted)
+    assert made.method == "mc-dropout(adam)"
 
 
 def test_refused_without_dropout(tmp_path):
