@@ -84,7 +84,8 @@ def test_each_row_is_scored_by_its_models_votes(runs):
 
 def test_outputs_are_those_of_generate(runs, tmp_path):
     questions = tmp_path / "questions.jsonl"
-    asked = [{"prompt": raw["question"]} for raw in tiny_answers.rows("eval")]
+    rows = enumerate(tiny_answers.rows("eval"))
+    asked = [{"id": i, "prompt": raw["question"]} for i, raw in rows]
     questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
     words = ["--models", "2", "--outputs", "3", "--max-tokens", "5"]
     words += ["--file", questions, "--out", tmp_path / "out.jsonl"]
