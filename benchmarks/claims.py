@@ -87,7 +87,7 @@ CLAIMS = (
     Claim(
         "ar",
         "the same, against Adam with a lower rate",
-        (Evidence("long_rate", "ivon-lora@mean", SLOW, BETTER),),
+        (Evidence("long", "ivon-lora@mean", SLOW, BETTER),),
         "Its rate for this length by NLL on held-out examples, as gamma",
     ),
     Claim(
@@ -123,7 +123,7 @@ CLAIMS = (
     Claim(
         "cr",
         "the same, against Adam with a lower rate",
-        (Evidence("long_rate", SAMPLED, SLOW, BETTER),),
+        (Evidence("long", SAMPLED, SLOW, BETTER),),
         "As (ar)",
     ),
     Claim(

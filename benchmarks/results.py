@@ -98,16 +98,18 @@ def _about(found: Mapping[str, Any]) -> str:
     )
 
 
-# The README's rows.
+# The README's rows, of those that a file has.
 SHORT = {
     "adam": "Adam",
+    "adam, rate *": "Adam, a quarter of the rate",
     "ivon-lora@mean": "IVON-LoRA, posterior mean",
     "ivon-lora, * samples, tau 1, prune 0": "IVON-LoRA, average over 10 samples",
 }
 
 
 def _short(found: Mapping[str, Any]) -> str:
-    named = [_row(name, found) | {"row": title} for name, title in SHORT.items()]
+    rows = {title: _row(name, found) for name, title in SHORT.items()}
+    named = [row | {"row": title} for title, row in rows.items() if row]
     columns = {name: METRICS[name] for name in ("accuracy", "ece", "nll")}
     return measured_table(named, columns)
 
