@@ -53,16 +53,19 @@ LOWER_TAU = "ivon-lora, * samples, tau 0.5, prune 0"
 HIGHER_TAU = "ivon-lora, * samples, tau 2, prune 0"
 
 
-def _long(row: str) -> tuple[Evidence, ...]:
-    """Returns what a row has over Adam after long training."""
-    files = ("long", "long_gamma150", "long_sst2", "long_sst2_gamma150")
+# Results of long training with all examples, and of runs stopped where they are best.
+LONG = ("long", "long_gamma150", "long_sst2", "long_sst2_gamma150")
+EARLY = ("cities", "methods", "sst2")
+
+
+def _over_adam(row: str, files: tuple[str, ...]) -> tuple[Evidence, ...]:
+    """Returns what a row has over Adam."""
     return tuple(Evidence(file, row, "adam", BETTER) for file in files)
 
 
-def _stopped_early(row: str) -> tuple[Evidence, ...]:
-    """Returns what a row has over Adam where each is stopped where it is best."""
-    files = ("cities", "methods", "sst2")
-    return tuple(Evidence(file, row, "adam", BETTER) for file in files)
+def _over_rivals(file: str) -> tuple[Evidence, ...]:
+    """Returns what samples have over BLoB and Laplace-LoRA."""
+    return tuple(Evidence(file, SAMPLED, rival, BETTER) for rival in (BLOB, LAPLACE))
 
 
 def _over_tau(file: str) -> tuple[Evidence, ...]:
@@ -78,7 +81,7 @@ CLAIMS = (
         "a",
         "accuracy and calibration at the mean against Adam, after long training",
         (
-            *_long("ivon-lora@mean"),
+            *_over_adam("ivon-lora@mean", LONG),
             Evidence("tab1", "IVON-LoRA@mean", "", BETTER),
         ),
         "The paper's protocol: 62 epochs, one choice of rates for all tasks; Adam's is"
@@ -99,7 +102,7 @@ CLAIMS = (
     Claim(
         "as",
         "the same, each stopped where it is best",
-        _stopped_early("ivon-lora@mean"),
+        _over_adam("ivon-lora@mean", EARLY),
         "Rates and lengths by held-out examples",
     ),
     Claim(
@@ -115,7 +118,7 @@ CLAIMS = (
         "c",
         "samples at test time improve on Adam, after long training",
         (
-            *_long(SAMPLED),
+            *_over_adam(SAMPLED, LONG),
             Evidence("tab2", "IVON-LoRA", "", BETTER),
         ),
         "As (a)",
@@ -136,7 +139,7 @@ CLAIMS = (
         "cs",
         "the same, each stopped where it is best",
         (
-            *_stopped_early(SAMPLED),
+            *_over_adam(SAMPLED, EARLY),
             Evidence("sums", PRUNED, "adam", {"vote_accuracy": 1}),
             Evidence("fig3", "IVON-LoRA, pruned", "", {"vote_accuracy": 1}),
         ),
@@ -155,19 +158,13 @@ CLAIMS = (
     Claim(
         "e",
         "IVON-LoRA is above BLoB and Laplace-LoRA, after long training",
-        (
-            Evidence("long_rivals", SAMPLED, BLOB, BETTER),
-            Evidence("long_rivals", SAMPLED, LAPLACE, BETTER),
-        ),
+        _over_rivals("long_rivals"),
         "As (a); Laplace's prior precision by held-out examples",
     ),
     Claim(
         "es",
         "the same, each stopped where it is best",
-        (
-            Evidence("methods", SAMPLED, BLOB, BETTER),
-            Evidence("methods", SAMPLED, LAPLACE, BETTER),
-        ),
+        _over_rivals("methods"),
         "Each at its own best rate; Laplace's prior by marginal likelihood",
     ),
     Claim(

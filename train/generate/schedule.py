@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from ivon_jax.models.sampler import Sampler
 from ivon_jax.train.data.layout import bucket
 from ivon_jax.train.generate import programs
-from ivon_jax.train.generate.stop_texts import text_of
+from ivon_jax.train.generate.stop_texts import before, text_of
 from ivon_jax.train.pod.runtime import naming_memory
 from ivon_jax.train.pod.sharding import BATCH_AXES
 
@@ -267,11 +267,10 @@ class Decoder:
         if not math.isfinite(log_prob):
             raise ValueError(f"prompt {job.prompt}: the model's logits are not finite")
         decoding = self._decoding
-        stopped = tokens[-1] in decoding.stops or (
-            bool(decoding.until)
-            and text_of(decoding.tokenizer, tokens)
-            != text_of(decoding.tokenizer, tokens, decoding.until)
-        )
+        stopped = tokens[-1] in decoding.stops
+        if decoding.until and not stopped:
+            text = text_of(decoding.tokenizer, tokens)
+            stopped = before(text, decoding.until) != text
         finish = "stop" if stopped else None if live else "length"
         number = int(self._numbers[slot])
         return Output(job.prompt, self._model, number, tokens.copy(), log_prob, finish)
